@@ -1,0 +1,2 @@
+//! The vlinders binary.
+fn main() {}
