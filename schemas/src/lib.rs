@@ -1,1 +1,39 @@
-//! Placeholder.
+//! Everything that crosses the wire, and nothing else: ids, facts, decisions, jobs, token frames, API types,
+//! subjects, and the definitions of streams and consumers as data.
+//!
+//! This crate knows neither tokio nor a NATS client. A message is a `serde` type with a name and a version; it is
+//! encoded by [`wire::encode`] and read by [`wire::decode`]. Every message type has a golden sample in `golden/`, so
+//! a change of the wire is always a visible diff.
+//!
+//! | module | what crosses there |
+//! |---|---|
+//! | [`ids`] | execution and effect ids, partitions |
+//! | [`chat`] | messages, tools and sampling in OpenAI's shape |
+//! | [`fact`] | what happened outside: appended to the log without a condition |
+//! | [`decision`] | what the orchestrator decided: appended with an expected sequence, hash-chained |
+//! | [`job`] | disposable, self-contained work for workers |
+//! | [`token`] | the fast, lossy path beside the log |
+//! | [`presence`] | which workers are there and what they hold |
+//! | [`rpc`] | stateless questions between services |
+//! | [`api`] | bodies of the HTTP edge |
+//! | [`subject`], [`stream`] | names and limits of everything on the bus |
+
+pub mod api;
+pub mod chat;
+pub mod decision;
+pub mod fact;
+pub mod ids;
+pub mod job;
+pub mod presence;
+pub mod rpc;
+pub mod stream;
+pub mod subject;
+pub mod token;
+pub mod wire;
+
+pub use chat::{FinishReason, Message, Role, Sampling, ToolCall, ToolSpec, Usage};
+pub use decision::{Event, Record};
+pub use fact::{Fact, FactBody};
+pub use ids::{EffectId, ExecutionId, Partition};
+pub use job::{InferenceJob, Job, ToolJob};
+pub use token::Frame;

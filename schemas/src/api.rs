@@ -1,0 +1,298 @@
+//! Bodies of the HTTP edge. Unknown fields are refused, so that a misspelt option is never silently ignored.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::chat::{FinishReason, Message, ToolCall, ToolSpec, Usage};
+use crate::fact::Sandbox;
+use crate::ids::{EffectId, ExecutionId};
+
+/// `POST /internal/chat`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChatRequest {
+    /// The model; the first loaded one when missing.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// The conversation, oldest first.
+    pub messages: Vec<Message>,
+    /// An earlier execution to continue.
+    #[serde(default)]
+    pub conversation_id: Option<ExecutionId>,
+    /// Tools the model may ask for; the caller carries them out.
+    #[serde(default)]
+    pub tools: Vec<ToolSpec>,
+    /// On whose behalf.
+    #[serde(default)]
+    pub user_id: Option<String>,
+    /// Server-sent events instead of one JSON answer.
+    #[serde(default)]
+    pub stream: bool,
+    /// 0 is greedy.
+    #[serde(default)]
+    pub temperature: Option<f32>,
+    /// Nucleus mass, `(0, 1]`.
+    #[serde(default)]
+    pub top_p: Option<f32>,
+    /// Tokens to generate at most.
+    #[serde(default)]
+    pub max_tokens: Option<u32>,
+    /// Seed of the draws.
+    #[serde(default)]
+    pub seed: Option<u64>,
+    /// One text or several that end the answer.
+    #[serde(default)]
+    pub stop: Option<OneOrMany>,
+    /// OpenAI's `response_format`. Only `{"type": "text"}` is carried out so far; anything else is refused.
+    #[serde(default)]
+    pub response_format: Option<Value>,
+}
+
+/// `POST /internal/agent`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentRequest {
+    /// The agent type's name.
+    pub agent_type: String,
+    /// What it should do.
+    pub instruction: String,
+    /// A path under an allowed root.
+    #[serde(default)]
+    pub workspace: Option<String>,
+    /// On whose behalf.
+    #[serde(default)]
+    pub user_id: Option<String>,
+    /// Anything worth knowing: a text, or JSON that is shown to the model as text.
+    #[serde(default)]
+    pub context: Option<Value>,
+    /// Overrides of the agent type.
+    #[serde(default)]
+    pub config: AgentConfig,
+    /// Server-sent events instead of one JSON answer.
+    #[serde(default)]
+    pub stream: bool,
+}
+
+/// Overrides of the agent type, within its limits.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// The model.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Inferences at most.
+    #[serde(default)]
+    pub max_iterations: Option<u32>,
+    /// Tokens at most, over all inferences.
+    #[serde(default)]
+    pub max_tokens: Option<u64>,
+    /// Wall time at most.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+    /// Tools it may use, out of the agent type's.
+    #[serde(default)]
+    pub tools: Option<Vec<String>>,
+    /// 0 is greedy.
+    #[serde(default)]
+    pub temperature: Option<f32>,
+    /// Seed of the draws.
+    #[serde(default)]
+    pub seed: Option<u64>,
+}
+
+/// The answer of chat and agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The execution; its log says how the answer came about.
+    pub execution_id: ExecutionId,
+    /// The text.
+    pub response: String,
+    /// For chat: calls the caller should carry out. For an agent: every call that was made, in order.
+    pub tool_calls: Vec<ToolCallReport>,
+    /// Inferences made.
+    pub iterations: u32,
+    /// Why the model stopped.
+    pub finish_reason: Option<FinishReason>,
+    /// Tokens.
+    pub usage: Usage,
+}
+
+/// A call and, where it was carried out here, how it ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToolCallReport {
+    /// The call's id.
+    pub call_id: String,
+    /// The tool.
+    pub name: String,
+    /// Its arguments; a string when the model wrote no valid JSON.
+    pub arguments: Value,
+    /// Whether it gave a result; missing when it was not carried out here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub success: Option<bool>,
+    /// What the model read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+}
+
+impl ToolCallReport {
+    /// A call that was not carried out (yet).
+    #[must_use]
+    pub fn asked(call: &ToolCall) -> Self {
+        let text = &call.function.arguments;
+        Self {
+            call_id: call.id.clone(),
+            name: call.function.name.clone(),
+            arguments: serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone())),
+            success: None,
+            result: None,
+        }
+    }
+}
+
+/// `POST /internal/tools/execute`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolRequest {
+    /// The tool.
+    pub tool_name: String,
+    /// An object that fits the tool's schema.
+    pub arguments: Value,
+    /// A path under an allowed root.
+    #[serde(default)]
+    pub workspace: Option<String>,
+    /// On whose behalf.
+    #[serde(default)]
+    pub user_id: Option<String>,
+}
+
+/// The answer of a single tool call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToolAnswer {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// Whether it gave a result.
+    pub success: bool,
+    /// The result; empty on failure.
+    pub result: String,
+    /// What was wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Wall time of the call, milliseconds.
+    pub duration_ms: f64,
+    /// How it was confined.
+    pub sandbox: Sandbox,
+}
+
+/// `POST /internal/embeddings`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddingsRequest {
+    /// The embedding model; the first loaded one when missing.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// One text or several.
+    pub input: OneOrMany,
+}
+
+/// One text or a list of texts, as JSON clients write them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OneOrMany(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Self(vec![text])),
+            value @ Value::Array(_) => serde_json::from_value(value)
+                .map(Self)
+                .map_err(|_| serde::de::Error::custom("expected a string or a list of strings")),
+            _ => Err(serde::de::Error::custom(
+                "expected a string or a list of strings",
+            )),
+        }
+    }
+}
+
+/// The answer of `POST /internal/embeddings`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EmbeddingsAnswer {
+    /// The model.
+    pub model: String,
+    /// Vectors in the order of the texts.
+    pub embeddings: Vec<Vec<f32>>,
+    /// Length of each vector.
+    pub dimensions: usize,
+    /// Tokens read.
+    pub usage: Usage,
+}
+
+/// `GET /internal/executions/{id}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExecutionView {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// Where it stands.
+    pub status: Status,
+    /// The agent type's name.
+    pub agent_type: String,
+    /// Inferences made.
+    pub iterations: u32,
+    /// Tokens.
+    pub usage: Usage,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// RFC 3339, UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<String>,
+    /// Effects that are open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting_for: Vec<EffectId>,
+    /// The answer so far.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub response: String,
+    /// Why it ended without an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Where an execution stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Accepted, not taken up yet.
+    Submitted,
+    /// Under way.
+    Running,
+    /// Ended with an answer.
+    Completed,
+    /// Refused before it began.
+    Rejected,
+    /// An effect failed for good.
+    Failed,
+    /// Somebody ended it.
+    Cancelled,
+    /// The deadline passed.
+    TimedOut,
+    /// A limit was reached.
+    BudgetExhausted,
+}
+
+/// An error as an RFC 9457 problem document (`application/problem+json`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Problem {
+    /// `urn:vlinders:problem:<code>`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The code's short text.
+    pub title: String,
+    /// HTTP status.
+    pub status: u16,
+    /// Stable code for programs.
+    pub code: String,
+    /// What happened.
+    pub detail: String,
+    /// What to do next.
+    pub next_step: String,
+    /// The execution it is about, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution_id: Option<ExecutionId>,
+}

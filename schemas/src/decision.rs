@@ -1,0 +1,350 @@
+//! Decisions: what the orchestrator made of the facts. One decision is one message, appended with the expected last
+//! sequence of its execution, and chained by hashes, so that one execution's stream proves itself.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::chat::{FinishReason, Usage};
+use crate::fact::FailureClass;
+use crate::ids::{EffectId, ExecutionId};
+use crate::wire::{DecodeError, Nanos, Schema, decode, encode};
+
+/// One decision in its envelope: the events that followed from the facts up to `facts_upto`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// `decision/1.0`.
+    pub schema: String,
+    /// The execution.
+    pub exec: ExecutionId,
+    /// Index of this decision within the execution, from 0.
+    pub n: u64,
+    /// The time of the newest fact it rests on. A decision reads no clock.
+    pub at: Nanos,
+    /// Names this commit; derived from the hash, so that writing the same decision twice is recognised.
+    pub commit: String,
+    /// Version of the state machine that decided.
+    pub machine: u32,
+    /// Log sequence of the last fact that was folded before deciding.
+    pub facts_upto: u64,
+    /// What was decided, in order.
+    pub events: Vec<Event>,
+    /// Hash of the previous decision; empty for the first.
+    pub prev_hash: String,
+    /// SHA-256, hex, over the previous hash, the facts consumed since, and everything above.
+    pub hash: String,
+}
+
+impl Schema for Record {
+    const SCHEMA: &'static str = "decision/1.0";
+}
+
+/// Running digest over the facts a decision consumes.
+#[derive(Clone, Debug, Default)]
+pub struct FactsDigest(Sha256);
+
+impl FactsDigest {
+    /// Adds one fact's bytes as they stand in the log at `sequence`.
+    pub fn add(&mut self, sequence: u64, payload: &[u8]) {
+        self.0.update(sequence.to_be_bytes());
+        self.0.update((payload.len() as u64).to_be_bytes());
+        self.0.update(payload);
+    }
+
+    fn finish(&self) -> [u8; 32] {
+        self.0.clone().finalize().into()
+    }
+}
+
+/// Everything that goes into a decision before it is sealed.
+#[derive(Clone, Debug)]
+pub struct Draft<'a> {
+    /// The execution.
+    pub exec: ExecutionId,
+    /// Index within the execution.
+    pub n: u64,
+    /// Time of the newest fact.
+    pub at: Nanos,
+    /// Machine version.
+    pub machine: u32,
+    /// Log sequence of the last fact folded.
+    pub facts_upto: u64,
+    /// Facts consumed since the previous decision.
+    pub facts: &'a FactsDigest,
+    /// Hash of the previous decision; empty for the first.
+    pub prev_hash: &'a str,
+}
+
+impl Record {
+    /// Seals a decision: computes its hash and its commit id. The same draft and events give the same bytes.
+    #[must_use]
+    pub fn seal(draft: &Draft<'_>, events: Vec<Event>) -> Self {
+        let mut digest = Sha256::new();
+        digest.update(draft.prev_hash.as_bytes());
+        digest.update(draft.exec.to_string());
+        digest.update(draft.n.to_be_bytes());
+        digest.update(draft.at.to_be_bytes());
+        digest.update(draft.machine.to_be_bytes());
+        digest.update(draft.facts_upto.to_be_bytes());
+        digest.update(draft.facts.finish());
+        digest.update(encode(&events));
+        let hash = hex::encode(digest.finalize());
+        Self {
+            schema: Self::SCHEMA.to_owned(),
+            exec: draft.exec,
+            n: draft.n,
+            at: draft.at,
+            commit: format!("{}-{}", draft.n, &hash[..16]),
+            machine: draft.machine,
+            facts_upto: draft.facts_upto,
+            events,
+            prev_hash: draft.prev_hash.to_owned(),
+            hash,
+        }
+    }
+
+    /// Reads a decision and checks its version.
+    ///
+    /// # Errors
+    /// When the bytes are no decision, or one of a version this code does not know.
+    pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let record: Self = decode(bytes)?;
+        if !Self::reads(&record.schema) {
+            return Err(DecodeError::Schema {
+                found: record.schema,
+                expected: Self::SCHEMA,
+            });
+        }
+        Ok(record)
+    }
+
+    /// The id under which this decision is published.
+    #[must_use]
+    pub fn message_id(&self) -> String {
+        format!("{}/{}", self.exec, self.commit)
+    }
+}
+
+/// What can be decided.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "data")]
+pub enum Event {
+    /// The request was taken up.
+    #[serde(rename = "execution.started")]
+    ExecutionStarted(ExecutionStarted),
+    /// The request cannot be carried out.
+    #[serde(rename = "execution.rejected")]
+    ExecutionRejected(Ended),
+    /// The model is asked.
+    #[serde(rename = "inference.requested")]
+    InferenceRequested(InferenceRequested),
+    /// Tools are asked, all at once.
+    #[serde(rename = "tools.requested")]
+    ToolsRequested(ToolsRequested),
+    /// Every call of a turn has an outcome.
+    #[serde(rename = "tools.joined")]
+    ToolsJoined(ToolsJoined),
+    /// An effect failed and will be tried again.
+    #[serde(rename = "retry.scheduled")]
+    RetryScheduled(RetryScheduled),
+    /// An effect is no longer wanted; a late result is ignored.
+    #[serde(rename = "effect.cancelled")]
+    EffectCancelled(EffectCancelled),
+    /// A limit was reached.
+    #[serde(rename = "budget.exceeded")]
+    BudgetExceeded(BudgetExceeded),
+    /// The end: an answer.
+    #[serde(rename = "execution.completed")]
+    ExecutionCompleted(ExecutionCompleted),
+    /// The end: an effect failed for good.
+    #[serde(rename = "execution.failed")]
+    ExecutionFailed(Ended),
+    /// The end: somebody asked for it.
+    #[serde(rename = "execution.cancelled")]
+    ExecutionCancelled(Ended),
+    /// The end: the deadline passed.
+    #[serde(rename = "execution.timed_out")]
+    ExecutionTimedOut(Ended),
+    /// The end: a limit was reached before the answer.
+    #[serde(rename = "execution.budget_exhausted")]
+    ExecutionBudgetExhausted(Ended),
+}
+
+impl Event {
+    /// The event's name, as on the wire.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::ExecutionStarted(_) => "execution.started",
+            Self::ExecutionRejected(_) => "execution.rejected",
+            Self::InferenceRequested(_) => "inference.requested",
+            Self::ToolsRequested(_) => "tools.requested",
+            Self::ToolsJoined(_) => "tools.joined",
+            Self::RetryScheduled(_) => "retry.scheduled",
+            Self::EffectCancelled(_) => "effect.cancelled",
+            Self::BudgetExceeded(_) => "budget.exceeded",
+            Self::ExecutionCompleted(_) => "execution.completed",
+            Self::ExecutionFailed(_) => "execution.failed",
+            Self::ExecutionCancelled(_) => "execution.cancelled",
+            Self::ExecutionTimedOut(_) => "execution.timed_out",
+            Self::ExecutionBudgetExhausted(_) => "execution.budget_exhausted",
+        }
+    }
+
+    /// Whether nothing can follow.
+    #[must_use]
+    pub const fn is_terminal(&self) -> bool {
+        matches!(
+            self,
+            Self::ExecutionRejected(_)
+                | Self::ExecutionCompleted(_)
+                | Self::ExecutionFailed(_)
+                | Self::ExecutionCancelled(_)
+                | Self::ExecutionTimedOut(_)
+                | Self::ExecutionBudgetExhausted(_)
+        )
+    }
+}
+
+/// The request was taken up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExecutionStarted {
+    /// The model that serves it; empty when none is needed.
+    pub model: String,
+}
+
+/// The model is asked. The prompt is named, not repeated: it is what the log holds up to `context`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InferenceRequested {
+    /// The effect.
+    pub effect: EffectId,
+    /// Which attempt of it, from 1.
+    pub attempt: u32,
+    /// The turn it belongs to, from 1.
+    pub turn: u32,
+    /// How many messages of the execution's context the prompt holds.
+    pub context: u64,
+    /// Tokens to generate at most; 0 means as many as the window leaves.
+    pub tokens_max: u64,
+    /// The moment at which it is given up.
+    pub deadline: Nanos,
+}
+
+/// Tools are asked, all at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToolsRequested {
+    /// The turn whose answer asked for them.
+    pub turn: u32,
+    /// The calls.
+    pub calls: Vec<ToolRequested>,
+}
+
+/// One call of a turn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToolRequested {
+    /// The effect.
+    pub effect: EffectId,
+    /// Which attempt of it, from 1.
+    pub attempt: u32,
+    /// Position of the call in the model's answer, or in the request.
+    pub ordinal: u32,
+    /// The tool's name.
+    pub name: String,
+    /// The moment at which it is given up.
+    pub deadline: Nanos,
+    /// Why it is not carried out: no such tool, not granted, or a limit. The model reads it as the result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// Every call of a turn has an outcome; the results stand in the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToolsJoined {
+    /// The turn.
+    pub turn: u32,
+    /// How each call ended, in the order of the calls.
+    pub outcomes: Vec<ToolOutcome>,
+}
+
+/// How one call ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToolOutcome {
+    /// The effect.
+    pub effect: EffectId,
+    /// Whether it gave a result.
+    pub success: bool,
+}
+
+/// An effect failed and will be tried again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RetryScheduled {
+    /// The effect.
+    pub effect: EffectId,
+    /// The attempt that comes.
+    pub attempt: u32,
+    /// When.
+    pub at: Nanos,
+    /// Why: the class of the failure, or `lost`.
+    pub reason: String,
+}
+
+/// An effect is no longer wanted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EffectCancelled {
+    /// The effect.
+    pub effect: EffectId,
+    /// The attempt that was open.
+    pub attempt: u32,
+}
+
+/// A limit was reached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BudgetExceeded {
+    /// `iterations`, `tokens` or `tool_calls`.
+    pub dimension: String,
+    /// The limit.
+    pub limit: u64,
+    /// What was used, or would have been.
+    pub used: u64,
+}
+
+/// The end with an answer. The text stands in the fact of `result`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExecutionCompleted {
+    /// The effect whose result is the answer.
+    pub result: EffectId,
+    /// Why the model stopped; none for a single tool call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish: Option<FinishReason>,
+    /// Inferences made.
+    pub iterations: u32,
+    /// Tokens over all inferences.
+    pub usage: Usage,
+}
+
+/// The end without an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ended {
+    /// A stable code, for example `overflow`, `unknown_model`, `deadline`.
+    pub code: String,
+    /// For people: what happened and what would help.
+    pub detail: String,
+    /// Inferences made.
+    pub iterations: u32,
+    /// Tokens over all inferences.
+    pub usage: Usage,
+}
+
+/// The class of a failure as a stable code.
+#[must_use]
+pub const fn failure_code(class: FailureClass) -> &'static str {
+    match class {
+        FailureClass::Overloaded => "overloaded",
+        FailureClass::Internal => "internal",
+        FailureClass::Overflow => "overflow",
+        FailureClass::BadRequest => "bad_request",
+        FailureClass::Unknown => "unknown",
+        FailureClass::Timeout => "timeout",
+        FailureClass::Refused => "refused",
+        FailureClass::Cancelled => "cancelled",
+    }
+}

@@ -1,0 +1,147 @@
+//! Jobs: self-contained work on a disposable queue. The log is the outbox; a queue that is lost is filled again.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::chat::{Message, Sampling, ToolSpec};
+use crate::ids::{EffectId, ExecutionId};
+use crate::subject;
+use crate::wire::{Nanos, Schema};
+
+/// What every job says, whatever its work.
+pub trait Job: Schema + Serialize + serde::de::DeserializeOwned + Send + Sync + 'static {
+    /// The execution.
+    fn exec(&self) -> ExecutionId;
+    /// The effect it carries out.
+    fn effect(&self) -> &EffectId;
+    /// The attempt of the effect, from 1.
+    fn attempt(&self) -> u32;
+    /// The moment after which nobody wants the result.
+    fn deadline(&self) -> Nanos;
+    /// W3C trace context.
+    fn trace(&self) -> &BTreeMap<String, String>;
+    /// Where it is queued.
+    fn subject(&self) -> String;
+    /// The id under which this attempt is queued once.
+    fn message_id(&self) -> String {
+        format!("{}/{}/{}", self.exec(), self.effect(), self.attempt())
+    }
+}
+
+/// Generate an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InferenceJob {
+    /// `inference-job/1.0`.
+    pub schema: String,
+    /// The execution.
+    pub exec: ExecutionId,
+    /// The effect.
+    pub effect: EffectId,
+    /// The attempt, from 1. From 2 on, the worker continues after the tokens already published.
+    pub attempt: u32,
+    /// The moment after which nobody wants the result.
+    pub deadline: Nanos,
+    /// When the job was queued.
+    pub queued_at: Nanos,
+    /// W3C trace context.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub trace: BTreeMap<String, String>,
+    /// The model's name, which is also its pool.
+    pub model: String,
+    /// The whole prompt, oldest first.
+    pub messages: Vec<Message>,
+    /// Tools offered to the model.
+    #[serde(default)]
+    pub tools: Vec<ToolSpec>,
+    /// How tokens are drawn; the seed is always set.
+    pub sampling: Sampling,
+    /// Tokens to generate at most; 0 means as many as the window leaves.
+    pub tokens_max: u64,
+    /// On whose behalf; the scheduler is fair between them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+}
+
+impl Schema for InferenceJob {
+    const SCHEMA: &'static str = "inference-job/1.0";
+}
+
+impl Job for InferenceJob {
+    fn exec(&self) -> ExecutionId {
+        self.exec
+    }
+    fn effect(&self) -> &EffectId {
+        &self.effect
+    }
+    fn attempt(&self) -> u32 {
+        self.attempt
+    }
+    fn deadline(&self) -> Nanos {
+        self.deadline
+    }
+    fn trace(&self) -> &BTreeMap<String, String> {
+        &self.trace
+    }
+    fn subject(&self) -> String {
+        subject::inference_job(&self.model, self.exec)
+    }
+}
+
+/// Carry out a tool call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToolJob {
+    /// `tool-job/1.0`.
+    pub schema: String,
+    /// The execution.
+    pub exec: ExecutionId,
+    /// The effect.
+    pub effect: EffectId,
+    /// The attempt, from 1.
+    pub attempt: u32,
+    /// The moment after which nobody wants the result.
+    pub deadline: Nanos,
+    /// When the job was queued.
+    pub queued_at: Nanos,
+    /// W3C trace context.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub trace: BTreeMap<String, String>,
+    /// The tool's name.
+    pub tool: String,
+    /// JSON text, as the model or the caller wrote it.
+    pub arguments: String,
+    /// The workspace it may read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
+    /// On whose behalf.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    /// Bytes of result text at most; the rest is cut and said to be. 0 means the tool's own limit.
+    #[serde(default)]
+    pub result_bytes_max: u64,
+}
+
+impl Schema for ToolJob {
+    const SCHEMA: &'static str = "tool-job/1.0";
+}
+
+impl Job for ToolJob {
+    fn exec(&self) -> ExecutionId {
+        self.exec
+    }
+    fn effect(&self) -> &EffectId {
+        &self.effect
+    }
+    fn attempt(&self) -> u32 {
+        self.attempt
+    }
+    fn deadline(&self) -> Nanos {
+        self.deadline
+    }
+    fn trace(&self) -> &BTreeMap<String, String> {
+        &self.trace
+    }
+    fn subject(&self) -> String {
+        subject::tool_job(&self.tool, self.exec)
+    }
+}

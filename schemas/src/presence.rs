@@ -1,0 +1,44 @@
+//! Presence: which workers are there, what they offer, and what they hold.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{EffectId, ExecutionId};
+
+/// A worker's entry in the KV bucket `vl_workers`, renewed while it lives.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Worker {
+    /// Unique for this process, for example `inference-7f3a`. A subject token.
+    pub id: String,
+    /// `inference`, `tool` or `analysis`.
+    pub role: String,
+    /// Version of the program.
+    pub version: String,
+    /// Jobs it carries out at once.
+    pub slots: u32,
+    /// Models it has loaded.
+    #[serde(default)]
+    pub models: Vec<crate::rpc::Model>,
+    /// Tools it carries out.
+    #[serde(default)]
+    pub tools: Vec<crate::rpc::Tool>,
+}
+
+/// Answer to a request on `vl.v1.ctl.worker.<id>` (with an empty body): the worker lives and holds these.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Holds {
+    /// Effects it is working on.
+    pub effects: Vec<Hold>,
+}
+
+/// One effect a worker works on. Also announced once on `vl.v1.ctl.claim.<part>` when a worker takes a job.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Hold {
+    /// The execution.
+    pub exec: ExecutionId,
+    /// The effect.
+    pub effect: EffectId,
+    /// The attempt.
+    pub attempt: u32,
+    /// The worker's id.
+    pub worker: String,
+}

@@ -1,0 +1,140 @@
+//! Stateless questions between services: NATS requests in queue groups, never recorded as executions.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::chat::Usage;
+
+/// What a service answers: a value, or why not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reply<T> {
+    /// The answer.
+    Ok(T),
+    /// Why there is none.
+    Err(Refusal),
+}
+
+/// Why a question was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Stable code: `unknown_model`, `bad_request`, `internal`, …
+    pub code: String,
+    /// For people.
+    pub detail: String,
+}
+
+/// Question on `vl.v1.rpc.embed`; the answer is [`Embeddings`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Embed {
+    /// The embedding model; the first loaded one when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Texts to embed.
+    pub input: Vec<String>,
+}
+
+/// One vector for each text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Embeddings {
+    /// The model that made them.
+    pub model: String,
+    /// Vectors in the order of the texts, each of the same length.
+    pub embeddings: Vec<Vec<f32>>,
+    /// Tokens read.
+    pub usage: Usage,
+}
+
+/// A loaded model. Question `vl.v1.rpc.models` (empty body) answers `Vec<Model>`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Model {
+    /// Its name.
+    pub name: String,
+    /// `chat` or `embedding`.
+    pub kind: String,
+    /// Context window, tokens.
+    pub window: u32,
+}
+
+/// A registered tool. Question `vl.v1.rpc.tools` (empty body) answers `Vec<Tool>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// What it does, for the model.
+    pub description: String,
+    /// JSON schema of its arguments.
+    pub parameters: Value,
+    /// Why it cannot be used here; none when it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unavailable: Option<String>,
+}
+
+/// Question on `vl.v1.rpc.analysis`; the answer is [`Outline`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Analyse {
+    /// The file's path, for its language.
+    pub path: String,
+    /// The file's text.
+    pub code: String,
+}
+
+/// What a file defines and imports.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outline {
+    /// The language, lower case; `text` when unknown.
+    pub language: String,
+    /// Number of lines.
+    pub lines: u32,
+    /// Imported modules, in order, each once.
+    pub imports: Vec<String>,
+    /// Definitions, in order.
+    pub symbols: Vec<Symbol>,
+    /// Why the outline is not complete, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// A definition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Symbol {
+    /// `function`, `struct`, `class`, …
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// The definition that contains it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// The line that declares it, trimmed.
+    pub signature: String,
+    /// First line, from 1.
+    pub start_line: u32,
+    /// Last line, from 1.
+    pub end_line: u32,
+}
+
+/// An agent type: data, not code. Stored in the KV bucket `vl_config` under `agent.<name>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentType {
+    /// Its name, a subject token.
+    pub name: String,
+    /// What it is for, one sentence.
+    pub description: String,
+    /// The system prompt.
+    pub system: String,
+    /// Preferred models, best first; empty means any loaded one.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// Tools it may use.
+    #[serde(default)]
+    pub tools: Vec<String>,
+    /// Inferences at most.
+    pub max_iterations: u32,
+    /// Tokens at most, over all inferences.
+    pub max_tokens: u64,
+    /// Tool calls at most.
+    pub max_tool_calls: u32,
+    /// Wall time at most, milliseconds.
+    pub deadline_ms: u64,
+}

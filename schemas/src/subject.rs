@@ -1,0 +1,120 @@
+//! Subjects: the names on the bus. Tokens are `[a-z0-9_-]{1,64}`; dots only between tokens.
+
+use crate::ids::{EffectId, ExecutionId, Partition};
+
+/// Facts of one execution.
+#[must_use]
+pub fn fact(exec: ExecutionId) -> String {
+    format!("vl.v1.log.{}.{exec}.fact", exec.partition())
+}
+
+/// Decisions of one execution.
+#[must_use]
+pub fn decision(exec: ExecutionId) -> String {
+    format!("vl.v1.log.{}.{exec}.decision", exec.partition())
+}
+
+/// Facts and decisions of one execution, in the log.
+#[must_use]
+pub fn execution(exec: ExecutionId) -> String {
+    format!("vl.v1.log.{}.{exec}.*", exec.partition())
+}
+
+/// The same, republished after storing, for those who watch live.
+#[must_use]
+pub fn seen(exec: ExecutionId) -> String {
+    format!("vl.v1.seen.{}.{exec}.*", exec.partition())
+}
+
+/// The stream that holds a partition of the log.
+#[must_use]
+pub fn log_stream(partition: Partition) -> String {
+    format!("VL_LOG_{partition}")
+}
+
+/// Inference jobs of a pool (a model's name).
+#[must_use]
+pub fn inference_job(pool: &str, exec: ExecutionId) -> String {
+    format!("vl.v1.job.infer.{}.{exec}", token(pool))
+}
+
+/// Tool jobs of a tool.
+#[must_use]
+pub fn tool_job(tool: &str, exec: ExecutionId) -> String {
+    format!("vl.v1.job.tool.{}.{exec}", token(tool))
+}
+
+/// Token frames of one effect.
+#[must_use]
+pub fn tokens(exec: ExecutionId, effect: &EffectId) -> String {
+    format!("vl.v1.tok.{exec}.{effect}")
+}
+
+/// Token frames of all effects of an execution.
+#[must_use]
+pub fn tokens_all(exec: ExecutionId) -> String {
+    format!("vl.v1.tok.{exec}.>")
+}
+
+/// Fast path of a cancel; the fact in the log is what counts.
+#[must_use]
+pub fn cancel(exec: ExecutionId) -> String {
+    format!("vl.v1.ctl.cancel.{exec}")
+}
+
+/// All cancels, for workers.
+pub const CANCEL_ALL: &str = "vl.v1.ctl.cancel.*";
+
+/// A request here answers [`crate::presence::Holds`], or "no responders" when the worker is gone.
+#[must_use]
+pub fn worker(id: &str) -> String {
+    format!("vl.v1.ctl.worker.{}", token(id))
+}
+
+/// Where a worker says that it took a job ([`crate::presence::Hold`]).
+#[must_use]
+pub fn claim(exec: ExecutionId) -> String {
+    format!("vl.v1.ctl.claim.{}", exec.partition())
+}
+
+/// All claims, for orchestrators.
+pub const CLAIM_ALL: &str = "vl.v1.ctl.claim.*";
+
+/// Question: embeddings.
+pub const RPC_EMBED: &str = "vl.v1.rpc.embed";
+/// Question: loaded models.
+pub const RPC_MODELS: &str = "vl.v1.rpc.models";
+/// Question: registered tools.
+pub const RPC_TOOLS: &str = "vl.v1.rpc.tools";
+/// Question: symbols and imports of a file.
+pub const RPC_ANALYSIS: &str = "vl.v1.rpc.analysis";
+
+/// Makes a subject token of a name: lower case, other characters become `_`, at most 64 bytes.
+#[must_use]
+pub fn token(name: &str) -> String {
+    let token: String = name
+        .chars()
+        .take(64)
+        .map(|c| match c.to_ascii_lowercase() {
+            c @ ('a'..='z' | '0'..='9' | '_' | '-') => c,
+            _ => '_',
+        })
+        .collect();
+    if token.is_empty() {
+        "_".to_owned()
+    } else {
+        token
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_name_becomes_one_token() {
+        assert_eq!(token("Qwen2.5-7B Instruct"), "qwen2_5-7b_instruct");
+        assert_eq!(token(""), "_");
+        assert_eq!(token(&"é".repeat(100)).len(), 64);
+    }
+}

@@ -1,0 +1,63 @@
+//! Encoding: MessagePack with named maps, so that a reader skips fields it does not know and a missing field has its
+//! default. Times are integer nanoseconds since the Unix epoch, in UTC.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Nanoseconds since the Unix epoch, UTC.
+pub type Nanos = i64;
+
+/// A message that has a name and a version on the wire, written `name/major.minor`.
+///
+/// A new optional field raises the minor version; a new meaning is a new major version beside the old one.
+pub trait Schema {
+    /// Name and version of the message this code writes.
+    const SCHEMA: &'static str;
+
+    /// Whether this code reads a message that calls itself `found`: same name and same major version.
+    #[must_use]
+    fn reads(found: &str) -> bool {
+        fn major(schema: &str) -> Option<(&str, &str)> {
+            let (name, version) = schema.split_once('/')?;
+            Some((
+                name,
+                version.split_once('.').map_or(version, |(major, _)| major),
+            ))
+        }
+        major(found).is_some() && major(found) == major(Self::SCHEMA)
+    }
+}
+
+/// The bytes are not a message of the expected type.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Not MessagePack, or a required field is missing or of another type.
+    #[error("decode a message: {0}")]
+    Malformed(#[from] rmp_serde::decode::Error),
+    /// A message of another name or major version.
+    #[error("message is {found}, this version reads {expected}")]
+    Schema {
+        /// What the message calls itself.
+        found: String,
+        /// What this code reads.
+        expected: &'static str,
+    },
+}
+
+/// Encodes a message. The same value always gives the same bytes.
+///
+/// # Panics
+/// Never for the types of this crate: they hold nothing that MessagePack cannot carry.
+#[must_use]
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    rmp_serde::to_vec_named(message)
+        .expect("wire types hold only maps with string keys, sequences and scalars")
+}
+
+/// Decodes a message.
+///
+/// # Errors
+/// [`DecodeError::Malformed`] when the bytes are something else.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    Ok(rmp_serde::from_slice(bytes)?)
+}

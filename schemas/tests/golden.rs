@@ -1,0 +1,446 @@
+//! Every message type has a sample in `golden/`. A change of the wire shows up as a diff of these files; run with
+//! `UPDATE_GOLDEN=1` to write them anew, and read the diff.
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+use schemas::chat::{FinishReason, Message, Role, Sampling, ToolCall, ToolSpec, Usage};
+use schemas::decision::*;
+use schemas::fact::*;
+use schemas::job::{InferenceJob, ToolJob};
+use schemas::presence::{Hold, Holds, Worker};
+use schemas::rpc;
+use schemas::token::{Frame, FrameKind};
+use schemas::wire::{Schema, decode, encode};
+use schemas::{EffectId, ExecutionId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+fn exec() -> ExecutionId {
+    "0192f0c1-7a3b-7c4d-8e5f-001122334455"
+        .parse()
+        .expect("canonical id")
+}
+
+fn call() -> ToolCall {
+    ToolCall::new("call-1-0", "search_code", r#"{"query": "parse_config"}"#)
+}
+
+fn tool() -> ToolSpec {
+    ToolSpec::new(
+        "search_code",
+        "Finds text in files.",
+        json!({"type": "object", "properties": {"query": {"type": "string"}}}),
+    )
+}
+
+fn sandbox() -> Sandbox {
+    Sandbox {
+        tier: "bubblewrap".into(),
+        enforced: vec!["seccomp".into(), "landlock".into()],
+    }
+}
+
+/// Writes or compares one sample: the bytes as hex, then the same value as people read it.
+fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, sample: &T) {
+    let bytes = encode(sample);
+    let readable: Value = decode(&bytes).expect("a message is a map that JSON can show");
+    let text = format!(
+        "{}\n{}\n",
+        hex::encode(&bytes),
+        serde_json::to_string_pretty(&readable).expect("JSON")
+    );
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("golden")
+        .join(format!("{name}.txt"));
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a switch for the person who changes the wire on purpose"
+    )]
+    if std::env::var("UPDATE_GOLDEN").is_ok() {
+        std::fs::write(&path, &text).expect("write the sample");
+    }
+    let golden =
+        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
+    assert_eq!(text, golden, "the wire of {name} changed");
+    let first = golden.lines().next().expect("hex");
+    let read: T = decode(&hex::decode(first).expect("hex")).expect("the sample still reads");
+    assert_eq!(&read, sample, "{name} reads as something else");
+}
+
+fn fact(body: FactBody) -> Fact {
+    let mut fact = Fact::new(exec(), 1_790_000_000_000_000_000, body);
+    fact.cause = Some("req-1".into());
+    fact.trace.insert(
+        "traceparent".into(),
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into(),
+    );
+    fact
+}
+
+#[test]
+fn facts() {
+    let effect = EffectId::inference(1);
+    let all = [
+        FactBody::ExecutionSubmitted(Box::new(ExecutionSubmitted {
+            kind: Kind::Agent,
+            agent: "coder".into(),
+            model: "tiny".into(),
+            window: 1024,
+            messages: vec![
+                Message::text(Role::System, "You help."),
+                Message::text(Role::User, "Where is parse_config defined?"),
+            ],
+            tools: vec![tool()],
+            call: Some(call()),
+            workspace: Some("repo".into()),
+            user_id: Some("u1".into()),
+            conversation_id: Some(exec()),
+            sampling: Sampling {
+                temperature: Some(0.0),
+                top_p: Some(0.5),
+                max_tokens: Some(64),
+                seed: Some(7),
+                stop: vec!["END".into()],
+            },
+            limits: Limits {
+                iterations: 8,
+                tokens: 10_000,
+                tool_calls: 16,
+                deadline: 1_790_000_060_000_000_000,
+            },
+            reply: Some("_INBOX.x".into()),
+        })),
+        FactBody::InferenceCompleted(InferenceCompleted {
+            effect: effect.clone(),
+            attempt: 1,
+            worker: "inference-1".into(),
+            text: "Hello.".into(),
+            tool_calls: vec![call()],
+            finish: FinishReason::ToolCalls,
+            usage: Usage::new(40, 12),
+            cached_tokens: 16,
+            timing: InferenceTiming {
+                queue_us: 300,
+                prefill_us: 4_000,
+                decode_us: 9_000,
+            },
+        }),
+        FactBody::InferenceFailed(InferenceFailed {
+            effect: effect.clone(),
+            attempt: 1,
+            worker: "inference-1".into(),
+            class: FailureClass::Overflow,
+            detail: "fit 2000 tokens into a window of 1024".into(),
+        }),
+        FactBody::ToolCompleted(ToolCompleted {
+            effect: EffectId::tool(1, 0),
+            attempt: 1,
+            worker: "tool-1".into(),
+            result: "no matches".into(),
+            duration_us: 8_000,
+            sandbox: sandbox(),
+        }),
+        FactBody::ToolFailed(ToolFailed {
+            effect: EffectId::tool(1, 0),
+            attempt: 1,
+            worker: "tool-1".into(),
+            class: FailureClass::Refused,
+            detail: "path is outside the workspace".into(),
+            duration_us: 5,
+            sandbox: sandbox(),
+        }),
+        FactBody::CancelRequested(CancelRequested {
+            by: "user".into(),
+            reason: Some("changed my mind".into()),
+        }),
+        FactBody::TimerFired(TimerFired {
+            timer: "deadline".into(),
+            due: 1_790_000_060_000_000_000,
+        }),
+        FactBody::EffectLost(EffectLost {
+            effect,
+            attempt: 1,
+            worker: Some("inference-1".into()),
+        }),
+    ];
+    for body in all {
+        check(&format!("fact.{}", body.name()), &fact(body));
+    }
+}
+
+#[test]
+fn decisions() {
+    let effect = EffectId::inference(1);
+    let ended = || Ended {
+        code: "overflow".into(),
+        detail: "the prompt does not fit".into(),
+        iterations: 1,
+        usage: Usage::new(1, 2),
+    };
+    let all = vec![
+        Event::ExecutionStarted(ExecutionStarted {
+            model: "tiny".into(),
+        }),
+        Event::ExecutionRejected(ended()),
+        Event::InferenceRequested(InferenceRequested {
+            effect: effect.clone(),
+            attempt: 1,
+            turn: 1,
+            context: 2,
+            tokens_max: 0,
+            deadline: 9,
+        }),
+        Event::ToolsRequested(ToolsRequested {
+            turn: 1,
+            calls: vec![ToolRequested {
+                effect: EffectId::tool(1, 0),
+                attempt: 1,
+                ordinal: 0,
+                name: "search_code".into(),
+                deadline: 9,
+                refused: Some("not granted".into()),
+            }],
+        }),
+        Event::ToolsJoined(ToolsJoined {
+            turn: 1,
+            outcomes: vec![ToolOutcome {
+                effect: EffectId::tool(1, 0),
+                success: true,
+            }],
+        }),
+        Event::RetryScheduled(RetryScheduled {
+            effect: effect.clone(),
+            attempt: 2,
+            at: 9,
+            reason: "overloaded".into(),
+        }),
+        Event::EffectCancelled(EffectCancelled {
+            effect: effect.clone(),
+            attempt: 1,
+        }),
+        Event::BudgetExceeded(BudgetExceeded {
+            dimension: "iterations".into(),
+            limit: 8,
+            used: 9,
+        }),
+        Event::ExecutionCompleted(ExecutionCompleted {
+            result: effect,
+            finish: Some(FinishReason::Stop),
+            iterations: 1,
+            usage: Usage::new(1, 2),
+        }),
+        Event::ExecutionFailed(ended()),
+        Event::ExecutionCancelled(ended()),
+        Event::ExecutionTimedOut(ended()),
+        Event::ExecutionBudgetExhausted(ended()),
+    ];
+    let mut facts = FactsDigest::default();
+    facts.add(1, b"fact");
+    let draft = Draft {
+        exec: exec(),
+        n: 1,
+        at: 5,
+        machine: 1,
+        facts_upto: 1,
+        facts: &facts,
+        prev_hash: "ab",
+    };
+    check("decision", &Record::seal(&draft, all));
+}
+
+#[test]
+fn a_hash_covers_facts_events_and_the_previous_hash() {
+    let event = Event::ExecutionStarted(ExecutionStarted {
+        model: "tiny".into(),
+    });
+    let hash = |fact: &[u8], prev: &str, events: Vec<Event>| {
+        let mut facts = FactsDigest::default();
+        facts.add(1, fact);
+        Record::seal(
+            &Draft {
+                exec: exec(),
+                n: 0,
+                at: 5,
+                machine: 1,
+                facts_upto: 1,
+                facts: &facts,
+                prev_hash: prev,
+            },
+            events,
+        )
+        .hash
+    };
+    let base = hash(b"a", "", vec![event.clone()]);
+    assert_eq!(base, hash(b"a", "", vec![event.clone()]));
+    assert_ne!(base, hash(b"b", "", vec![event.clone()]));
+    assert_ne!(base, hash(b"a", "0", vec![event]));
+    assert_ne!(base, hash(b"a", "", vec![]));
+}
+
+#[test]
+fn jobs_tokens_presence_and_questions() {
+    check(
+        "job.inference",
+        &InferenceJob {
+            schema: InferenceJob::SCHEMA.into(),
+            exec: exec(),
+            effect: EffectId::inference(1),
+            attempt: 2,
+            deadline: 9,
+            queued_at: 8,
+            trace: [("traceparent".to_owned(), "00-a-b-01".to_owned())].into(),
+            model: "tiny".into(),
+            messages: vec![
+                Message {
+                    tool_calls: vec![call()],
+                    ..Message::text(Role::Assistant, "")
+                },
+                Message::tool_result("call-1-0", "search_code", "no matches"),
+            ],
+            tools: vec![tool()],
+            sampling: Sampling {
+                seed: Some(7),
+                ..Sampling::default()
+            },
+            tokens_max: 64,
+            user_id: Some("u1".into()),
+        },
+    );
+    check(
+        "job.tool",
+        &ToolJob {
+            schema: ToolJob::SCHEMA.into(),
+            exec: exec(),
+            effect: EffectId::tool(1, 0),
+            attempt: 1,
+            deadline: 9,
+            queued_at: 8,
+            trace: Default::default(),
+            tool: "search_code".into(),
+            arguments: r#"{"query": "x"}"#.into(),
+            workspace: Some("repo".into()),
+            user_id: None,
+            result_bytes_max: 1024,
+        },
+    );
+    check(
+        "token.delta",
+        &Frame {
+            attempt: 1,
+            n: 3,
+            ids: vec![5, 6],
+            text: "he".into(),
+            k: FrameKind::Delta,
+            finish: None,
+            usage: None,
+        },
+    );
+    check(
+        "token.end",
+        &Frame {
+            attempt: 1,
+            n: 5,
+            ids: vec![],
+            text: String::new(),
+            k: FrameKind::End,
+            finish: Some(FinishReason::Stop),
+            usage: Some(Usage::new(4, 5)),
+        },
+    );
+    let hold = Hold {
+        exec: exec(),
+        effect: EffectId::inference(1),
+        attempt: 1,
+        worker: "inference-1".into(),
+    };
+    check(
+        "presence.holds",
+        &Holds {
+            effects: vec![hold],
+        },
+    );
+    let model = rpc::Model {
+        name: "tiny".into(),
+        kind: "chat".into(),
+        window: 1024,
+    };
+    let registered = rpc::Tool {
+        name: "web_search".into(),
+        description: "Searches the web.".into(),
+        parameters: json!({"type": "object"}),
+        unavailable: Some("no provider is configured".into()),
+    };
+    check(
+        "presence.worker",
+        &Worker {
+            id: "inference-1".into(),
+            role: "inference".into(),
+            version: "0.1.0".into(),
+            slots: 8,
+            models: vec![model],
+            tools: vec![registered],
+        },
+    );
+    check(
+        "rpc.embed",
+        &rpc::Embed {
+            model: None,
+            input: vec!["text".into()],
+        },
+    );
+    check(
+        "rpc.embeddings",
+        &rpc::Reply::Ok(rpc::Embeddings {
+            model: "minilm".into(),
+            embeddings: vec![vec![0.5, -0.25]],
+            usage: Usage::new(3, 0),
+        }),
+    );
+    check(
+        "rpc.refusal",
+        &rpc::Reply::<rpc::Embeddings>::Err(rpc::Refusal {
+            code: "unknown_model".into(),
+            detail: "no embedding model is loaded".into(),
+        }),
+    );
+    check(
+        "rpc.analyse",
+        &rpc::Analyse {
+            path: "src/lib.rs".into(),
+            code: "fn a() {}".into(),
+        },
+    );
+    check(
+        "rpc.outline",
+        &rpc::Outline {
+            language: "rust".into(),
+            lines: 1,
+            imports: vec!["std::fmt".into()],
+            symbols: vec![rpc::Symbol {
+                kind: "function".into(),
+                name: "a".into(),
+                container: Some("B".into()),
+                signature: "fn a() {}".into(),
+                start_line: 1,
+                end_line: 1,
+            }],
+            note: Some("cut".into()),
+        },
+    );
+    check(
+        "config.agent",
+        &rpc::AgentType {
+            name: "coder".into(),
+            description: "Answers questions about code.".into(),
+            system: "You help.".into(),
+            models: vec!["tiny".into()],
+            tools: vec!["search_code".into()],
+            max_iterations: 8,
+            max_tokens: 10_000,
+            max_tool_calls: 16,
+            deadline_ms: 60_000,
+        },
+    );
+}
