@@ -1,7 +1,19 @@
 //! The tool worker: carries out tool calls, confined.
+//!
+//! What must always be true: no tool runs outside a box, a box is used for one call, and whatever a call does, its
+//! outcome is known within its time limit.
 
+pub mod config;
 mod confined;
+pub mod executor;
 pub mod failure;
 pub mod registry;
-pub mod tools;
+mod runner;
+mod sandbox;
+mod tools;
 pub mod workspace;
+
+pub use config::Config;
+pub use executor::{Analyst, Call, Executor, Outcome};
+pub use failure::Failure;
+pub use runner::runner_main;

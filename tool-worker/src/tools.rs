@@ -12,13 +12,17 @@ use serde_json::{Map, Value};
 use crate::confined::Confined;
 use crate::failure::Failure;
 
-pub use outline::outline_text;
+pub(crate) use outline::outline_text;
 
 /// Most code handed to the analysis worker; a message of the bus holds a megabyte.
 const SOURCE_BYTES_MAX: u64 = 512 * 1024;
 
 /// Runs one built-in. Arguments have passed the registry's schema.
-pub fn run(root: &Path, tool: &str, arguments: &Map<String, Value>) -> Result<String, Failure> {
+pub(crate) fn run(
+    root: &Path,
+    tool: &str,
+    arguments: &Map<String, Value>,
+) -> Result<String, Failure> {
     let workspace = Confined::open(root)?;
     match tool {
         "search_code" => search::search(root, &workspace, &typed(arguments)?),

@@ -7,7 +7,7 @@ const NAMES_SHOWN_MAX: usize = 12;
 
 /// `12 lines`, `imports: a, b`, `symbols: x, y`; definitions of the top level come first.
 #[must_use]
-pub fn outline_text(outline: &Outline) -> String {
+pub(crate) fn outline_text(outline: &Outline) -> String {
     let imports: Vec<&str> = outline.imports.iter().map(String::as_str).collect();
     let (top, nested): (Vec<_>, Vec<_>) = outline
         .symbols
