@@ -1,36 +1,57 @@
-//! The text a model reads about a file.
-//!
-//! The shape is fixed, small models are trained on it: three lines, values to be copied from them, the most telling
-//! ones first. Everything else that is known stays in [`Analysis`].
+//! What the worker answers: an analysis in the words of the wire.
 
 use std::collections::BTreeSet;
 
-use crate::analysis::Analysis;
+use schemas::rpc;
+
+use crate::analysis::{Analysis, Refusal};
 use crate::language::Language;
 
-/// Names shown on one line; a small model copies from the front and loses itself in long lists.
-const NAMES_SHOWN_MAX: usize = 12;
-
-/// `12 lines`, `imports: a, b`, `symbols: x, y`.
+/// The outline of an analysed file.
 #[must_use]
-pub fn outline(analysis: &Analysis) -> String {
-    let imports = distinct(
-        analysis
-            .imports
-            .iter()
-            .map(|import| short_import(&import.path, analysis.language)),
-    );
-    let (top, nested): (Vec<_>, Vec<_>) = analysis
-        .symbols
+pub fn outline(analysis: &Analysis) -> rpc::Outline {
+    let mut seen = BTreeSet::new();
+    let imports = analysis
+        .imports
         .iter()
-        .partition(|symbol| symbol.container.is_none());
-    let symbols = distinct(top.iter().chain(&nested).map(|symbol| symbol.name.as_str()));
-    format!(
-        "{} lines\nimports: {}\nsymbols: {}",
-        analysis.lines,
-        listed(&imports),
-        listed(&symbols)
-    )
+        .map(|import| short_import(&import.path, analysis.language));
+    let symbols = analysis.symbols.iter().map(|symbol| rpc::Symbol {
+        kind: symbol.kind.name().to_owned(),
+        name: symbol.name.clone(),
+        container: symbol.container.clone(),
+        signature: symbol.signature.clone(),
+        start_line: line(symbol.start_line),
+        end_line: line(symbol.end_line),
+    });
+    rpc::Outline {
+        language: analysis.language.name().to_owned(),
+        lines: line(analysis.lines),
+        imports: imports
+            .filter(|path| seen.insert(*path))
+            .map(str::to_owned)
+            .collect(),
+        symbols: symbols.collect(),
+        note: analysis
+            .has_syntax_errors
+            .then(|| "parts of the file could not be parsed".to_owned()),
+    }
+}
+
+/// A file without a grammar still has lines; everything else that is refused is no text anybody wrote.
+pub(crate) fn refused(refusal: &Refusal, code: &str) -> rpc::Reply<rpc::Outline> {
+    match refusal {
+        Refusal::UnknownLanguage { .. } => rpc::Reply::Ok(rpc::Outline {
+            language: "text".to_owned(),
+            lines: line(code.lines().count()),
+            imports: Vec::new(),
+            symbols: Vec::new(),
+            note: Some(refusal.to_string()),
+        }),
+        _ => rpc::Reply::Err(rpc::Refusal {
+            code: "bad_request".to_owned(),
+            detail: refusal.to_string(),
+        }),
+    }
 }
 
 /// Rust paths are told by their first two segments (`std::collections`), which is what one depends on.
@@ -43,20 +64,8 @@ fn short_import(path: &str, language: Language) -> &str {
         .map_or(path, |(end, _)| &path[..end])
 }
 
-fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut seen = BTreeSet::new();
-    names.filter(|name| seen.insert(*name)).collect()
-}
-
-fn listed(names: &[&str]) -> String {
-    if names.is_empty() {
-        return "none".to_owned();
-    }
-    let shown = names[..names.len().min(NAMES_SHOWN_MAX)].join(", ");
-    match names.len().saturating_sub(NAMES_SHOWN_MAX) {
-        0 => shown,
-        more => format!("{shown} (+{more} more)"),
-    }
+fn line(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -64,31 +73,24 @@ mod tests {
     use super::*;
     use crate::analysis::{Limits, analyze};
 
-    fn text(path: &str, code: &str) -> String {
-        outline(&analyze(path, code, &Limits::default(), || false).unwrap())
-    }
-
     #[test]
-    fn three_lines_with_top_level_definitions_first() {
+    fn modules_are_named_once_and_definitions_keep_their_order() {
         let code = "use std::collections::{BTreeMap, BTreeSet};\nuse serde::Serialize;\n\
-                    impl Store { fn get(&self) {} }\nstruct Store;\nfn open() {}\n";
-        assert_eq!(
-            text("a.rs", code),
-            "5 lines\nimports: std::collections, serde::Serialize\nsymbols: Store, open, get"
-        );
+                    impl Store { fn get(&self) {} }\nstruct Store;\n";
+        let outline = outline(&analyze("a.rs", code, &Limits::default(), || false).unwrap());
+        assert_eq!((outline.language.as_str(), outline.lines), ("rust", 4));
+        assert_eq!(outline.imports, ["std::collections", "serde::Serialize"]);
+        let names: Vec<&str> = outline.symbols.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["get", "Store"]);
+        assert_eq!(outline.symbols[0].container.as_deref(), Some("Store"));
     }
 
     #[test]
-    fn nothing_found_is_said_as_none() {
-        assert_eq!(text("a.py", ""), "0 lines\nimports: none\nsymbols: none");
-    }
-
-    #[test]
-    fn long_lists_are_cut_and_the_rest_counted() {
-        let code: String = (0..15).map(|n| format!("fn f{n}() {{}}\n")).collect();
-        assert_eq!(
-            text("a.rs", &code),
-            "15 lines\nimports: none\nsymbols: f0, f1, f2, f3, f4, f5, f6, f7, f8, f9, f10, f11 (+3 more)"
-        );
+    fn a_file_without_a_grammar_still_has_lines() {
+        let refusal = analyze("a.md", "x\ny\n", &Limits::default(), || false).unwrap_err();
+        let rpc::Reply::Ok(outline) = refused(&refusal, "x\ny\n") else {
+            panic!("refused")
+        };
+        assert_eq!((outline.language.as_str(), outline.lines), ("text", 2));
     }
 }
