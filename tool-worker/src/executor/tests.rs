@@ -52,6 +52,10 @@ fn workspace() -> tempfile::TempDir {
     base
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "literals read better without a borrow"
+)]
 fn call(tool: &str, arguments: serde_json::Value) -> Call {
     Call {
         tool: tool.to_owned(),

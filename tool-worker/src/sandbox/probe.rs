@@ -64,12 +64,12 @@ fn escape() -> Vec<String> {
         }
     }
     for (name, number, arguments) in SYSCALLS {
-        // SAFETY: each attempt passes integers and null pointers only, so the kernel has no memory of ours to write;
-        // if a dangerous one were let through, it would fail on its null arguments or act on this box alone.
         #[expect(
             unsafe_code,
             reason = "the point is to ask the kernel for what no safe wrapper offers"
         )]
+        // SAFETY: each attempt passes integers and null pointers only, so the kernel has no memory of ours to write;
+        // if a dangerous one were let through, it would fail on its null arguments or act on this box alone.
         let result = unsafe {
             libc::syscall(
                 *number,
