@@ -1,0 +1,251 @@
+//! One file, understood: its language, what it imports, what it defines.
+//!
+//! Parsing is bounded twice, because the code is anybody's: by size before it starts, and by a deadline that the
+//! caller holds (this module has no clock). Syntax errors are no refusal; what could be read is reported.
+
+use std::ops::ControlFlow;
+
+use tree_sitter::{ParseOptions, Parser, Tree};
+
+use crate::imports::{self, Import};
+use crate::language::Language;
+use crate::symbols::{self, Symbol};
+
+/// How much work one file may cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest code that is parsed. Hand-written files above a megabyte are rare enough to be generated ones.
+    pub code_bytes_max: usize,
+    /// Mean bytes of a line above which code counts as minified. Wide hand-written code stays below 100.
+    pub line_bytes_mean_max: usize,
+    /// Symbols kept of one file.
+    pub symbols_max: usize,
+    /// Imports kept of one file.
+    pub imports_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            code_bytes_max: 1 << 20,
+            line_bytes_mean_max: 500,
+            symbols_max: 2_000,
+            imports_max: 500,
+        }
+    }
+}
+
+/// What was found in one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Analysis {
+    /// The grammar that read it.
+    pub language: Language,
+    /// How many lines it has.
+    pub lines: usize,
+    /// What it imports at its top level, in order.
+    pub imports: Vec<Import>,
+    /// What it defines, in order of appearance.
+    pub symbols: Vec<Symbol>,
+    /// Whether the grammar met something it could not read; the rest was read all the same.
+    pub has_syntax_errors: bool,
+}
+
+/// Why a file was not analysed. The text is written to be read by a model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No grammar for this name.
+    #[error(
+        "cannot analyze {path}: its language is not supported (supported: {})",
+        supported()
+    )]
+    UnknownLanguage {
+        /// The file as named by the caller.
+        path: String,
+    },
+    /// The content is not text.
+    #[error("cannot analyze {path}: it is a binary file")]
+    Binary {
+        /// The file as named by the caller.
+        path: String,
+    },
+    /// The content is text that no person wrote this way.
+    #[error("cannot analyze {path}: it looks minified or generated")]
+    Minified {
+        /// The file as named by the caller.
+        path: String,
+    },
+    /// More code than one analysis may cost.
+    #[error("cannot analyze {path}: {bytes} bytes is more than the limit of {limit}")]
+    TooLarge {
+        /// The file as named by the caller.
+        path: String,
+        /// Its size.
+        bytes: usize,
+        /// The size allowed.
+        limit: usize,
+    },
+    /// The deadline passed while parsing.
+    #[error("cannot analyze {path}: parsing took too long")]
+    TimedOut {
+        /// The file as named by the caller.
+        path: String,
+    },
+}
+
+/// Code shorter than this is never called minified: a one-line script is no bundle.
+const MINIFIED_BYTES_MIN: usize = 5_000;
+
+/// Analyses one file. `expired` is asked now and then while parsing; once it says yes, the work is abandoned.
+pub fn analyze(
+    path: &str,
+    code: &str,
+    limits: &Limits,
+    mut expired: impl FnMut() -> bool,
+) -> Result<Analysis, Refusal> {
+    let language = admit(path, code, limits)?;
+    let tree = parse(code, language, &mut expired).ok_or_else(|| Refusal::TimedOut {
+        path: path.to_owned(),
+    })?;
+    let root = tree.root_node();
+    Ok(Analysis {
+        language,
+        lines: code.lines().count(),
+        imports: imports::extract(root, code, language, limits.imports_max),
+        symbols: symbols::extract(root, code, language, limits.symbols_max),
+        has_syntax_errors: root.has_error(),
+    })
+}
+
+/// Decides whether a file is worth a parser at all.
+fn admit(path: &str, code: &str, limits: &Limits) -> Result<Language, Refusal> {
+    let path = || path.to_owned();
+    if code.as_bytes().contains(&0) {
+        return Err(Refusal::Binary { path: path() });
+    }
+    let language =
+        Language::detect(&path(), code).ok_or_else(|| Refusal::UnknownLanguage { path: path() })?;
+    if code.len() > limits.code_bytes_max {
+        return Err(Refusal::TooLarge {
+            path: path(),
+            bytes: code.len(),
+            limit: limits.code_bytes_max,
+        });
+    }
+    let lines = code.lines().count().max(1);
+    if code.len() >= MINIFIED_BYTES_MIN && code.len() / lines > limits.line_bytes_mean_max {
+        return Err(Refusal::Minified { path: path() });
+    }
+    Ok(language)
+}
+
+/// Parses with whatever time is left; `None` when it ran out.
+fn parse(code: &str, language: Language, expired: &mut impl FnMut() -> bool) -> Option<Tree> {
+    let mut parser = Parser::new();
+    parser
+        .set_language(&language.grammar())
+        .expect("every grammar in the workspace speaks this parser's ABI");
+    let mut watch = |_: &tree_sitter::ParseState| {
+        if expired() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let options = ParseOptions::new().progress_callback(&mut watch);
+    let bytes = code.as_bytes();
+    parser.parse_with_options(
+        &mut |offset, _| bytes.get(offset..).unwrap_or_default(),
+        None,
+        Some(options),
+    )
+}
+
+fn supported() -> String {
+    Language::ALL.map(Language::name).join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(path: &str, code: &str) -> Refusal {
+        analyze(path, code, &Limits::default(), || false).unwrap_err()
+    }
+
+    #[test]
+    fn binary_unknown_minified_and_huge_files_are_refused_in_words() {
+        assert_eq!(
+            refusal("a.rs", "fn a() {}\0").to_string(),
+            "cannot analyze a.rs: it is a binary file"
+        );
+        assert_eq!(
+            refusal("notes.txt", "hello").to_string(),
+            "cannot analyze notes.txt: its language is not supported (supported: rust, python, javascript, typescript, tsx, go)"
+        );
+        let bundle = "var a=1;".repeat(2_000);
+        assert_eq!(
+            refusal("a.js", &bundle),
+            Refusal::Minified {
+                path: "a.js".into()
+            }
+        );
+        let huge = "// line\n".repeat(140_000);
+        assert!(matches!(
+            refusal("a.rs", &huge),
+            Refusal::TooLarge {
+                bytes: 1_120_000,
+                limit: 1_048_576,
+                ..
+            }
+        ));
+    }
+
+    #[test]
+    fn an_expired_deadline_stops_the_parser() {
+        let code = "fn f() { let x = vec![1, 2, 3]; }\n".repeat(5_000);
+        let mut asked = 0;
+        let outcome = analyze("a.rs", &code, &Limits::default(), || {
+            asked += 1;
+            true
+        });
+        assert_eq!(
+            outcome,
+            Err(Refusal::TimedOut {
+                path: "a.rs".into()
+            })
+        );
+        assert_eq!(asked, 1, "abandoned at the first question");
+    }
+
+    #[test]
+    fn broken_code_is_read_as_far_as_it_goes() {
+        let code = "fn good() {}\nfn broken( {{{\nstruct Later { a: u8 }\n";
+        let analysis = analyze("a.rs", code, &Limits::default(), || false).unwrap();
+        assert!(analysis.has_syntax_errors);
+        assert!(analysis.symbols.iter().any(|symbol| symbol.name == "good"));
+    }
+
+    #[test]
+    fn deep_nesting_neither_overflows_nor_fails() {
+        let code = format!(
+            "{}fn deep() {{}}{}",
+            "mod m { ".repeat(5_000),
+            "}".repeat(5_000)
+        );
+        let code = code.replace("mod m { ", "mod m {\n");
+        let analysis = analyze("a.rs", &code, &Limits::default(), || false).unwrap();
+        assert!(!analysis.symbols.is_empty());
+    }
+
+    #[test]
+    fn the_number_of_symbols_kept_is_bounded() {
+        let limits = Limits {
+            symbols_max: 10,
+            imports_max: 2,
+            ..Limits::default()
+        };
+        let code = format!("{}{}", "use a::b;\n".repeat(5), "fn f() {}\n".repeat(50));
+        let analysis = analyze("a.rs", &code, &limits, || false).unwrap();
+        assert_eq!((analysis.symbols.len(), analysis.imports.len()), (10, 2));
+    }
+}

@@ -1,0 +1,33 @@
+//! The knobs of the tool worker.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Section `tools`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Directories under which workspaces may lie. None: every tool that needs one is refused.
+    pub workspaces: Vec<PathBuf>,
+    /// Calls carried out at once, 1 to 64. A call costs a process and little else.
+    pub slots: u32,
+    /// The sandbox program.
+    pub bubblewrap: PathBuf,
+    /// The runner inside the box; this very program when missing.
+    pub runner: Option<PathBuf>,
+    /// Arguments that make it the runner.
+    pub runner_arguments: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workspaces: Vec::new(),
+            slots: 4,
+            bubblewrap: PathBuf::from("/usr/bin/bwrap"),
+            runner: None,
+            runner_arguments: vec!["tool-runner".to_owned()],
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Carries out one tool call from its name and arguments to its outcome. Knows nothing of the bus.
+//!
+//! What must always be true: arguments are checked before a box starts, no tool runs outside a box, and a box that
+//! failed the self-test is never used.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use schemas::fact::Sandbox;
+use schemas::rpc::Outline;
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::registry::{Registry, Tool};
+use crate::sandbox::bubblewrap::{Bubblewrap, ENFORCED};
+use crate::sandbox::{BoxedAnswer, BoxedCall, PROBE, TIER, probe};
+use crate::tools::outline_text;
+use crate::workspace::{self, Roots};
+
+/// Wall time of the self-test: a box on a busy machine, many times over.
+const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Asks the analysis worker about `(path, code)`. The failure is written for the model.
+pub type Analyst =
+    Arc<dyn Fn(String, String) -> BoxFuture<'static, Result<Outline, Failure>> + Send + Sync>;
+
+/// One call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// The tool's name.
+    pub tool: String,
+    /// Its arguments, JSON text.
+    pub arguments: String,
+    /// The workspace; the first allowed root when missing.
+    pub workspace: Option<String>,
+    /// Bytes of result text at most; 0 means the tool's own limit.
+    pub result_bytes_max: usize,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The text the model reads, or why there is none.
+    pub result: Result<String, Failure>,
+    /// Wall time, waiting for a slot left out.
+    pub duration: Duration,
+    /// How it was confined; tier `none` when nothing was run.
+    pub sandbox: Sandbox,
+}
+
+/// Carries out calls, a bounded number at once.
+pub struct Executor {
+    registry: Registry,
+    roots: Roots,
+    sandbox: Result<Bubblewrap, String>,
+    analyst: Analyst,
+    slots: Semaphore,
+}
+
+impl Executor {
+    /// Opens the workspaces and tests the sandbox. A sandbox that fails does not stop the start: its tools are
+    /// refused with the reason, which [`Executor::sandbox`] also tells.
+    pub async fn start(config: &Config, analyst: Analyst) -> Result<Self, workspace::Error> {
+        let roots = Roots::open(&config.workspaces)?;
+        let sandbox = tested_sandbox(config).await;
+        let slots = Semaphore::new(config.slots.clamp(1, 64) as usize);
+        Ok(Self {
+            registry: Registry::built_in(),
+            roots,
+            sandbox,
+            analyst,
+            slots,
+        })
+    }
+
+    /// The tools.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Whether calls can be confined; if not, why not.
+    pub fn sandbox(&self) -> Result<(), &str> {
+        self.sandbox.as_ref().map(|_| ()).map_err(String::as_str)
+    }
+
+    /// Carries out one call. Dropping the future kills its box.
+    pub async fn execute(&self, call: &Call) -> Outcome {
+        let _slot = self
+            .slots
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
+        let started = Instant::now();
+        let mut sandbox = Sandbox {
+            tier: "none".to_owned(),
+            enforced: Vec::new(),
+        };
+        let result = self.result(call, &mut sandbox).await;
+        Outcome {
+            result,
+            duration: started.elapsed(),
+            sandbox,
+        }
+    }
+
+    async fn result(&self, call: &Call, report: &mut Sandbox) -> Result<String, Failure> {
+        let (tool, arguments) = self.registry.check(&call.tool, &call.arguments)?;
+        let workspace = self.roots.find(call.workspace.as_deref())?;
+        let sandbox = self
+            .sandbox
+            .as_ref()
+            .map_err(|reason| Failure::refused(format!("no sandbox: {reason}")))?;
+        let path = arguments
+            .get("path")
+            .and_then(|path| path.as_str())
+            .unwrap_or_default()
+            .to_owned();
+        let boxed = BoxedCall {
+            tool: tool.name.to_owned(),
+            arguments,
+        };
+        let outcome = sandbox.run(workspace.path(), &boxed, tool.timeout).await;
+        TIER.clone_into(&mut report.tier);
+        report.enforced = ENFORCED.map(str::to_owned).to_vec();
+        let BoxedAnswer { enforced, outcome } = outcome?;
+        report.enforced.extend(enforced);
+        let text = Result::from(outcome)?;
+        let text = if tool.name == "analyze_code" {
+            self.outlined(tool, path, text).await?
+        } else {
+            text
+        };
+        let bytes_max = if call.result_bytes_max == 0 {
+            tool.result_bytes_max
+        } else {
+            call.result_bytes_max.min(tool.result_bytes_max)
+        };
+        Ok(cut(text, bytes_max))
+    }
+
+    async fn outlined(&self, tool: &Tool, path: String, code: String) -> Result<String, Failure> {
+        let question = (self.analyst)(path, code);
+        let outline = tokio::time::timeout(tool.timeout, question).await;
+        Ok(outline_text(&outline.map_err(|_| {
+            Failure::timeout("the analysis worker did not answer in time")
+        })??))
+    }
+}
+
+/// Starts a box around a throw-away workspace and tries to get out of it.
+async fn tested_sandbox(config: &Config) -> Result<Bubblewrap, String> {
+    let runner = match &config.runner {
+        Some(runner) => runner.clone(),
+        None => std::env::current_exe().map_err(|error| format!("find this program: {error}"))?,
+    };
+    let sandbox = Bubblewrap::find(&config.bubblewrap, &runner, &config.runner_arguments).await?;
+    let workspace = tempfile::tempdir()
+        .map_err(|error| format!("make a directory for the self-test: {error}"))?;
+    std::fs::write(workspace.path().join(probe::CANARY), probe::CANARY)
+        .map_err(|error| format!("prepare the self-test: {error}"))?;
+    let open = self_test(&sandbox, workspace.path())
+        .await
+        .map_err(|failure| failure.detail)?;
+    if open.is_empty() {
+        Ok(sandbox)
+    } else {
+        Err(format!(
+            "the self-test found it open: {}",
+            open.replace('\n', ", ")
+        ))
+    }
+}
+
+async fn self_test(sandbox: &Bubblewrap, workspace: &Path) -> Result<String, Failure> {
+    let arguments = json!({"op": "escape"})
+        .as_object()
+        .cloned()
+        .unwrap_or_default();
+    let call = BoxedCall {
+        tool: PROBE.to_owned(),
+        arguments,
+    };
+    let answer = sandbox.run(workspace, &call, SELF_TEST_TIMEOUT).await?;
+    Result::from(answer.outcome)
+}
+
+/// Cuts a text at a line or, failing that, a character, and says so.
+fn cut(text: String, bytes_max: usize) -> String {
+    const MARK: &str = "\n... (cut)";
+    if text.len() <= bytes_max {
+        return text;
+    }
+    let end = text.floor_char_boundary(bytes_max.saturating_sub(MARK.len()));
+    let end = text[..end].rfind('\n').unwrap_or(end);
+    format!("{}{MARK}", &text[..end])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,297 @@
+//! The shell: takes tool jobs for free slots, carries them out, and puts the result into the log before it takes the
+//! job off the queue. A crash between the two repeats a call that only reads; its result is stored once.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::StreamExt;
+use runtime::bus::{self, Bus, Delivery, JobQueue};
+use runtime::{Runtime, Tasks, clock};
+use schemas::fact::{Fact, FactBody, FailureClass, Sandbox, ToolCompleted, ToolFailed};
+use schemas::presence::{Hold, Holds, Worker};
+use schemas::rpc::{Analyse, Outline, Reply};
+use schemas::{ToolJob, stream, subject};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::executor::{Analyst, Call, Executor, Outcome};
+use crate::failure::Failure;
+use crate::workspace;
+
+/// Why the worker does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The bus does not do what is needed.
+    #[error(transparent)]
+    Bus(#[from] bus::Error),
+    /// A configured workspace root cannot be used.
+    #[error(transparent)]
+    Workspace(#[from] workspace::Error),
+}
+
+/// How often the presence is renewed: twice may be missed.
+const RENEW_EVERY: Duration = Duration::from_secs(stream::WORKER_ENTRY_TTL.as_secs() / 3);
+/// How long the analysis worker may take; its own limit on parsing is shorter.
+const ANALYSIS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a broken queue is left alone before it is opened again.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
+/// How long a job waits for another try when its result could not be stored.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// Starts to serve and returns; the tasks live in `runtime` until shutdown. Without a working sandbox the worker
+/// serves all the same and refuses each call with the reason.
+pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
+    let (bus, tasks) = (runtime.bus, runtime.tasks);
+    let executor = Executor::start(&config, analyst(bus.clone())).await?;
+    let slots = config.slots.clamp(1, 64);
+    let shell = Arc::new(Shell {
+        id: format!("tool-{}", clock::process_token()),
+        bus: bus.clone(),
+        executor,
+        held: Mutex::default(),
+    });
+    match shell.executor.sandbox() {
+        Ok(()) => tracing::info!(
+            worker = shell.id,
+            slots,
+            "carrying out tool calls, confined"
+        ),
+        Err(reason) => tracing::error!(
+            worker = shell.id,
+            reason,
+            "no sandbox: every tool call is refused"
+        ),
+    }
+    let listing = shell.executor.registry().listing();
+    let holder = shell.clone();
+    bus.serve_liveness(&tasks, &shell.id, move || holder.holds())
+        .await?;
+    let listed = listing.clone();
+    bus.serve(&tasks, subject::RPC_TOOLS, move |(): ()| {
+        std::future::ready(listed.clone())
+    })
+    .await?;
+    let mut cancels = bus.cancels().await?;
+    let canceller = shell.clone();
+    tasks.spawn(async move {
+        while let Some(exec) = cancels.next().await {
+            canceller.cancel(exec);
+        }
+    });
+    let worker = Worker {
+        id: shell.id.clone(),
+        role: "tool".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        slots,
+        models: Vec::new(),
+        tools: listing,
+    };
+    announce(&bus, &tasks, worker).await?;
+    let queue = bus.tool_jobs().await?;
+    tasks.spawn(take_jobs(shell, tasks.clone(), queue, slots));
+    Ok(())
+}
+
+struct Shell {
+    id: String,
+    bus: Bus,
+    executor: Executor,
+    held: Mutex<BTreeMap<Hold, CancellationToken>>,
+}
+
+/// Pulls one job for each free slot, until the soft token falls.
+async fn take_jobs(shell: Arc<Shell>, tasks: Tasks, mut queue: JobQueue<ToolJob>, slots: u32) {
+    let soft = tasks.soft();
+    let free = Arc::new(Semaphore::new(slots as usize));
+    loop {
+        let slot = tokio::select! {
+            () = soft.cancelled() => return,
+            slot = free.clone().acquire_owned() => slot.expect("the semaphore is never closed"),
+        };
+        let next = tokio::select! {
+            () = soft.cancelled() => return,
+            next = queue.next() => next,
+        };
+        match next {
+            Ok(Some(delivery)) => tasks.spawn(carry_out(shell.clone(), delivery, slot)),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the tool queue broke; opening it again");
+                tokio::select! {
+                    () = soft.cancelled() => return,
+                    () = tokio::time::sleep(REOPEN_AFTER) => {}
+                }
+                if let Ok(reopened) = shell.bus.tool_jobs().await {
+                    queue = reopened;
+                }
+            }
+        }
+    }
+}
+
+/// One job from its delivery to its verdict.
+async fn carry_out(shell: Arc<Shell>, delivery: Delivery<ToolJob>, _slot: OwnedSemaphorePermit) {
+    let job = &delivery.job;
+    let hold = Hold {
+        exec: job.exec,
+        effect: job.effect.clone(),
+        attempt: job.attempt,
+        worker: shell.id.clone(),
+    };
+    let held = Held::new(&shell, hold.clone());
+    if let Err(error) = shell.bus.claim(&hold).await {
+        tracing::debug!(%error, "a claim was not announced");
+    }
+    let call = Call {
+        tool: job.tool.clone(),
+        arguments: job.arguments.clone(),
+        workspace: job.workspace.clone(),
+        result_bytes_max: usize::try_from(job.result_bytes_max).unwrap_or(usize::MAX),
+    };
+    let outcome = tokio::select! {
+        () = held.cancelled.cancelled() => ended(FailureClass::Cancelled, "the execution was cancelled"),
+        outcome = tokio::time::timeout(clock::until(job.deadline), shell.executor.execute(&call)) => {
+            outcome.unwrap_or_else(|_| ended(FailureClass::Timeout, "the execution's deadline passed"))
+        }
+    };
+    let fact = fact(&shell.id, job, outcome);
+    // Publish before ack: a crash in between repeats the call, and the log stores its result once.
+    let verdict = match shell.bus.append_fact(&fact).await {
+        Ok(_) => delivery.done().await,
+        Err(error) => {
+            tracing::warn!(%error, exec = %hold.exec, "a tool result was not stored; trying again later");
+            delivery.retry(RETRY_AFTER).await
+        }
+    };
+    if let Err(error) = verdict {
+        tracing::debug!(%error, "a verdict did not arrive; the job comes again");
+    }
+}
+
+fn fact(worker: &str, job: &ToolJob, outcome: Outcome) -> Fact {
+    let duration_us = u64::try_from(outcome.duration.as_micros()).unwrap_or(u64::MAX);
+    let (effect, attempt) = (job.effect.clone(), job.attempt);
+    let (worker, sandbox) = (worker.to_owned(), outcome.sandbox);
+    let body = match outcome.result {
+        Ok(result) => FactBody::ToolCompleted(ToolCompleted {
+            effect,
+            attempt,
+            worker,
+            result,
+            duration_us,
+            sandbox,
+        }),
+        Err(Failure { class, detail }) => FactBody::ToolFailed(ToolFailed {
+            effect,
+            attempt,
+            worker,
+            class,
+            detail,
+            duration_us,
+            sandbox,
+        }),
+    };
+    let mut fact = Fact::new(job.exec, clock::now(), body);
+    fact.trace.clone_from(&job.trace);
+    fact
+}
+
+fn ended(class: FailureClass, detail: &str) -> Outcome {
+    Outcome {
+        result: Err(Failure {
+            class,
+            detail: detail.to_owned(),
+        }),
+        duration: Duration::ZERO,
+        sandbox: Sandbox::default(),
+    }
+}
+
+/// What this worker holds, for as long as it holds it.
+struct Held<'a> {
+    shell: &'a Shell,
+    hold: Hold,
+    cancelled: CancellationToken,
+}
+
+impl<'a> Held<'a> {
+    fn new(shell: &'a Shell, hold: Hold) -> Self {
+        let cancelled = CancellationToken::new();
+        shell.held().insert(hold.clone(), cancelled.clone());
+        Self {
+            shell,
+            hold,
+            cancelled,
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.shell.held().remove(&self.hold);
+    }
+}
+
+impl Shell {
+    fn held(&self) -> std::sync::MutexGuard<'_, BTreeMap<Hold, CancellationToken>> {
+        self.held.lock().expect("no panic while the lock is held")
+    }
+
+    fn holds(&self) -> Holds {
+        Holds {
+            effects: self.held().keys().cloned().collect(),
+        }
+    }
+
+    fn cancel(&self, exec: schemas::ExecutionId) {
+        for (_, cancelled) in self.held().iter().filter(|(hold, _)| hold.exec == exec) {
+            cancelled.cancel();
+        }
+    }
+}
+
+/// Writes the presence again and again, and withdraws it when no more work is taken.
+async fn announce(bus: &Bus, tasks: &Tasks, worker: Worker) -> Result<(), Error> {
+    let bucket = bus.bucket(stream::BUCKET_WORKERS).await?;
+    let soft = tasks.soft();
+    tasks.spawn(async move {
+        loop {
+            let entry = schemas::wire::encode(&worker);
+            if let Err(error) = bucket.put(&worker.id, entry.into()).await {
+                tracing::warn!(%error, "the presence was not renewed");
+            }
+            tokio::select! {
+                () = soft.cancelled() => break,
+                () = tokio::time::sleep(RENEW_EVERY) => {}
+            }
+        }
+        if let Err(error) = bucket.delete(&worker.id).await {
+            tracing::debug!(%error, "the presence was not withdrawn; it expires by itself");
+        }
+    });
+    Ok(())
+}
+
+/// Asks the analysis workers over the bus.
+fn analyst(bus: Bus) -> Analyst {
+    Arc::new(move |path, code| {
+        let bus = bus.clone();
+        Box::pin(async move {
+            let question = Analyse { path, code };
+            let answer =
+                bus.ask::<_, Reply<Outline>>(subject::RPC_ANALYSIS, &question, ANALYSIS_TIMEOUT);
+            match answer.await {
+                Ok(Reply::Ok(outline)) => Ok(outline),
+                Ok(Reply::Err(refusal)) => Err(Failure::bad_request(refusal.detail)),
+                Err(bus::Error::NoResponders(_)) => {
+                    Err(Failure::internal("no analysis worker is running"))
+                }
+                Err(error) => Err(Failure::internal(format!(
+                    "the analysis worker did not answer: {error}"
+                ))),
+            }
+        })
+    })
+}
