@@ -32,13 +32,24 @@ impl Tokenizer {
     /// The file is missing or malformed.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let bytes = std::fs::read(path).map_err(|source| Error::read(path, source))?;
-        let json: Value = serde_json::from_slice(&bytes).map_err(|error| Error::refused(path, format!("malformed JSON: {error}")))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| Error::refused(path, error.to_string()))?;
+        let json: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::refused(path, format!("malformed JSON: {error}")))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
+            .map_err(|error| Error::refused(path, error.to_string()))?;
         // Cutting and filling are for training batches; a prompt is taken whole.
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(|error| Error::refused(path, error.to_string()))?;
-        let decoder = json.get("decoder").map(Value::to_string).unwrap_or_default();
-        let bytes = if decoder.contains("\"ByteLevel\"") { ByteForm::ByteLevel } else { ByteForm::SentencePiece };
+        inner
+            .with_truncation(None)
+            .map_err(|error| Error::refused(path, error.to_string()))?;
+        let decoder = json
+            .get("decoder")
+            .map(Value::to_string)
+            .unwrap_or_default();
+        let bytes = if decoder.contains("\"ByteLevel\"") {
+            ByteForm::ByteLevel
+        } else {
+            ByteForm::SentencePiece
+        };
         Ok(Self { inner, bytes })
     }
 
@@ -47,7 +58,10 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| error.to_string())?;
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| error.to_string())?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -65,7 +79,9 @@ impl Tokenizer {
             }
             return;
         }
-        let Some(token) = self.inner.id_to_token(id) else { return };
+        let Some(token) = self.inner.id_to_token(id) else {
+            return;
+        };
         match self.bytes {
             ByteForm::ByteLevel => into.extend(token.chars().filter_map(byte_of)),
             ByteForm::SentencePiece => match byte_escape(&token) {
