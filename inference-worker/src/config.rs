@@ -12,6 +12,8 @@ use crate::engine::EngineConfig;
 pub struct Config {
     /// Directories of chat models, each in Hugging Face's layout; a model is named after its directory.
     pub models: Vec<PathBuf>,
+    /// Directories of embedding models (BERT family); a model is named after its directory.
+    pub embedding_models: Vec<PathBuf>,
     /// Requests of one model that run at the same time. Default 100.
     pub slots: usize,
     /// Tokens of one model computed in one step. Default 512: a step stays short enough for answers to flow.
@@ -26,6 +28,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             models: Vec::new(),
+            embedding_models: Vec::new(),
             slots: 100,
             step_tokens: 512,
             cache_bytes_max: 64 << 20,

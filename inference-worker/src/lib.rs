@@ -9,6 +9,7 @@ pub mod answer;
 pub mod architecture;
 pub mod config;
 pub mod detokenize;
+pub mod embed;
 pub mod engine;
 pub mod kernels;
 pub mod kv;

@@ -224,7 +224,7 @@ impl Decoder {
                 .enumerate()
                 .with_min_len(4)
                 .for_each_init(Vec::new, |scores, (token, (qkv, out))| {
-                    one(scores, token, qkv, out)
+                    one(scores, token, qkv, out);
                 });
         }
         layer.attention_output.multiply(&s.mixed, &mut s.projected);

@@ -110,7 +110,7 @@ fn end_tokens(
         if path.exists() {
             match read_json(path)?.get("eos_token_id") {
                 Some(Value::Array(ids)) => {
-                    tokens.extend(ids.iter().filter_map(Value::as_u64).map(|id| id as u32))
+                    tokens.extend(ids.iter().filter_map(Value::as_u64).map(|id| id as u32));
                 }
                 Some(id) => tokens.extend(id.as_u64().map(|id| id as u32)),
                 None => {}

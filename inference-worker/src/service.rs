@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     answer::FinishReason,
     config::Config,
+    embed::Embedder,
     engine::{Engine, Event, Outcome, Rejection, Request, Running},
     model_directory::{self, Model},
     sample::Sampling,
@@ -59,28 +60,17 @@ pub enum Error {
 /// # Errors
 /// A model cannot be loaded, or the bus cannot be reached.
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
-    let engine_config = config.engine();
-    let engines = tokio::task::spawn_blocking(move || {
-        let start = |directory: &std::path::PathBuf| {
-            let model = Arc::new(Model::load(directory)?);
-            tracing::info!(model = model.name, "loaded");
-            Engine::start(model, &engine_config).map_err(Error::Engine)
-        };
-        config
-            .models
-            .iter()
-            .map(start)
-            .collect::<Result<Vec<_>, Error>>()
-    })
-    .await
-    .expect("loading returns errors and does not panic")?;
+    let (engines, embedders) = tokio::task::spawn_blocking(move || load(&config))
+        .await
+        .expect("loading returns errors and does not panic")?;
     let worker = Arc::new(Service {
         id: format!("inference-{}", clock::process_token()),
         runtime: runtime.clone(),
         held: Mutex::default(),
     });
-    let models: Vec<rpc::Model> = engines.iter().map(describe).collect();
-    worker.answer_questions(&models).await?;
+    let embedding = embedders.iter().map(describe_embedder);
+    let models: Vec<rpc::Model> = engines.iter().map(describe).chain(embedding).collect();
+    worker.answer_questions(&models, embedders).await?;
     worker.listen_for_cancels().await?;
     worker
         .announce(models, engines.iter().map(Engine::slots).sum())
@@ -91,6 +81,21 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         runtime.tasks.spawn(Arc::clone(&worker).pull(engine));
     }
     Ok(())
+}
+
+fn load(config: &Config) -> Result<(Vec<Engine>, Vec<Embedder>), Error> {
+    let engine_config = config.engine();
+    let start = |directory: &std::path::PathBuf| {
+        let model = Arc::new(Model::load(directory)?);
+        tracing::info!(model = model.name, "loaded");
+        Engine::start(model, &engine_config).map_err(Error::Engine)
+    };
+    let engines = config.models.iter().map(start).collect::<Result<_, _>>()?;
+    let embedders = config
+        .embedding_models
+        .iter()
+        .map(|directory| Embedder::load(directory));
+    Ok((engines, embedders.collect::<Result<_, _>>()?))
 }
 
 struct Service {
@@ -109,12 +114,66 @@ fn describe(engine: &Engine) -> rpc::Model {
     }
 }
 
+fn describe_embedder(embedder: &Embedder) -> rpc::Model {
+    let window = u32::try_from(embedder.window).unwrap_or(u32::MAX);
+    rpc::Model {
+        name: embedder.name.clone(),
+        kind: "embedding".to_owned(),
+        window,
+    }
+}
+
+/// Computes on a thread for blocking work; a panic there is an answer, too.
+async fn embed(embedders: Arc<Vec<Embedder>>, question: rpc::Embed) -> rpc::Reply<rpc::Embeddings> {
+    let refuse = |code: &str, detail: String| {
+        rpc::Reply::Err(rpc::Refusal {
+            code: code.to_owned(),
+            detail,
+        })
+    };
+    let work = move || {
+        let wanted = question.model.as_deref();
+        let embedder = embedders
+            .iter()
+            .find(|embedder| wanted.is_none_or(|name| name == embedder.name))
+            .ok_or_else(|| ("unknown_model", format!("find embedding model {wanted:?}")))?;
+        let mut embeddings = Vec::new();
+        let mut tokens = 0;
+        for text in &question.input {
+            let (vector, count) = embedder.embed(text).map_err(|why| ("bad_request", why))?;
+            embeddings.push(vector);
+            tokens += count as u64;
+        }
+        Ok(rpc::Embeddings {
+            model: embedder.name.clone(),
+            embeddings,
+            usage: Usage::new(tokens, 0),
+        })
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(embeddings)) => rpc::Reply::Ok(embeddings),
+        Ok(Err((code, detail))) => refuse(code, detail),
+        Err(error) => refuse("internal", format!("embed: {error}")),
+    }
+}
+
 impl Service {
-    async fn answer_questions(self: &Arc<Self>, models: &[rpc::Model]) -> Result<(), Error> {
+    async fn answer_questions(
+        self: &Arc<Self>,
+        models: &[rpc::Model],
+        embedders: Vec<Embedder>,
+    ) -> Result<(), Error> {
         let Runtime { bus, tasks, .. } = &self.runtime;
         let this = Arc::clone(self);
         bus.serve_liveness(tasks, &self.id, move || this.holds())
             .await?;
+        if !embedders.is_empty() {
+            let embedders = Arc::new(embedders);
+            bus.serve(tasks, subject::RPC_EMBED, move |question| {
+                embed(Arc::clone(&embedders), question)
+            })
+            .await?;
+        }
         let models = models.to_vec();
         bus.serve(tasks, subject::RPC_MODELS, move |()| {
             std::future::ready(rpc::Reply::Ok(models.clone()))

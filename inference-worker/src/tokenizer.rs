@@ -65,6 +65,18 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The ids of a text with the marks the tokenizer puts around one, as embedding models want them.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    pub fn encode_marked(&self, text: &str) -> Result<Vec<u32>, String> {
+        let encoding = self
+            .inner
+            .encode_fast(text, true)
+            .map_err(|error| error.to_string())?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     /// The id of a token by its text.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
