@@ -1,1 +1,27 @@
-//! Placeholder.
+//! Turns inference jobs into tokens.
+//!
+//! `scheduler` and `kv` decide what a step computes, `model` and `kernels` compute it, `sample` picks tokens,
+//! `answer` turns them into text and tool calls, and `engine` runs the loop on a thread of its own.
+//! `service` is the shell on the bus: it consumes inference jobs, publishes token frames and result facts. A result is
+//! in the log before its job is off the queue.
+
+pub mod answer;
+pub mod architecture;
+pub mod config;
+pub mod detokenize;
+pub mod embed;
+pub mod engine;
+pub mod kernels;
+pub mod kv;
+pub mod model;
+pub mod model_directory;
+pub mod sample;
+pub mod scheduler;
+mod service;
+pub mod template;
+pub mod tokenizer;
+pub mod tool_calls;
+pub mod weights;
+
+pub use config::Config;
+pub use service::{Error, serve};

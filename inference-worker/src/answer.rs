@@ -1,0 +1,127 @@
+//! From the ids of one answer to what its reader sees: text, tool calls, and the reason for its end.
+//!
+//! The same ids give the same deltas, whoever feeds them: a worker that takes over feeds the ids of its predecessor
+//! first and goes on where that one stopped.
+
+use crate::{
+    detokenize::Utf8Stream,
+    model_directory::Model,
+    tool_calls::{Parser, Part, ToolCall, longest_beginning},
+};
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop string appeared.
+    Stop,
+    /// The token limit or the window is reached.
+    Length,
+    /// The model asks for tools.
+    ToolCalls,
+}
+
+/// An answer in the making.
+#[derive(Debug, Default)]
+pub struct Answer {
+    utf8: Utf8Stream,
+    bytes: Vec<u8>,
+    parser: Parser,
+    stop: Vec<String>,
+    /// Text held back because it may begin a stop string.
+    held: String,
+    /// The ids so far, the end token included.
+    pub ids: Vec<u32>,
+    /// The text for the reader so far.
+    pub text: String,
+    /// The calls so far.
+    pub calls: Vec<ToolCall>,
+    /// What stood between call marks and was no call: text and reason.
+    pub malformed: Vec<(String, String)>,
+    /// Set once the answer has ended.
+    pub finish: Option<FinishReason>,
+}
+
+impl Answer {
+    /// An empty answer that ends before any of these strings.
+    pub fn new(stop: Vec<String>) -> Self {
+        Self {
+            stop: stop.into_iter().filter(|text| !text.is_empty()).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Takes the next token and returns the text that became certain; `tokens_max` counts all tokens of the answer.
+    pub fn push(&mut self, model: &Model, id: u32, tokens_max: usize) -> String {
+        let before = self.text.len();
+        self.ids.push(id);
+        if model.end_tokens.contains(&id) {
+            self.end(FinishReason::Stop);
+            return self.text[before..].to_owned();
+        }
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        model.tokenizer.append_bytes(id, &mut bytes);
+        let text = self.utf8.push(&bytes);
+        self.bytes = bytes;
+        if self.take(&text) {
+            self.end(FinishReason::Stop);
+        } else if self.ids.len() >= tokens_max {
+            self.end(FinishReason::Length);
+        }
+        self.text[before..].to_owned()
+    }
+
+    /// Passes text on as far as it is not part of a stop string; says whether one appeared.
+    fn take(&mut self, text: &str) -> bool {
+        self.held.push_str(text);
+        if let Some(at) = self
+            .stop
+            .iter()
+            .filter_map(|stop| self.held.find(stop))
+            .min()
+        {
+            self.held.truncate(at);
+            let certain = std::mem::take(&mut self.held);
+            let parts = self.parser.push(&certain);
+            self.keep(parts);
+            return true;
+        }
+        let undecided = self
+            .stop
+            .iter()
+            .map(|stop| longest_beginning(&self.held, stop))
+            .max()
+            .unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - undecided);
+        let certain = std::mem::replace(&mut self.held, rest);
+        let parts = self.parser.push(&certain);
+        self.keep(parts);
+        false
+    }
+
+    fn end(&mut self, reason: FinishReason) {
+        let mut rest = std::mem::take(&mut self.held);
+        rest.push_str(&self.utf8.finish());
+        let parts = self.parser.push(&rest);
+        self.keep(parts);
+        let parts = self.parser.finish();
+        self.keep(parts);
+        let calls =
+            reason == FinishReason::Stop && !(self.calls.is_empty() && self.malformed.is_empty());
+        self.finish = Some(if calls {
+            FinishReason::ToolCalls
+        } else {
+            reason
+        });
+    }
+
+    fn keep(&mut self, parts: Vec<Part>) {
+        for part in parts {
+            match part {
+                Part::Content(text) => self.text.push_str(&text),
+                Part::Call(call) => self.calls.push(call),
+                Part::Malformed { text, reason } => self.malformed.push((text, reason)),
+            }
+        }
+    }
+}

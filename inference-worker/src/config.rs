@@ -1,0 +1,55 @@
+//! The knobs of this service, section `inference`.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::engine::EngineConfig;
+
+/// Section `inference`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Directories of chat models, each in Hugging Face's layout; a model is named after its directory.
+    pub models: Vec<PathBuf>,
+    /// Directories of embedding models (BERT family); a model is named after its directory.
+    pub embedding_models: Vec<PathBuf>,
+    /// Requests of one model that run at the same time. Default 100.
+    pub slots: usize,
+    /// Tokens of one model computed in one step. Default 512: a step stays short enough for answers to flow.
+    pub step_tokens: usize,
+    /// Memory for keys and values of one model, bytes; taken as needed. Default 64 MiB.
+    pub cache_bytes_max: usize,
+    /// Threads that compute, for each model; 0 is one for each CPU. Default 0.
+    pub threads: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            models: Vec::new(),
+            embedding_models: Vec::new(),
+            slots: 100,
+            step_tokens: 512,
+            cache_bytes_max: 64 << 20,
+            threads: 0,
+        }
+    }
+}
+
+impl Config {
+    /// The bounds of each engine; zeros that would stop it are raised to one.
+    pub(crate) fn engine(&self) -> EngineConfig {
+        let default = EngineConfig::default();
+        EngineConfig {
+            slots: self.slots.max(1),
+            step_tokens: self.step_tokens.max(1),
+            cache_bytes_max: self.cache_bytes_max,
+            threads: if self.threads == 0 {
+                default.threads
+            } else {
+                self.threads
+            },
+        }
+    }
+}

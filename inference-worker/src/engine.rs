@@ -1,0 +1,462 @@
+//! Runs one model: a thread that plans a step, computes it, and tells every requester about its token.
+//!
+//! The thread sleeps while there is nothing to do. Submitting renders and tokenises on the caller's thread, so that
+//! the step loop only computes. A cancelled request is gone before the next step is planned.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tokio::sync::mpsc as events;
+
+use crate::{
+    answer::{Answer, FinishReason},
+    kv::BLOCK,
+    model::{Batch, Scratch},
+    model_directory::Model,
+    sample::Sampling,
+    scheduler::{Chunk, Limits, Scheduler, SequenceId},
+    tool_calls::ToolCall,
+};
+
+/// The bounds of one engine.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Requests that run at the same time. Default 128: beyond it a step of a small model takes too long.
+    pub slots: usize,
+    /// Tokens in one step. Default 512.
+    pub step_tokens: usize,
+    /// Memory for keys and values, in bytes; taken as needed. Default 64 MiB.
+    pub cache_bytes_max: usize,
+    /// Threads that compute. Default: one for each CPU.
+    pub threads: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            slots: 128,
+            step_tokens: 512,
+            cache_bytes_max: 64 << 20,
+            threads,
+        }
+    }
+}
+
+/// What to answer, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// The conversation, in OpenAI's shape.
+    pub messages: Vec<Value>,
+    /// The tools the model may call, in OpenAI's shape.
+    pub tools: Vec<Value>,
+    /// How tokens are picked.
+    pub sampling: Sampling,
+    /// At most this many tokens; the window bounds it as well.
+    pub tokens_max: Option<usize>,
+    /// The answer ends before any of these.
+    pub stop: Vec<String>,
+    /// Tokens an earlier attempt has already produced; the answer continues after them.
+    pub produced: Vec<u32>,
+    /// Requests of one tenant queue behind each other, not in front of other tenants.
+    pub tenant: u64,
+}
+
+/// What happens to a request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// One token, and the text that became certain with it (possibly none).
+    Token {
+        /// The token.
+        id: u32,
+        /// The text.
+        text: String,
+    },
+    /// The end.
+    Finished(Box<Outcome>),
+    /// The model cannot go on; the text says why.
+    Failed(String),
+}
+
+/// A finished answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// The whole text for the reader.
+    pub text: String,
+    /// The calls the model asks for.
+    pub tool_calls: Vec<ToolCall>,
+    /// Text and reason of what should have been calls.
+    pub malformed: Vec<(String, String)>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the answer, those of earlier attempts included.
+    pub completion_tokens: usize,
+    /// From submission to the first new token.
+    pub first_token: Duration,
+    /// From submission to the end.
+    pub total: Duration,
+}
+
+/// Why a request is not taken.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Rejection {
+    /// The prompt leaves no room for an answer.
+    #[error("the prompt has {tokens} tokens, the window of {model} holds {window}")]
+    PromptTooLong {
+        /// The model.
+        model: String,
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens the window holds.
+        window: usize,
+    },
+    /// The conversation does not fit the model's template.
+    #[error("the conversation does not fit the chat template: {0}")]
+    Template(String),
+    /// The text cannot be tokenised, or nothing is left of it.
+    #[error("the prompt cannot be tokenised: {0}")]
+    Tokenise(String),
+    /// The engine has stopped.
+    #[error("the engine of this model has stopped")]
+    Stopped,
+}
+
+/// A handle on a running engine; dropping the last ends its thread.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    model: Arc<Model>,
+    commands: mpsc::Sender<Command>,
+    active: Arc<AtomicUsize>,
+    next_id: Arc<AtomicU64>,
+    slots: usize,
+    window: usize,
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub struct Running {
+    /// Names it to `Engine::cancel`.
+    pub id: SequenceId,
+    /// What happens to it, in order.
+    pub events: events::UnboundedReceiver<Event>,
+}
+
+enum Command {
+    Submit(Box<Active>),
+    Cancel(SequenceId),
+}
+
+struct Active {
+    id: SequenceId,
+    tenant: u64,
+    prompt: Vec<u32>,
+    answer: Answer,
+    tokens_max: usize,
+    sampling: Sampling,
+    events: events::UnboundedSender<Event>,
+    submitted: Instant,
+    first_token: Option<Duration>,
+}
+
+impl Engine {
+    /// Starts the thread of one model.
+    ///
+    /// # Errors
+    /// The system gives no threads.
+    pub fn start(model: Arc<Model>, config: &EngineConfig) -> std::io::Result<Self> {
+        let blocks = (config.cache_bytes_max / model.decoder.block_bytes()).max(2);
+        let window = model.decoder.architecture().window.min(blocks * BLOCK);
+        let limits = Limits {
+            step_tokens: config.step_tokens,
+            running: config.slots,
+        };
+        let (commands, inbox) = mpsc::channel();
+        let active = Arc::new(AtomicUsize::new(0));
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.threads)
+            .thread_name(|index| format!("compute-{index}"))
+            .build()
+            .map_err(std::io::Error::other)?;
+        let worker = Worker {
+            scheduler: Scheduler::new(limits, blocks),
+            cache: model.decoder.cache(blocks),
+            model: Arc::clone(&model),
+            scratch: Scratch::default(),
+            requests: BTreeMap::new(),
+            active: Arc::clone(&active),
+        };
+        let name = format!("engine-{}", model.name);
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(move || pool.install(move || worker.run(&inbox)))?;
+        Ok(Self {
+            model,
+            commands,
+            active,
+            next_id: Arc::default(),
+            slots: config.slots,
+            window,
+        })
+    }
+
+    /// The model it runs.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Tokens of prompt and answer together that it can hold.
+    pub fn window(&self) -> usize {
+        self.window
+    }
+
+    /// Requests that run at the same time.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Requests it could take now without queueing.
+    pub fn free_slots(&self) -> usize {
+        self.slots
+            .saturating_sub(self.active.load(Ordering::Acquire))
+    }
+
+    /// Takes a request; its events begin when there is room.
+    ///
+    /// # Errors
+    /// The conversation does not fit the template or the window, or the engine has stopped.
+    pub fn submit(&self, request: Request) -> Result<Running, Rejection> {
+        let submitted = now();
+        let text = self
+            .model
+            .template
+            .render(&request.messages, &request.tools)
+            .map_err(Rejection::Template)?;
+        let prompt = self
+            .model
+            .tokenizer
+            .encode(&text)
+            .map_err(Rejection::Tokenise)?;
+        self.submit_tokens(prompt, request, submitted)
+    }
+
+    fn submit_tokens(
+        &self,
+        prompt: Vec<u32>,
+        request: Request,
+        submitted: Instant,
+    ) -> Result<Running, Rejection> {
+        let vocabulary = self.model.decoder.architecture().vocabulary;
+        if prompt.is_empty()
+            || prompt
+                .iter()
+                .chain(&request.produced)
+                .any(|&id| id as usize >= vocabulary)
+        {
+            return Err(Rejection::Tokenise(
+                "a token is outside the model's vocabulary, or there is none".to_owned(),
+            ));
+        }
+        if prompt.len() >= self.window {
+            return Err(Rejection::PromptTooLong {
+                model: self.model.name.clone(),
+                tokens: prompt.len(),
+                window: self.window,
+            });
+        }
+        let tokens_max = request
+            .tokens_max
+            .unwrap_or(usize::MAX)
+            .clamp(1, self.window - prompt.len());
+        let mut answer = Answer::new(request.stop);
+        for id in request.produced {
+            if answer.finish.is_none() {
+                answer.push(&self.model, id, tokens_max);
+            }
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, events) = events::unbounded_channel();
+        let active = Active {
+            id,
+            tenant: request.tenant,
+            prompt,
+            answer,
+            tokens_max,
+            sampling: request.sampling,
+            events: sender,
+            submitted,
+            first_token: None,
+        };
+        self.active.fetch_add(1, Ordering::AcqRel);
+        self.commands
+            .send(Command::Submit(Box::new(active)))
+            .map_err(|_| Rejection::Stopped)?;
+        Ok(Running { id, events })
+    }
+
+    /// Ends a request without an answer; its channel closes.
+    pub fn cancel(&self, id: SequenceId) {
+        // An engine that has stopped has nothing to cancel.
+        let _ = self.commands.send(Command::Cancel(id));
+    }
+}
+
+struct Worker {
+    model: Arc<Model>,
+    scheduler: Scheduler,
+    cache: crate::kernels::attention::KvCache,
+    scratch: Scratch,
+    requests: BTreeMap<SequenceId, Active>,
+    active: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    fn run(mut self, inbox: &mpsc::Receiver<Command>) {
+        loop {
+            if self.scheduler.is_idle() {
+                match inbox.recv() {
+                    Ok(command) => self.take(command),
+                    Err(mpsc::RecvError) => return,
+                }
+            }
+            while let Ok(command) = inbox.try_recv() {
+                self.take(command);
+            }
+            self.step();
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Submit(request) => {
+                let id = request.id;
+                let tokens = [request.prompt.as_slice(), &request.answer.ids].concat();
+                let ended = request.answer.finish;
+                let tenant = request.tenant;
+                self.requests.insert(id, *request);
+                match ended {
+                    Some(reason) => self.finish(id, reason),
+                    None => self.scheduler.add(id, tenant, tokens),
+                }
+            }
+            Command::Cancel(id) => drop(self.forget(id)),
+        }
+    }
+
+    fn step(&mut self) {
+        let chunks = self.scheduler.schedule();
+        if chunks.is_empty() {
+            assert!(
+                self.scheduler.is_idle(),
+                "the scheduler always finds work while there is some"
+            );
+            return;
+        }
+        let model = Arc::clone(&self.model);
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let logits = model
+            .decoder
+            .forward(&batch(&chunks), &mut self.cache, &mut scratch);
+        let mut rows = logits.chunks_exact(model.decoder.architecture().vocabulary);
+        for chunk in &chunks {
+            if chunk.yields {
+                let row = rows
+                    .next()
+                    .expect("one row of logits for every chunk that yields");
+                self.token(chunk.sequence, row, chunk.start + chunk.tokens.len());
+            }
+        }
+        self.scratch = scratch;
+    }
+
+    /// Picks the token of one request and tells its reader.
+    fn token(&mut self, id: SequenceId, logits: &[f32], position: usize) {
+        let Some(request) = self.requests.get_mut(&id) else {
+            return;
+        };
+        let Some(token) = request.sampling.pick(logits, position) else {
+            // A reader that has gone does not miss it.
+            let _ = request.events.send(Event::Failed(
+                "the model produced no finite logits".to_owned(),
+            ));
+            self.forget(id);
+            return;
+        };
+        let text = request.answer.push(&self.model, token, request.tokens_max);
+        request
+            .first_token
+            .get_or_insert_with(|| now() - request.submitted);
+        let reader_left = request
+            .events
+            .send(Event::Token { id: token, text })
+            .is_err();
+        let finish = request.answer.finish;
+        self.scheduler.complete(id, Some(token));
+        match finish {
+            _ if reader_left => drop(self.forget(id)),
+            Some(reason) => self.finish(id, reason),
+            None => {}
+        }
+    }
+
+    fn finish(&mut self, id: SequenceId, reason: FinishReason) {
+        let Some(request) = self.forget(id) else {
+            return;
+        };
+        let total = now() - request.submitted;
+        let outcome = Outcome {
+            reason,
+            text: request.answer.text,
+            tool_calls: request.answer.calls,
+            malformed: request.answer.malformed,
+            prompt_tokens: request.prompt.len(),
+            completion_tokens: request.answer.ids.len(),
+            first_token: request.first_token.unwrap_or(total),
+            total,
+        };
+        // A reader that has gone does not miss it.
+        let _ = request.events.send(Event::Finished(Box::new(outcome)));
+    }
+
+    fn forget(&mut self, id: SequenceId) -> Option<Active> {
+        self.scheduler.remove(id);
+        let request = self.requests.remove(&id);
+        if request.is_some() {
+            self.active.fetch_sub(1, Ordering::AcqRel);
+        }
+        request
+    }
+}
+
+fn batch(chunks: &[Chunk]) -> Batch<'_> {
+    let mut batch = Batch::default();
+    for (index, chunk) in chunks.iter().enumerate() {
+        batch.tokens.extend(&chunk.tokens);
+        batch
+            .positions
+            .extend(chunk.start..chunk.start + chunk.tokens.len());
+        batch.sequences.extend(chunk.tokens.iter().map(|_| index));
+        batch.tables.push(&chunk.blocks);
+        if chunk.yields {
+            batch.outputs.push(batch.tokens.len() - 1);
+        }
+    }
+    batch
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "measures how long a step takes; nothing is decided by it"
+)]
+fn now() -> Instant {
+    Instant::now()
+}

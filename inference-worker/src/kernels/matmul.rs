@@ -1,0 +1,276 @@
+//! Products of a few activation rows with a large weight matrix that never changes.
+//!
+//! A weight is packed once, at load, into panels of 32 output columns, so that the inner loop reads it front to back
+//! in whole cache lines. The packed form is the only copy: an embedding row is gathered from it as well, which is
+//! what lets tied models hold their largest matrix once.
+
+use crate::kernels::{Isa, Lane, isa};
+
+/// Output columns in one panel.
+const PANEL: usize = 32;
+const LANES: usize = PANEL / 16;
+/// Below this many multiply-adds a product is done by the calling thread: waking another costs more.
+const PARALLEL_MULTIPLY_ADDS: usize = 400_000;
+
+/// A weight matrix `[outputs, inputs]`, packed by panels of outputs.
+#[derive(Debug)]
+pub struct Packed {
+    lanes: Vec<Lane>,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Packed {
+    /// Packs matrices of equal input width, given row-major `[outputs, inputs]`, one below the other.
+    pub fn stack(parts: &[&[f32]], inputs: usize) -> Self {
+        let outputs = parts.iter().map(|part| part.len()).sum::<usize>() / inputs;
+        let mut lanes = vec![Lane::ZERO; outputs.div_ceil(PANEL) * inputs * LANES];
+        let rows = parts.iter().flat_map(|part| part.chunks_exact(inputs));
+        for (output, row) in rows.enumerate() {
+            let panel = output / PANEL * inputs * LANES + output % PANEL / 16;
+            for (input, &value) in row.iter().enumerate() {
+                lanes[panel + input * LANES].0[output % 16] = value;
+            }
+        }
+        Self {
+            lanes,
+            inputs,
+            outputs,
+        }
+    }
+
+    /// Width of an activation row.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Width of a result row.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Copies one row of the matrix, of `inputs` values.
+    pub fn row(&self, output: usize, into: &mut [f32]) {
+        assert!(output < self.outputs, "row {output} of {}", self.outputs);
+        let panel = output / PANEL * self.inputs * LANES + output % PANEL / 16;
+        for (input, value) in into.iter_mut().enumerate() {
+            *value = self.lanes[panel + input * LANES].0[output % 16];
+        }
+    }
+
+    /// `y[rows, outputs] = x[rows, inputs] * self^T`, on the current rayon pool when that pays.
+    pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
+        let rows = x.len() / self.inputs;
+        assert_eq!(x.len(), rows * self.inputs, "whole activation rows");
+        assert_eq!(
+            y.len(),
+            rows * self.outputs,
+            "one result row for each activation row"
+        );
+        let panels = self.outputs.div_ceil(PANEL);
+        let y = Columns(y.as_mut_ptr());
+        let threads = rayon::current_num_threads();
+        if threads == 1 || rows * self.inputs * self.outputs < PARALLEL_MULTIPLY_ADDS {
+            self.multiply_panels(x, &y, rows, 0..panels);
+            return;
+        }
+        // A few more pieces than threads, so that a thread that comes late does not hold up the rest.
+        let pieces = (threads * 3).min(panels);
+        rayon::scope(|scope| {
+            let y = &y;
+            for piece in 1..pieces {
+                scope
+                    .spawn(move |_| self.multiply_panels(x, y, rows, share(panels, pieces, piece)));
+            }
+            self.multiply_panels(x, y, rows, share(panels, pieces, 0));
+        });
+    }
+
+    fn multiply_panels(&self, x: &[f32], y: &Columns, rows: usize, panels: std::ops::Range<usize>) {
+        let isa = isa();
+        for panel in panels {
+            let weights = &self.lanes[panel * self.inputs * LANES..][..self.inputs * LANES];
+            let columns = PANEL.min(self.outputs - panel * PANEL);
+            let mut row = 0;
+            while row < rows {
+                let count = isa.tile_rows(rows - row);
+                let tile = Tile {
+                    x: &x[row * self.inputs..][..count * self.inputs],
+                    weights,
+                    inputs: self.inputs,
+                    y: y.0.wrapping_add(row * self.outputs + panel * PANEL),
+                    y_stride: self.outputs,
+                    columns,
+                };
+                tile.compute(isa, count);
+                row += count;
+            }
+        }
+    }
+}
+
+/// The start of the output, shared by threads that write different columns.
+struct Columns(*mut f32);
+
+#[allow(unsafe_code, reason = "threads write disjoint panels of one output")]
+// SAFETY: the pointer is used only inside `multiply`, which holds the output exclusively and gives every panel of
+// columns to exactly one thread.
+unsafe impl Sync for Columns {}
+
+/// The part of `0..total` that falls to one of `pieces`.
+fn share(total: usize, pieces: usize, piece: usize) -> std::ops::Range<usize> {
+    total * piece / pieces..total * (piece + 1) / pieces
+}
+
+impl Isa {
+    /// How many rows the next tile takes: as many as fit the registers beside one panel.
+    fn tile_rows(self, left: usize) -> usize {
+        let most = match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => 12,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => 3,
+            Self::Portable => 2,
+        };
+        match left {
+            _ if left <= most => left,
+            // Two middling tiles are faster than a full one and a thin one.
+            _ if left < 2 * most => left.div_ceil(2),
+            _ => most,
+        }
+    }
+}
+
+/// Some rows against one panel.
+struct Tile<'a> {
+    x: &'a [f32],
+    weights: &'a [Lane],
+    inputs: usize,
+    y: *mut f32,
+    y_stride: usize,
+    columns: usize,
+}
+
+macro_rules! by_rows {
+    ($tile:ident, $function:ident, $count:ident, $($rows:literal)*) => {
+        match $count {
+            $($rows => $function::<$rows>($tile),)*
+            _ => unreachable!("tiles have at most twelve rows"),
+        }
+    };
+}
+
+impl Tile<'_> {
+    #[allow(
+        unsafe_code,
+        reason = "calls functions compiled for an instruction set"
+    )]
+    fn compute(&self, isa: Isa, count: usize) {
+        assert!(self.x.len() >= count * self.inputs && self.weights.len() == self.inputs * LANES);
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the CPU has the features, and the lengths were just checked.
+            Isa::Avx512 => unsafe { by_rows!(self, avx512, count, 1 2 3 4 5 6 7 8 9 10 11 12) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the CPU has the features, and the lengths were just checked.
+            Isa::Avx2 => unsafe { by_rows!(self, avx2, count, 1 2 3) },
+            Isa::Portable => by_rows!(self, portable, count, 1 2),
+        }
+    }
+
+    /// Stores the first `columns` of a finished row.
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "writes columns that no other thread writes")]
+    fn store(&self, row: usize, values: &[f32; PANEL]) {
+        // SAFETY: `multiply` checked that the output holds every row, `columns` ends with the matrix, and this panel
+        // of columns belongs to this thread alone.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                values.as_ptr(),
+                self.y.add(row * self.y_stride),
+                self.columns,
+            );
+        }
+    }
+}
+
+/// SAFETY: the caller has checked for AVX-512F, that `x` holds `ROWS` rows and `weights` one panel.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+#[allow(unsafe_code, reason = "vector intrinsics on raw pointers")]
+unsafe fn avx512<const ROWS: usize>(tile: &Tile<'_>) {
+    use std::arch::x86_64::*;
+    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+    let x = tile.x.as_ptr();
+    let weights = tile.weights.as_ptr().cast::<f32>();
+    for input in 0..tile.inputs {
+        // SAFETY: `input` is below `inputs`, which both slices were checked to hold; lanes are 64-byte aligned.
+        unsafe {
+            let first = _mm512_load_ps(weights.add(input * PANEL));
+            let second = _mm512_load_ps(weights.add(input * PANEL + 16));
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let value = _mm512_set1_ps(*x.add(row * tile.inputs + input));
+                sums[0] = _mm512_fmadd_ps(value, first, sums[0]);
+                sums[1] = _mm512_fmadd_ps(value, second, sums[1]);
+            }
+        }
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        let mut values = [0.0; PANEL];
+        // SAFETY: `values` holds two vectors.
+        unsafe {
+            _mm512_storeu_ps(values.as_mut_ptr(), sums[0]);
+            _mm512_storeu_ps(values.as_mut_ptr().add(16), sums[1]);
+        }
+        tile.store(row, &values);
+    }
+}
+
+/// SAFETY: the caller has checked for AVX2 and FMA, that `x` holds `ROWS` rows and `weights` one panel.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+#[allow(unsafe_code, reason = "vector intrinsics on raw pointers")]
+unsafe fn avx2<const ROWS: usize>(tile: &Tile<'_>) {
+    use std::arch::x86_64::*;
+    let mut sums = [[_mm256_setzero_ps(); 4]; ROWS];
+    let x = tile.x.as_ptr();
+    let weights = tile.weights.as_ptr().cast::<f32>();
+    for input in 0..tile.inputs {
+        // SAFETY: `input` is below `inputs`, which both slices were checked to hold; lanes are 64-byte aligned.
+        unsafe {
+            let panel: [__m256; 4] =
+                std::array::from_fn(|part| _mm256_load_ps(weights.add(input * PANEL + part * 8)));
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let value = _mm256_set1_ps(*x.add(row * tile.inputs + input));
+                for (sum, weight) in sums.iter_mut().zip(panel) {
+                    *sum = _mm256_fmadd_ps(value, weight, *sum);
+                }
+            }
+        }
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        let mut values = [0.0; PANEL];
+        for (part, &sum) in sums.iter().enumerate() {
+            // SAFETY: `values` holds four vectors of eight.
+            unsafe { _mm256_storeu_ps(values.as_mut_ptr().add(part * 8), sum) };
+        }
+        tile.store(row, &values);
+    }
+}
+
+fn portable<const ROWS: usize>(tile: &Tile<'_>) {
+    let mut sums = [[0.0_f32; PANEL]; ROWS];
+    for (input, lanes) in tile.weights.chunks_exact(LANES).enumerate() {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let value = tile.x[row * tile.inputs + input];
+            for (half, lane) in sums.chunks_exact_mut(16).zip(lanes) {
+                for (sum, weight) in half.iter_mut().zip(&lane.0) {
+                    *sum += value * weight;
+                }
+            }
+        }
+    }
+    for (row, values) in sums.iter().enumerate() {
+        tile.store(row, values);
+    }
+}

@@ -1,0 +1,367 @@
+//! The decoder: embeddings, attention over the paged cache, gated feed-forward, and logits where they are wanted.
+//!
+//! One call computes a ragged batch: tokens of many sequences, prompt pieces and single continuations mixed. All
+//! keys and values of a layer are stored before any token looks at them, so sequences may share blocks that are
+//! being filled in the same call.
+
+use rayon::prelude::*;
+
+use crate::{
+    architecture::{Architecture, RopeScaling},
+    kernels::{
+        attention::{BLOCK, HeadShape, KvCache, View},
+        elementwise::{add, rms_norm, rms_norm_in_place, rotate, silu_multiply},
+        matmul::Packed,
+    },
+    model_directory::Error,
+    weights::Weights,
+};
+
+/// Below this many tokens attention stays on the calling thread.
+const PARALLEL_TOKENS: usize = 8;
+
+/// A decoder with its weights.
+#[derive(Debug)]
+pub struct Decoder {
+    architecture: Architecture,
+    embeddings: Packed,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    /// `None` when the embeddings serve as the output layer.
+    output: Option<Packed>,
+    inverse_frequencies: Vec<f32>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    attention_norm: Vec<f32>,
+    qkv: Packed,
+    qkv_bias: Option<Vec<f32>>,
+    query_norm: Option<Vec<f32>>,
+    key_norm: Option<Vec<f32>>,
+    attention_output: Packed,
+    attention_output_bias: Option<Vec<f32>>,
+    feed_forward_norm: Vec<f32>,
+    gate_up: Packed,
+    down: Packed,
+}
+
+/// A ragged batch: each token with its position and the sequence whose blocks it uses.
+#[derive(Debug, Default)]
+pub struct Batch<'a> {
+    /// The input tokens.
+    pub tokens: Vec<u32>,
+    /// The position of each token in its sequence.
+    pub positions: Vec<usize>,
+    /// For each token, its index in `tables`.
+    pub sequences: Vec<usize>,
+    /// Block tables, one for each sequence.
+    pub tables: Vec<&'a [u32]>,
+    /// Tokens (by index in the batch) whose logits are wanted.
+    pub outputs: Vec<usize>,
+}
+
+/// Buffers kept from one step to the next.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    mixed: Vec<f32>,
+    projected: Vec<f32>,
+    gate_up: Vec<f32>,
+    gated: Vec<f32>,
+    cosines: Vec<f32>,
+    sines: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+impl Decoder {
+    /// Reads and packs the weights of the given shape.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
+    pub fn load(architecture: Architecture, weights: &impl Weights) -> Result<Self, Error> {
+        let a = &architecture;
+        let embeddings = matrix(weights, "model.embed_tokens.weight", a.vocabulary, a.hidden)?;
+        let layers = (0..a.layers)
+            .map(|index| Layer::load(a, index, weights))
+            .collect::<Result<_, _>>()?;
+        let norm = weights.tensor("model.norm.weight", &[a.hidden])?;
+        let output = if a.tied_embeddings {
+            None
+        } else {
+            Some(matrix(weights, "lm_head.weight", a.vocabulary, a.hidden)?)
+        };
+        let inverse_frequencies = inverse_frequencies(a);
+        Ok(Self {
+            embeddings,
+            layers,
+            norm,
+            output,
+            inverse_frequencies,
+            architecture,
+        })
+    }
+
+    /// The shape of this decoder.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// A cache of `blocks` blocks for this decoder.
+    pub fn cache(&self, blocks: usize) -> KvCache {
+        KvCache::new(blocks, self.architecture.layers, self.head_shape())
+    }
+
+    /// Bytes that one block of the cache takes.
+    pub fn block_bytes(&self) -> usize {
+        self.head_shape().block_bytes(self.architecture.layers)
+    }
+
+    /// Computes the batch, stores its keys and values, and returns logits `[outputs, vocabulary]`.
+    pub fn forward<'s>(
+        &self,
+        batch: &Batch<'_>,
+        cache: &mut KvCache,
+        scratch: &'s mut Scratch,
+    ) -> &'s [f32] {
+        let a = &self.architecture;
+        let count = batch.tokens.len();
+        let s = scratch;
+        s.x.resize(count * a.hidden, 0.0);
+        for (row, &token) in s.x.chunks_exact_mut(a.hidden).zip(&batch.tokens) {
+            self.embeddings.row(token as usize, row);
+        }
+        self.angles(&batch.positions, &mut s.cosines, &mut s.sines);
+        s.normed.resize(count * a.hidden, 0.0);
+        s.projected.resize(count * a.hidden, 0.0);
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.attention(index, layer, batch, cache, s);
+            rms_norm(
+                &s.x,
+                &layer.feed_forward_norm,
+                a.norm_epsilon,
+                &mut s.normed,
+            );
+            s.gate_up.resize(count * 2 * a.intermediate, 0.0);
+            layer.gate_up.multiply(&s.normed, &mut s.gate_up);
+            s.gated.resize(count * a.intermediate, 0.0);
+            silu_multiply(&s.gate_up, a.intermediate, &mut s.gated);
+            layer.down.multiply(&s.gated, &mut s.projected);
+            add(&mut s.x, &s.projected);
+        }
+        self.logits(batch, s);
+        &s.logits
+    }
+
+    fn attention(
+        &self,
+        index: usize,
+        layer: &Layer,
+        batch: &Batch<'_>,
+        cache: &mut KvCache,
+        s: &mut Scratch,
+    ) {
+        let a = &self.architecture;
+        let (query_width, key_width) = (a.heads * a.head_width, a.kv_heads * a.head_width);
+        let width = query_width + 2 * key_width;
+        rms_norm(&s.x, &layer.attention_norm, a.norm_epsilon, &mut s.normed);
+        s.qkv.resize(batch.tokens.len() * width, 0.0);
+        layer.qkv.multiply(&s.normed, &mut s.qkv);
+        let half = a.head_width / 2;
+        for (token, row) in s.qkv.chunks_exact_mut(width).enumerate() {
+            if let Some(bias) = &layer.qkv_bias {
+                add(row, bias);
+            }
+            let (queries, rest) = row.split_at_mut(query_width);
+            let (keys, values) = rest.split_at_mut(key_width);
+            for (heads, norm) in [
+                (&mut *queries, &layer.query_norm),
+                (&mut *keys, &layer.key_norm),
+            ] {
+                if let Some(norm) = norm {
+                    rms_norm_in_place(heads, norm, a.norm_epsilon);
+                }
+                for head in heads.chunks_exact_mut(a.head_width) {
+                    rotate(
+                        head,
+                        &s.cosines[token * half..][..half],
+                        &s.sines[token * half..][..half],
+                    );
+                }
+            }
+            let position = batch.positions[token];
+            let block = batch.tables[batch.sequences[token]][position / BLOCK];
+            cache.write(index, block, position % BLOCK, keys, values);
+        }
+        s.mixed.resize(batch.tokens.len() * query_width, 0.0);
+        let cache = &*cache;
+        let one = |scores: &mut Vec<_>, token: usize, qkv: &[f32], out: &mut [f32]| {
+            let position = batch.positions[token];
+            let from = a
+                .sliding_window
+                .map_or(0, |window| (position + 1).saturating_sub(window));
+            let view = View {
+                blocks: batch.tables[batch.sequences[token]],
+                position,
+                from,
+            };
+            cache.attend(index, view, &qkv[..query_width], scores, out);
+        };
+        let rows = s
+            .qkv
+            .chunks_exact(width)
+            .zip(s.mixed.chunks_exact_mut(query_width))
+            .enumerate();
+        if batch.tokens.len() < PARALLEL_TOKENS {
+            let mut scores = Vec::new();
+            rows.for_each(|(token, (qkv, out))| one(&mut scores, token, qkv, out));
+        } else {
+            s.qkv
+                .par_chunks_exact(width)
+                .zip(s.mixed.par_chunks_exact_mut(query_width))
+                .enumerate()
+                .with_min_len(4)
+                .for_each_init(Vec::new, |scores, (token, (qkv, out))| {
+                    one(scores, token, qkv, out);
+                });
+        }
+        layer.attention_output.multiply(&s.mixed, &mut s.projected);
+        if let Some(bias) = &layer.attention_output_bias {
+            s.projected
+                .chunks_exact_mut(a.hidden)
+                .for_each(|row| add(row, bias));
+        }
+        add(&mut s.x, &s.projected);
+    }
+
+    fn logits(&self, batch: &Batch<'_>, s: &mut Scratch) {
+        let a = &self.architecture;
+        s.normed.resize(batch.outputs.len() * a.hidden, 0.0);
+        for (&token, out) in batch
+            .outputs
+            .iter()
+            .zip(s.normed.chunks_exact_mut(a.hidden))
+        {
+            rms_norm(
+                &s.x[token * a.hidden..][..a.hidden],
+                &self.norm,
+                a.norm_epsilon,
+                out,
+            );
+        }
+        s.logits.resize(batch.outputs.len() * a.vocabulary, 0.0);
+        self.output
+            .as_ref()
+            .unwrap_or(&self.embeddings)
+            .multiply(&s.normed, &mut s.logits);
+    }
+
+    fn angles(&self, positions: &[usize], cosines: &mut Vec<f32>, sines: &mut Vec<f32>) {
+        cosines.clear();
+        sines.clear();
+        for &position in positions {
+            for frequency in &self.inverse_frequencies {
+                let (sine, cosine) = (position as f32 * frequency).sin_cos();
+                cosines.push(cosine);
+                sines.push(sine);
+            }
+        }
+    }
+
+    fn head_shape(&self) -> HeadShape {
+        let a = &self.architecture;
+        HeadShape {
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            width: a.head_width,
+        }
+    }
+}
+
+impl Layer {
+    fn load(a: &Architecture, index: usize, weights: &impl Weights) -> Result<Self, Error> {
+        let name = |rest: &str| format!("model.layers.{index}.{rest}");
+        let get = |rest: &str, shape: &[usize]| weights.tensor(&name(rest), shape);
+        let when = |wanted: bool, rest: &str, width: usize| {
+            wanted.then(|| get(rest, &[width])).transpose()
+        };
+        let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
+        let qkv = Packed::stack(
+            &[
+                &get("self_attn.q_proj.weight", &[query, a.hidden])?,
+                &get("self_attn.k_proj.weight", &[key, a.hidden])?,
+                &get("self_attn.v_proj.weight", &[key, a.hidden])?,
+            ],
+            a.hidden,
+        );
+        let qkv_bias = match when(a.qkv_bias, "self_attn.q_proj.bias", query)? {
+            Some(mut bias) => {
+                bias.extend(get("self_attn.k_proj.bias", &[key])?);
+                bias.extend(get("self_attn.v_proj.bias", &[key])?);
+                Some(bias)
+            }
+            None => None,
+        };
+        let gate_up = Packed::stack(
+            &[
+                &get("mlp.gate_proj.weight", &[a.intermediate, a.hidden])?,
+                &get("mlp.up_proj.weight", &[a.intermediate, a.hidden])?,
+            ],
+            a.hidden,
+        );
+        Ok(Self {
+            attention_norm: get("input_layernorm.weight", &[a.hidden])?,
+            qkv,
+            qkv_bias,
+            query_norm: when(a.query_key_norm, "self_attn.q_norm.weight", a.head_width)?,
+            key_norm: when(a.query_key_norm, "self_attn.k_norm.weight", a.head_width)?,
+            attention_output: matrix(weights, &name("self_attn.o_proj.weight"), a.hidden, query)?,
+            attention_output_bias: when(a.output_bias, "self_attn.o_proj.bias", a.hidden)?,
+            feed_forward_norm: get("post_attention_layernorm.weight", &[a.hidden])?,
+            gate_up,
+            down: matrix(
+                weights,
+                &name("mlp.down_proj.weight"),
+                a.hidden,
+                a.intermediate,
+            )?,
+        })
+    }
+}
+
+fn matrix(
+    weights: &impl Weights,
+    name: &str,
+    outputs: usize,
+    inputs: usize,
+) -> Result<Packed, Error> {
+    Ok(Packed::stack(
+        &[&weights.tensor(name, &[outputs, inputs])?],
+        inputs,
+    ))
+}
+
+fn inverse_frequencies(a: &Architecture) -> Vec<f32> {
+    let width = a.head_width as f32;
+    (0..a.head_width / 2)
+        .map(|pair| 1.0 / a.rope.theta.powf(2.0 * pair as f32 / width))
+        .map(|frequency| match a.rope.scaling {
+            RopeScaling::None => frequency,
+            RopeScaling::Linear { factor } => frequency / factor,
+            RopeScaling::Llama3 {
+                factor,
+                low_frequency_factor,
+                high_frequency_factor,
+                original_window,
+            } => {
+                let turns = original_window * frequency / std::f32::consts::TAU;
+                let kept = ((turns - low_frequency_factor)
+                    / (high_frequency_factor - low_frequency_factor))
+                    .clamp(0.0, 1.0);
+                (1.0 - kept) * frequency / factor + kept * frequency
+            }
+        })
+        .collect()
+}

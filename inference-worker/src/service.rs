@@ -1,0 +1,629 @@
+//! The shell: takes jobs for free slots, streams their tokens, puts their results in the log, and says who it is.
+//!
+//! A result is in the log before its job is off the queue: a crash between the two repeats the job, and the log
+//! recognises the second result. An attempt after the first goes on behind the tokens already published.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use runtime::{
+    Runtime,
+    bus::{self, Delivery},
+    clock,
+};
+use schemas::{
+    EffectId, ExecutionId, Fact, FactBody, Frame, InferenceJob, Usage,
+    fact::{FailureClass, InferenceCompleted, InferenceFailed, InferenceTiming},
+    presence::{Hold, Holds, Worker},
+    rpc, stream, subject,
+    token::FrameKind,
+    wire::{Nanos, encode},
+};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    answer::FinishReason,
+    config::Config,
+    embed::Embedder,
+    engine::{Engine, Event, Outcome, Rejection, Request, Running},
+    model_directory::{self, Model},
+    sample::Sampling,
+};
+
+/// How long to wait before a queue that broke is opened anew, and before a job whose result found no log comes again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often presence is renewed: a lost renewal or two do not make a worker vanish.
+const PRESENCE_EVERY: Duration =
+    Duration::from_millis(stream::WORKER_ENTRY_TTL.as_millis() as u64 / 3);
+
+/// Why the service cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A model cannot be loaded.
+    #[error(transparent)]
+    Model(#[from] model_directory::Error),
+    /// The bus does not do what is asked.
+    #[error(transparent)]
+    Bus(#[from] bus::Error),
+    /// The system gives no threads.
+    #[error("start an engine")]
+    Engine(#[source] std::io::Error),
+}
+
+/// Loads the models, then serves them in tasks of `runtime` until its soft token falls. Returns when ready.
+///
+/// # Errors
+/// A model cannot be loaded, or the bus cannot be reached.
+pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
+    let (engines, embedders) = tokio::task::spawn_blocking(move || load(&config))
+        .await
+        .expect("loading returns errors and does not panic")?;
+    let worker = Arc::new(Service {
+        id: format!("inference-{}", clock::process_token()),
+        runtime: runtime.clone(),
+        held: Mutex::default(),
+    });
+    let embedding = embedders.iter().map(describe_embedder);
+    let models: Vec<rpc::Model> = engines.iter().map(describe).chain(embedding).collect();
+    worker.answer_questions(&models, embedders).await?;
+    worker.listen_for_cancels().await?;
+    worker
+        .announce(models, engines.iter().map(Engine::slots).sum())
+        .await?;
+    for engine in engines {
+        // The queue is opened here once, so that a missing stream is an error of the start.
+        runtime.bus.inference_jobs(&engine.model().name).await?;
+        runtime.tasks.spawn(Arc::clone(&worker).pull(engine));
+    }
+    Ok(())
+}
+
+fn load(config: &Config) -> Result<(Vec<Engine>, Vec<Embedder>), Error> {
+    let engine_config = config.engine();
+    let start = |directory: &std::path::PathBuf| {
+        let model = Arc::new(Model::load(directory)?);
+        tracing::info!(model = model.name, "loaded");
+        Engine::start(model, &engine_config).map_err(Error::Engine)
+    };
+    let engines = config.models.iter().map(start).collect::<Result<_, _>>()?;
+    let embedders = config
+        .embedding_models
+        .iter()
+        .map(|directory| Embedder::load(directory));
+    Ok((engines, embedders.collect::<Result<_, _>>()?))
+}
+
+struct Service {
+    id: String,
+    runtime: Runtime,
+    /// What is being worked on, and how to stop it.
+    held: Mutex<BTreeMap<(ExecutionId, EffectId), (u32, CancellationToken)>>,
+}
+
+fn describe(engine: &Engine) -> rpc::Model {
+    let window = u32::try_from(engine.window()).unwrap_or(u32::MAX);
+    rpc::Model {
+        name: engine.model().name.clone(),
+        kind: "chat".to_owned(),
+        window,
+    }
+}
+
+fn describe_embedder(embedder: &Embedder) -> rpc::Model {
+    let window = u32::try_from(embedder.window).unwrap_or(u32::MAX);
+    rpc::Model {
+        name: embedder.name.clone(),
+        kind: "embedding".to_owned(),
+        window,
+    }
+}
+
+/// Computes on a thread for blocking work; a panic there is an answer, too.
+async fn embed(embedders: Arc<Vec<Embedder>>, question: rpc::Embed) -> rpc::Reply<rpc::Embeddings> {
+    let refuse = |code: &str, detail: String| {
+        rpc::Reply::Err(rpc::Refusal {
+            code: code.to_owned(),
+            detail,
+        })
+    };
+    let work = move || {
+        let wanted = question.model.as_deref();
+        let embedder = embedders
+            .iter()
+            .find(|embedder| wanted.is_none_or(|name| name == embedder.name))
+            .ok_or_else(|| ("unknown_model", format!("find embedding model {wanted:?}")))?;
+        let mut embeddings = Vec::new();
+        let mut tokens = 0;
+        for text in &question.input {
+            let (vector, count) = embedder.embed(text).map_err(|why| ("bad_request", why))?;
+            embeddings.push(vector);
+            tokens += count as u64;
+        }
+        Ok(rpc::Embeddings {
+            model: embedder.name.clone(),
+            embeddings,
+            usage: Usage::new(tokens, 0),
+        })
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(embeddings)) => rpc::Reply::Ok(embeddings),
+        Ok(Err((code, detail))) => refuse(code, detail),
+        Err(error) => refuse("internal", format!("embed: {error}")),
+    }
+}
+
+impl Service {
+    async fn answer_questions(
+        self: &Arc<Self>,
+        models: &[rpc::Model],
+        embedders: Vec<Embedder>,
+    ) -> Result<(), Error> {
+        let Runtime { bus, tasks, .. } = &self.runtime;
+        let this = Arc::clone(self);
+        bus.serve_liveness(tasks, &self.id, move || this.holds())
+            .await?;
+        if !embedders.is_empty() {
+            let embedders = Arc::new(embedders);
+            bus.serve(tasks, subject::RPC_EMBED, move |question| {
+                embed(Arc::clone(&embedders), question)
+            })
+            .await?;
+        }
+        let models = models.to_vec();
+        bus.serve(tasks, subject::RPC_MODELS, move |()| {
+            std::future::ready(rpc::Reply::Ok(models.clone()))
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn listen_for_cancels(self: &Arc<Self>) -> Result<(), Error> {
+        let mut cancels = self.runtime.bus.cancels().await?;
+        let this = Arc::clone(self);
+        self.runtime.tasks.spawn(async move {
+            while let Some(exec) = cancels.next().await {
+                let held = this.held.lock().expect("no panic while the lock is held");
+                held.iter()
+                    .filter(|((other, _), _)| *other == exec)
+                    .for_each(|(_, (_, token))| token.cancel());
+            }
+        });
+        Ok(())
+    }
+
+    /// Keeps the entry in the bucket of workers fresh; takes it out at the end.
+    async fn announce(
+        self: &Arc<Self>,
+        models: Vec<rpc::Model>,
+        slots: usize,
+    ) -> Result<(), Error> {
+        let bucket = self.runtime.bus.bucket(stream::BUCKET_WORKERS).await?;
+        let entry = Worker {
+            id: self.id.clone(),
+            role: "inference".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            slots: u32::try_from(slots).unwrap_or(u32::MAX),
+            models,
+            tools: Vec::new(),
+        };
+        let (soft, id) = (self.runtime.tasks.soft(), self.id.clone());
+        self.runtime.tasks.spawn(async move {
+            loop {
+                if let Err(error) = bucket.put(&id, encode(&entry).into()).await {
+                    tracing::warn!(%error, "presence was not renewed");
+                }
+                if soft
+                    .run_until_cancelled(tokio::time::sleep(PRESENCE_EVERY))
+                    .await
+                    .is_none()
+                {
+                    break;
+                }
+            }
+            if let Err(error) = bucket.delete(&id).await {
+                tracing::debug!(%error, "presence was not withdrawn; it expires");
+            }
+        });
+        Ok(())
+    }
+
+    /// Pulls one job for each free slot, until the soft token falls.
+    async fn pull(self: Arc<Self>, engine: Engine) {
+        let (soft, bus) = (self.runtime.tasks.soft(), &self.runtime.bus);
+        let slots = Arc::new(Semaphore::new(engine.slots()));
+        while !soft.is_cancelled() {
+            let mut queue = match bus.inference_jobs(&engine.model().name).await {
+                Ok(queue) => queue,
+                Err(error) => {
+                    tracing::warn!(%error, "the job queue cannot be opened; trying again");
+                    soft.run_until_cancelled(tokio::time::sleep(RETRY_AFTER))
+                        .await;
+                    continue;
+                }
+            };
+            loop {
+                let next = async {
+                    let slot = Arc::clone(&slots)
+                        .acquire_owned()
+                        .await
+                        .expect("the semaphore is never closed");
+                    (slot, queue.next().await)
+                };
+                let Some((slot, next)) = soft.run_until_cancelled(next).await else {
+                    return;
+                };
+                match next {
+                    Ok(Some(delivery)) => {
+                        let (this, engine) = (Arc::clone(&self), engine.clone());
+                        self.runtime.tasks.spawn(async move {
+                            this.carry_out(&engine, delivery).await;
+                            drop(slot);
+                        });
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "the job queue broke; opening it anew");
+                        soft.run_until_cancelled(tokio::time::sleep(RETRY_AFTER))
+                            .await;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// One job from claim to verdict.
+    async fn carry_out(&self, engine: &Engine, delivery: Delivery<InferenceJob>) {
+        let job = &delivery.job;
+        let taken_at = clock::now();
+        let stop = CancellationToken::new();
+        let key = (job.exec, job.effect.clone());
+        self.held
+            .lock()
+            .expect("no panic while the lock is held")
+            .insert(key.clone(), (job.attempt, stop.clone()));
+        let hold = Hold {
+            exec: job.exec,
+            effect: job.effect.clone(),
+            attempt: job.attempt,
+            worker: self.id.clone(),
+        };
+        if let Err(error) = self.runtime.bus.claim(&hold).await {
+            tracing::debug!(%error, "a claim was not announced");
+        }
+        let body = self.result(engine, job, taken_at, &stop).await;
+        let mut fact = Fact::new(job.exec, clock::now(), body);
+        fact.cause = Some(self.id.clone());
+        fact.trace = job.trace.clone();
+        let verdict = match self.runtime.bus.append_fact(&fact).await {
+            Ok(_) => delivery.done().await,
+            Err(error) => {
+                tracing::warn!(%error, exec = %key.0, "a result did not reach the log; the job comes again");
+                delivery.retry(RETRY_AFTER).await
+            }
+        };
+        if let Err(error) = verdict {
+            tracing::debug!(%error, exec = %key.0, "a verdict was not confirmed; the job may come again");
+        }
+        self.held
+            .lock()
+            .expect("no panic while the lock is held")
+            .remove(&key);
+    }
+
+    /// Generates the answer; says in the tokens how it ended, too.
+    async fn result(
+        &self,
+        engine: &Engine,
+        job: &InferenceJob,
+        taken_at: Nanos,
+        stop: &CancellationToken,
+    ) -> FactBody {
+        let mut end = Frame {
+            attempt: job.attempt,
+            n: 0,
+            ids: Vec::new(),
+            text: String::new(),
+            k: FrameKind::End,
+            finish: None,
+            usage: None,
+        };
+        let work = stop.run_until_cancelled(self.generate(engine, job, &mut end.n));
+        let result = match tokio::time::timeout(clock::until(job.deadline), work).await {
+            Ok(Some(result)) => result,
+            Ok(None) => Err(failure(
+                FailureClass::Cancelled,
+                "generate: the execution was cancelled",
+            )),
+            Err(_) => Err(failure(
+                FailureClass::Timeout,
+                "generate before the deadline",
+            )),
+        };
+        let body = match result {
+            Ok(outcome) => {
+                FactBody::InferenceCompleted(completed(job, &self.id, taken_at, *outcome))
+            }
+            Err((class, detail)) => {
+                let (effect, attempt, worker) = (job.effect.clone(), job.attempt, self.id.clone());
+                FactBody::InferenceFailed(InferenceFailed {
+                    effect,
+                    attempt,
+                    worker,
+                    class,
+                    detail,
+                })
+            }
+        };
+        if let FactBody::InferenceCompleted(completed) = &body {
+            end.n = completed.usage.completion_tokens;
+            end.finish = Some(completed.finish);
+            end.usage = Some(completed.usage);
+        }
+        self.publish(job, &end).await;
+        body
+    }
+
+    /// Runs the model and publishes tokens as they come; `published` counts them.
+    async fn generate(
+        &self,
+        engine: &Engine,
+        job: &InferenceJob,
+        published: &mut u64,
+    ) -> Result<Box<Outcome>, (FailureClass, String)> {
+        let produced = if job.attempt > 1 {
+            self.produced(job).await
+        } else {
+            Vec::new()
+        };
+        *published = produced.len() as u64;
+        let mut running = submit(engine.clone(), request(job, produced)).await?;
+        let _cancel = CancelOnDrop {
+            engine,
+            id: running.id,
+        };
+        while let Some(event) = running.events.recv().await {
+            let mut frame = Frame {
+                attempt: job.attempt,
+                n: *published,
+                ids: Vec::new(),
+                text: String::new(),
+                k: FrameKind::Delta,
+                finish: None,
+                usage: None,
+            };
+            let mut next = Some(event);
+            // What has piled up while the bus was slow leaves in one frame.
+            while let Some(Event::Token { id, text }) = next {
+                frame.ids.push(id);
+                frame.text.push_str(&text);
+                next = running.events.try_recv().ok();
+            }
+            if !frame.ids.is_empty() {
+                *published += frame.ids.len() as u64;
+                self.publish(job, &frame).await;
+            }
+            match next {
+                Some(Event::Finished(outcome)) => return Ok(outcome),
+                Some(Event::Failed(reason)) => {
+                    return Err((FailureClass::Internal, format!("generate: {reason}")));
+                }
+                Some(Event::Token { .. }) | None => {}
+            }
+        }
+        Err(failure(
+            FailureClass::Internal,
+            "generate: the engine ended without an answer",
+        ))
+    }
+
+    /// The tokens that earlier attempts published, as far as they are known without a hole.
+    async fn produced(&self, job: &InferenceJob) -> Vec<u32> {
+        let frames = self.runtime.bus.read_tokens(job.exec, &job.effect).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, exec = %job.exec, "the tokens of earlier attempts cannot be read; starting over");
+            Vec::new()
+        });
+        let ids = contiguous(&frames);
+        if ids.is_empty() {
+            // Somebody may have seen tokens that are no longer kept.
+            let restart = Frame {
+                attempt: job.attempt,
+                n: 0,
+                ids: Vec::new(),
+                text: String::new(),
+                k: FrameKind::Restart,
+                finish: None,
+                usage: None,
+            };
+            self.publish(job, &restart).await;
+        }
+        ids
+    }
+
+    async fn publish(&self, job: &InferenceJob, frame: &Frame) {
+        if let Err(error) = self
+            .runtime
+            .bus
+            .publish_tokens(job.exec, &job.effect, frame)
+            .await
+        {
+            tracing::debug!(%error, exec = %job.exec, "tokens were not published; the log will have them");
+        }
+    }
+
+    fn holds(&self) -> Holds {
+        let held = self.held.lock().expect("no panic while the lock is held");
+        let hold = |((exec, effect), (attempt, _)): (
+            &(ExecutionId, EffectId),
+            &(u32, CancellationToken),
+        )| Hold {
+            exec: *exec,
+            effect: effect.clone(),
+            attempt: *attempt,
+            worker: self.id.clone(),
+        };
+        Holds {
+            effects: held.iter().map(hold).collect(),
+        }
+    }
+}
+
+/// A job that is dropped for any reason frees its slot in the engine.
+struct CancelOnDrop<'a> {
+    engine: &'a Engine,
+    id: u64,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        self.engine.cancel(self.id);
+    }
+}
+
+/// Rendering and tokenising a long prompt takes a while, so it is done beside the async threads.
+async fn submit(engine: Engine, request: Request) -> Result<Running, (FailureClass, String)> {
+    let submitted = tokio::task::spawn_blocking(move || engine.submit(request)).await;
+    let submitted =
+        submitted.map_err(|error| (FailureClass::Internal, format!("submit: {error}")))?;
+    submitted.map_err(|rejection| {
+        let class = match rejection {
+            Rejection::PromptTooLong { .. } => FailureClass::Overflow,
+            Rejection::Template(_) | Rejection::Tokenise(_) => FailureClass::BadRequest,
+            Rejection::Stopped => FailureClass::Internal,
+        };
+        (class, format!("generate: {rejection}"))
+    })
+}
+
+fn request(job: &InferenceJob, produced: Vec<u32>) -> Request {
+    let json = |value| serde_json::to_value(value).expect("messages have string keys");
+    let limits = [
+        (job.tokens_max > 0).then_some(job.tokens_max),
+        job.sampling.max_tokens.map(u64::from),
+    ];
+    Request {
+        messages: job.messages.iter().map(json).collect(),
+        tools: job
+            .tools
+            .iter()
+            .map(|tool| serde_json::to_value(tool).expect("tools have string keys"))
+            .collect(),
+        sampling: Sampling {
+            temperature: job.sampling.temperature.unwrap_or(0.0),
+            top_k: 0,
+            top_p: job.sampling.top_p.unwrap_or(1.0),
+            seed: job.sampling.seed.unwrap_or(0),
+        },
+        tokens_max: limits
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
+        stop: job.sampling.stop.clone(),
+        produced,
+        tenant: tenant(job.user_id.as_deref()),
+    }
+}
+
+/// Users are told apart by a hash of their name; two that collide share a turn.
+fn tenant(user: Option<&str>) -> u64 {
+    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    user.unwrap_or_default()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, mix)
+}
+
+fn completed(
+    job: &InferenceJob,
+    worker: &str,
+    taken_at: Nanos,
+    outcome: Outcome,
+) -> InferenceCompleted {
+    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let name = |index: usize| format!("call-{}-{index}", job.effect);
+    let calls = outcome
+        .tool_calls
+        .into_iter()
+        .map(|call| (call.name, call.arguments.to_string()));
+    // A malformed call goes on as a call: the tool worker refuses it, and the model reads why.
+    let malformed = outcome
+        .malformed
+        .into_iter()
+        .map(|(text, _)| ("malformed_tool_call".to_owned(), text));
+    InferenceCompleted {
+        effect: job.effect.clone(),
+        attempt: job.attempt,
+        worker: worker.to_owned(),
+        text: outcome.text,
+        tool_calls: calls
+            .chain(malformed)
+            .enumerate()
+            .map(|(index, (tool, arguments))| schemas::ToolCall::new(name(index), tool, arguments))
+            .collect(),
+        finish: match outcome.reason {
+            FinishReason::Stop => schemas::FinishReason::Stop,
+            FinishReason::Length => schemas::FinishReason::Length,
+            FinishReason::ToolCalls => schemas::FinishReason::ToolCalls,
+        },
+        usage: Usage::new(
+            outcome.prompt_tokens as u64,
+            outcome.completion_tokens as u64,
+        ),
+        cached_tokens: 0,
+        timing: InferenceTiming {
+            queue_us: u64::try_from((taken_at - job.queued_at) / 1_000).unwrap_or(0),
+            prefill_us: micros(outcome.first_token),
+            decode_us: micros(outcome.total.saturating_sub(outcome.first_token)),
+        },
+    }
+}
+
+fn failure(class: FailureClass, detail: &str) -> (FailureClass, String) {
+    (class, detail.to_owned())
+}
+
+/// Joins frames of all attempts into the ids from token 0 up to the first hole.
+fn contiguous(frames: &[Frame]) -> Vec<u32> {
+    let mut ids: Vec<u32> = Vec::new();
+    for frame in frames.iter().filter(|frame| frame.k == FrameKind::Delta) {
+        let known = ids.len() as u64;
+        if frame.n <= known {
+            ids.extend(frame.ids.iter().skip((known - frame.n) as usize));
+        }
+    }
+    ids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(attempt: u32, n: u64, ids: &[u32]) -> Frame {
+        Frame {
+            attempt,
+            n,
+            ids: ids.to_vec(),
+            text: String::new(),
+            k: FrameKind::Delta,
+            finish: None,
+            usage: None,
+        }
+    }
+
+    #[test]
+    fn an_attempt_continues_after_what_is_known_without_a_hole() {
+        let frames = [
+            frame(1, 0, &[5]),
+            frame(1, 1, &[6, 7]),
+            frame(2, 2, &[7, 8]),
+            frame(2, 5, &[9]),
+        ];
+        assert_eq!(contiguous(&frames), [5, 6, 7, 8]);
+        assert_eq!(contiguous(&frames[1..]), [0_u32; 0]);
+    }
+}

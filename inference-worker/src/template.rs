@@ -1,0 +1,219 @@
+//! Conversations to text, by the chat template that comes with the model.
+//!
+//! Templates are written for Jinja2 inside Python; what they rely on is provided here: blocks trimmed, `tojson` with
+//! Python's separators, `raise_exception`, and the methods of Python's strings and dictionaries.
+
+use std::path::Path;
+
+use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde};
+use serde::Serialize;
+use serde_json::Value as Json;
+
+use crate::model_directory::Error;
+
+/// A compiled template with the special tokens it may name.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos_token: String,
+    eos_token: String,
+}
+
+impl ChatTemplate {
+    /// Takes `chat_template` from the tokenizer's configuration, or the file `chat_template.jinja` beside it.
+    ///
+    /// # Errors
+    /// There is no template, or it does not compile.
+    pub fn load(directory: &Path, tokenizer_config: &Json) -> Result<Self, Error> {
+        let config_path = directory.join("tokenizer_config.json");
+        let file = directory.join("chat_template.jinja");
+        let source = match tokenizer_config.get("chat_template") {
+            Some(Json::String(source)) => source.clone(),
+            Some(Json::Array(named)) => named_template(named).ok_or_else(|| {
+                Error::refused(
+                    &config_path,
+                    "\"chat_template\" has no template named default",
+                )
+            })?,
+            _ if file.exists() => {
+                std::fs::read_to_string(&file).map_err(|source| Error::read(&file, source))?
+            }
+            _ => return Err(Error::refused(&config_path, "\"chat_template\" is missing")),
+        };
+        let token = |name: &str| {
+            let token = tokenizer_config.get(name);
+            token
+                .and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()))
+                .unwrap_or_default()
+                .to_owned()
+        };
+        Self::compile(source, token("bos_token"), token("eos_token")).map_err(|error| {
+            Error::refused(
+                &config_path,
+                format!("the chat template does not compile: {error}"),
+            )
+        })
+    }
+
+    fn compile(
+        source: String,
+        bos_token: String,
+        eos_token: String,
+    ) -> Result<Self, minijinja::Error> {
+        let mut environment = Environment::new();
+        environment.set_syntax(
+            SyntaxConfig::builder()
+                .trim_blocks(true)
+                .lstrip_blocks(true)
+                .build()?,
+        );
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", to_python_json);
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<Value, minijinja::Error> {
+                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
+        environment.add_template_owned("chat", source)?;
+        Ok(Self {
+            environment,
+            bos_token,
+            eos_token,
+        })
+    }
+
+    /// The prompt for these messages and tools, both in OpenAI's shape, up to where the answer begins.
+    ///
+    /// # Errors
+    /// The template refuses the conversation; the text is the template's.
+    pub fn render(&self, messages: &[Json], tools: &[Json]) -> Result<String, String> {
+        let messages: Vec<Json> = messages.iter().map(for_template).collect();
+        let template = self
+            .environment
+            .get_template("chat")
+            .expect("the template was added when compiled");
+        let tools = if tools.is_empty() {
+            Value::from(())
+        } else {
+            Value::from(Serde(tools))
+        };
+        template
+            .render(context! {
+                messages => Value::from(Serde(&messages)),
+                tools,
+                documents => Value::from(()),
+                add_generation_prompt => true,
+                bos_token => self.bos_token.as_str(),
+                eos_token => self.eos_token.as_str(),
+            })
+            .map_err(|error| {
+                error
+                    .detail()
+                    .map_or_else(|| error.to_string(), ToOwned::to_owned)
+            })
+    }
+}
+
+fn named_template(named: &[Json]) -> Option<String> {
+    let default = named
+        .iter()
+        .find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"))?;
+    Some(default.get("template")?.as_str()?.to_owned())
+}
+
+/// Templates expect text for content, and objects where OpenAI's shape has a string of JSON.
+fn for_template(message: &Json) -> Json {
+    let mut message = message.clone();
+    if let Some(parts) = message.get("content").and_then(Json::as_array) {
+        let text: String = parts
+            .iter()
+            .filter_map(|part| part.get("text")?.as_str())
+            .collect();
+        message["content"] = Json::String(text);
+    }
+    if let Some(calls) = message.get_mut("tool_calls").and_then(Json::as_array_mut) {
+        for call in calls {
+            if let Some(arguments) = call.pointer_mut("/function/arguments")
+                && let Some(parsed) = arguments
+                    .as_str()
+                    .and_then(|text| serde_json::from_str(text).ok())
+            {
+                *arguments = parsed;
+            }
+        }
+    }
+    message
+}
+
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "the signature of a template filter"
+)]
+fn to_python_json(
+    value: Value,
+    options: minijinja::value::Kwargs,
+) -> Result<Value, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let fail = |error: serde_json::Error| {
+        minijinja::Error::new(ErrorKind::BadSerialization, error.to_string())
+    };
+    let mut bytes = Vec::new();
+    match indent {
+        None => value
+            .serialize(&mut serde_json::Serializer::with_formatter(
+                &mut bytes,
+                PythonSeparators,
+            ))
+            .map_err(fail)?,
+        Some(width) => {
+            let spaces = " ".repeat(width);
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value
+                .serialize(&mut serde_json::Serializer::with_formatter(
+                    &mut bytes, formatter,
+                ))
+                .map_err(fail)?;
+        }
+    }
+    Ok(Value::from_safe_string(
+        String::from_utf8(bytes).expect("JSON is written as UTF-8"),
+    ))
+}
+
+/// `", "` and `": "`, as Python's `json.dumps` writes.
+struct PythonSeparators;
+
+impl serde_json::ser::Formatter for PythonSeparators {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}

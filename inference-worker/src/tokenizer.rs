@@ -1,0 +1,122 @@
+//! Text to token ids, and each id to its bytes.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::model_directory::Error;
+
+/// Special tokens that carry meaning for the tool-call parser, and so stay visible to it.
+const VISIBLE: [&str; 2] = ["<tool_call>", "</tool_call>"];
+
+/// A tokenizer as `tokenizer.json` describes it.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bytes: ByteForm,
+}
+
+/// How the vocabulary spells bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ByteForm {
+    /// Each byte is one printable character (GPT-2's table).
+    ByteLevel,
+    /// `▁` is a space and `<0xAB>` a byte (SentencePiece).
+    SentencePiece,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`.
+    ///
+    /// # Errors
+    /// The file is missing or malformed.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let bytes = std::fs::read(path).map_err(|source| Error::read(path, source))?;
+        let json: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::refused(path, format!("malformed JSON: {error}")))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
+            .map_err(|error| Error::refused(path, error.to_string()))?;
+        // Cutting and filling are for training batches; a prompt is taken whole.
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|error| Error::refused(path, error.to_string()))?;
+        let decoder = json
+            .get("decoder")
+            .map(Value::to_string)
+            .unwrap_or_default();
+        let bytes = if decoder.contains("\"ByteLevel\"") {
+            ByteForm::ByteLevel
+        } else {
+            ByteForm::SentencePiece
+        };
+        Ok(Self { inner, bytes })
+    }
+
+    /// The ids of a text; markers of special tokens in it become those tokens, nothing is added.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| error.to_string())?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of a text with the marks the tokenizer puts around one, as embedding models want them.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    pub fn encode_marked(&self, text: &str) -> Result<Vec<u32>, String> {
+        let encoding = self
+            .inner
+            .encode_fast(text, true)
+            .map_err(|error| error.to_string())?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The id of a token by its text.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Appends the bytes of a token as a reader sees them; special tokens have none.
+    pub fn append_bytes(&self, id: u32, into: &mut Vec<u8>) {
+        let added = self.inner.get_added_tokens_decoder();
+        if let Some(token) = added.get(&id) {
+            if !token.special || VISIBLE.contains(&token.content.as_str()) {
+                into.extend_from_slice(token.content.as_bytes());
+            }
+            return;
+        }
+        let Some(token) = self.inner.id_to_token(id) else {
+            return;
+        };
+        match self.bytes {
+            ByteForm::ByteLevel => into.extend(token.chars().filter_map(byte_of)),
+            ByteForm::SentencePiece => match byte_escape(&token) {
+                Some(byte) => into.push(byte),
+                None => into.extend_from_slice(token.replace('▁', " ").as_bytes()),
+            },
+        }
+    }
+}
+
+/// GPT-2's table backwards: printable Latin-1 stands for itself, the other bytes in order from U+0100.
+fn byte_of(character: char) -> Option<u8> {
+    let code = character as u32;
+    match code {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => Some(code as u8),
+        0x100..=0x120 => Some((code - 0x100) as u8),
+        0x121..=0x142 => Some((code - 0x121 + 0x7f) as u8),
+        0x143 => Some(0xad),
+        _ => None,
+    }
+}
+
+fn byte_escape(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    u8::from_str_radix(digits, 16).ok()
+}

@@ -1,0 +1,219 @@
+//! Reads tensors from safetensors files, one at a time.
+//!
+//! The header of every file is checked against the file's length before anything is allocated, so that a missing or
+//! truncated shard is refused by name. Tensors are read when they are asked for and handed over as f32: the peak is
+//! one tensor above the finished model. Files are read, not mapped: a file that shrinks while mapped kills the
+//! process.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use half::{bf16, f16};
+use safetensors::{Dtype, tensor::Metadata};
+use serde_json::Value;
+
+use crate::model_directory::{Error, read_json};
+
+/// Where a model's tensors come from.
+pub trait Weights {
+    /// The tensor of that name, row-major, as f32.
+    ///
+    /// # Errors
+    /// The tensor is missing, has another shape, or cannot be read.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error>;
+}
+
+/// The safetensors files of a model directory, opened and checked.
+#[derive(Debug)]
+pub struct SafetensorsFiles {
+    directory: PathBuf,
+    shards: Vec<Shard>,
+    by_tensor: BTreeMap<String, usize>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    file: File,
+    metadata: Metadata,
+    data_start: u64,
+}
+
+impl SafetensorsFiles {
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    /// A file is missing, truncated or malformed, or the index names a tensor its file does not hold.
+    pub fn open(directory: &Path) -> Result<Self, Error> {
+        let index = directory.join("model.safetensors.index.json");
+        if !index.exists() {
+            let shard = Shard::open(directory.join("model.safetensors"))?;
+            let by_tensor = shard
+                .metadata
+                .offset_keys()
+                .into_iter()
+                .map(|name| (name, 0))
+                .collect();
+            return Ok(Self {
+                directory: directory.to_owned(),
+                shards: vec![shard],
+                by_tensor,
+            });
+        }
+        let json = read_json(&index)?;
+        let map = json
+            .get("weight_map")
+            .and_then(Value::as_object)
+            .ok_or_else(|| Error::refused(&index, "\"weight_map\" is missing"))?;
+        let mut files = BTreeMap::new();
+        let mut shards: Vec<Shard> = Vec::new();
+        let mut by_tensor = BTreeMap::new();
+        for (tensor, file) in map {
+            let file = plain_file_name(file)
+                .ok_or_else(|| Error::refused(&index, format!("{file} is not a file name")))?;
+            let shard = match files.get(file) {
+                Some(&shard) => shard,
+                None => {
+                    shards.push(Shard::open(directory.join(file))?);
+                    files.insert(file.to_owned(), shards.len() - 1);
+                    shards.len() - 1
+                }
+            };
+            if shards[shard].metadata.info(tensor).is_none() {
+                return Err(Error::refused(
+                    &shards[shard].path,
+                    format!("tensor {tensor:?} is in the index but not in the file"),
+                ));
+            }
+            by_tensor.insert(tensor.clone(), shard);
+        }
+        Ok(Self {
+            directory: directory.to_owned(),
+            shards,
+            by_tensor,
+        })
+    }
+}
+
+impl Weights for SafetensorsFiles {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let shard = self
+            .by_tensor
+            .get(name)
+            .map(|&index| &self.shards[index])
+            .ok_or_else(|| {
+                Error::refused(
+                    &self.directory.join("model.safetensors"),
+                    format!("tensor {name:?} is missing"),
+                )
+            })?;
+        shard.read(name, shape)
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self, Error> {
+        /// Headers of the largest published models are a few megabytes.
+        const HEADER_BYTES_MAX: u64 = 100 << 20;
+        let file = File::open(&path).map_err(|source| Error::read(&path, source))?;
+        let length = file
+            .metadata()
+            .map_err(|source| Error::read(&path, source))?
+            .len();
+        if length < 8 {
+            return Err(Error::refused(
+                &path,
+                format!("truncated: {length} bytes cannot hold a safetensors header"),
+            ));
+        }
+        let mut size = [0; 8];
+        file.read_exact_at(&mut size, 0)
+            .map_err(|source| Error::read(&path, source))?;
+        let header = u64::from_le_bytes(size);
+        if header > HEADER_BYTES_MAX {
+            return Err(Error::refused(
+                &path,
+                format!("not a safetensors file: its header claims {header} bytes"),
+            ));
+        }
+        let data_start = 8 + header;
+        if length < data_start {
+            return Err(Error::refused(
+                &path,
+                format!("truncated: the header needs {data_start} bytes, the file has {length}"),
+            ));
+        }
+        let mut bytes = vec![0; header as usize];
+        file.read_exact_at(&mut bytes, 8)
+            .map_err(|source| Error::read(&path, source))?;
+        let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|error| {
+            Error::refused(&path, format!("malformed safetensors header: {error}"))
+        })?;
+        let expected = data_start + metadata.data_len() as u64;
+        if length != expected {
+            let what = if length < expected {
+                "truncated"
+            } else {
+                "malformed"
+            };
+            return Err(Error::refused(
+                &path,
+                format!("{what}: the tensors end at byte {expected}, the file at {length}"),
+            ));
+        }
+        Ok(Self {
+            path,
+            file,
+            metadata,
+            data_start,
+        })
+    }
+
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let refuse = |reason: String| Error::refused(&self.path, reason);
+        let info = self
+            .metadata
+            .info(name)
+            .ok_or_else(|| refuse(format!("tensor {name:?} is missing")))?;
+        if info.shape != shape {
+            return Err(refuse(format!(
+                "tensor {name:?} has shape {:?}, the configuration needs {shape:?}",
+                info.shape
+            )));
+        }
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        self.file
+            .read_exact_at(&mut bytes, self.data_start + start as u64)
+            .map_err(|source| Error::read(&self.path, source))?;
+        match info.dtype {
+            Dtype::F32 => Ok(convert::<4>(&bytes, f32::from_le_bytes)),
+            Dtype::F16 => Ok(convert::<2>(&bytes, |pair| {
+                f16::from_le_bytes(pair).to_f32()
+            })),
+            Dtype::BF16 => Ok(convert::<2>(&bytes, |pair| {
+                bf16::from_le_bytes(pair).to_f32()
+            })),
+            other => Err(refuse(format!(
+                "tensor {name:?} is {other:?}; known are F32, F16, BF16"
+            ))),
+        }
+    }
+}
+
+fn convert<const BYTES: usize>(bytes: &[u8], one: impl Fn([u8; BYTES]) -> f32) -> Vec<f32> {
+    let (values, rest) = bytes.as_chunks::<BYTES>();
+    debug_assert!(rest.is_empty(), "the header check makes lengths whole");
+    values.iter().map(|&value| one(value)).collect()
+}
+
+/// A name in the index must stay inside the model's directory.
+fn plain_file_name(value: &Value) -> Option<&str> {
+    value.as_str().filter(|name| {
+        !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.')
+    })
+}

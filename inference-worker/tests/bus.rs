@@ -1,0 +1,214 @@
+//! The service against a real NATS server: a job becomes tokens and a result, and a second attempt continues.
+//!
+//! The tests need `nats-server` in the path; without it they say so and pass.
+
+use std::{
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use inference_worker::{Config, serve};
+use runtime::{Bus, Runtime, Tasks, bus, clock};
+use schemas::{
+    EffectId, FactBody, Frame, InferenceJob, Message, Role, Sampling, job::Job, token::FrameKind,
+    wire::Schema,
+};
+
+struct Server {
+    process: Child,
+    _data: tempfile::TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn start() -> Option<(Server, Bus)> {
+    let data = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let process = Command::new("nats-server")
+        .args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
+        .arg(data.path())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(process) = process else {
+        println!("nats-server is not in the path; skipped");
+        return None;
+    };
+    let server = Server {
+        process,
+        _data: data,
+    };
+    let config = bus::Config {
+        url: format!("nats://127.0.0.1:{port}"),
+        ..bus::Config::default()
+    };
+    let bus = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            if let Ok(bus) = Bus::connect(&config, "test").await {
+                return bus;
+            }
+        }
+    })
+    .await
+    .expect("the server comes up");
+    bus::provision(&bus).await.unwrap();
+    Some((server, bus))
+}
+
+/// A model that never ends by itself, with a tokenizer of one token a byte.
+fn model(directory: &Path) {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/qwen3");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(from.join(name), directory.join(name)).unwrap();
+    }
+    // The printable characters that stand for themselves in a byte-level vocabulary, and `Ġ` for the space.
+    let characters = (0x21..=0x7e_u32)
+        .chain(0xa1..=0xac)
+        .chain(0xae..=0xc5)
+        .filter_map(char::from_u32);
+    let vocab: serde_json::Map<_, _> = characters
+        .chain(['Ġ'])
+        .enumerate()
+        .map(|(id, character)| (character.to_string(), id.into()))
+        .collect();
+    assert_eq!(vocab.len(), 131);
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "post_processor": null, "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
+    });
+    std::fs::write(directory.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let config = serde_json::json!({"chat_template": "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"});
+    std::fs::write(directory.join("tokenizer_config.json"), config.to_string()).unwrap();
+}
+
+fn job(model: &str, attempt: u32) -> InferenceJob {
+    InferenceJob {
+        schema: InferenceJob::SCHEMA.to_owned(),
+        exec: clock::execution_id(),
+        effect: EffectId::inference(1),
+        attempt,
+        deadline: clock::now() + 30_000_000_000,
+        queued_at: clock::now(),
+        trace: Default::default(),
+        model: model.to_owned(),
+        messages: vec![Message::text(Role::User, "say something")],
+        tools: Vec::new(),
+        sampling: Sampling {
+            temperature: Some(0.8),
+            seed: Some(11),
+            ..Sampling::default()
+        },
+        tokens_max: 40,
+        user_id: None,
+    }
+}
+
+/// Queues a job and reads its frames up to the end, and its result.
+async fn run(bus: &Bus, job: &InferenceJob) -> (Vec<Frame>, FactBody) {
+    let work = async {
+        let mut live = bus.live(job.exec()).await.unwrap();
+        bus.queue(job).await.unwrap();
+        let stored = live.next().await.expect("the result is seen");
+        let fact = schemas::Fact::read(&stored.payload).unwrap();
+        (
+            bus.read_tokens(job.exec, &job.effect).await.unwrap(),
+            fact.body,
+        )
+    };
+    tokio::time::timeout(Duration::from_secs(20), work)
+        .await
+        .expect("in time")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_becomes_tokens_and_a_result_and_a_second_attempt_continues() {
+    let Some((_server, bus)) = start().await else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("scripted");
+    std::fs::create_dir(&path).unwrap();
+    model(&path);
+    let tasks = Tasks::new();
+    let runtime = Runtime {
+        bus: bus.clone(),
+        tasks: tasks.clone(),
+        metrics: Default::default(),
+    };
+    serve(
+        Config {
+            models: vec![path],
+            ..Config::default()
+        },
+        runtime,
+    )
+    .await
+    .unwrap();
+
+    let first = job("scripted", 1);
+    let (frames, body) = run(&bus, &first).await;
+    let FactBody::InferenceCompleted(first) = body else {
+        panic!("{body:?}")
+    };
+    let ids: Vec<u32> = frames.iter().flat_map(|frame| frame.ids.clone()).collect();
+    assert_eq!(ids.len(), 40);
+    assert_eq!(first.usage.completion_tokens, 40);
+    assert_eq!(
+        frames
+            .iter()
+            .map(|frame| frame.text.as_str())
+            .collect::<String>(),
+        first.text
+    );
+    assert_eq!(
+        frames.last().map(|frame| (frame.k, frame.n)),
+        Some((FrameKind::End, 40))
+    );
+
+    // The first attempt died after nine tokens.
+    let second = job("scripted", 2);
+    let nine = Frame {
+        attempt: 1,
+        n: 0,
+        ids: ids[..9].to_vec(),
+        text: String::new(),
+        k: FrameKind::Delta,
+        finish: None,
+        usage: None,
+    };
+    bus.publish_tokens(second.exec, &second.effect, &nine)
+        .await
+        .unwrap();
+    bus.flush().await.unwrap();
+    let (frames, body) = run(&bus, &second).await;
+    let FactBody::InferenceCompleted(second) = body else {
+        panic!("{body:?}")
+    };
+    assert_eq!(
+        frames
+            .iter()
+            .flat_map(|frame| frame.ids.clone())
+            .collect::<Vec<_>>(),
+        ids
+    );
+    assert_eq!(frames[1].n, 9);
+    assert_eq!(second.text, first.text);
+
+    tasks.stop();
+    assert!(
+        tasks.drained(Duration::from_secs(5)).await,
+        "the service ends by itself"
+    );
+}

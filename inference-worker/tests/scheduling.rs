@@ -1,0 +1,99 @@
+//! The scheduler under random load: budgets hold, blocks neither leak nor are written by two, everything finishes.
+
+use std::collections::BTreeMap;
+
+use inference_worker::{
+    kv::BLOCK,
+    scheduler::{Limits, Scheduler},
+};
+use proptest::prelude::*;
+
+#[derive(Debug, Clone)]
+struct Load {
+    prompt: usize,
+    family: u32,
+    answer: usize,
+    tenant: u64,
+    cancelled_at: Option<usize>,
+}
+
+fn load() -> impl Strategy<Value = Load> {
+    (
+        1..60_usize,
+        0..3_u32,
+        1..40_usize,
+        0..4_u64,
+        proptest::option::weighted(0.2, 0..30_usize),
+    )
+        .prop_map(|(prompt, family, answer, tenant, cancelled_at)| Load {
+            prompt,
+            family,
+            answer,
+            tenant,
+            cancelled_at,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn everything_finishes_and_no_block_is_lost(
+        loads in prop::collection::vec(load(), 1..16),
+        step_tokens in 1..70_usize,
+        running in 1..8_usize,
+        blocks in 7..24_usize,
+    ) {
+        let mut scheduler = Scheduler::new(Limits { step_tokens, running }, blocks);
+        // What has been computed into each block, slot by slot: the prefix that the slot stands for.
+        let mut contents: BTreeMap<(u32, usize), Vec<u32>> = BTreeMap::new();
+        let mut known: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        for (id, load) in loads.iter().enumerate() {
+            let tokens: Vec<u32> = (0..load.prompt as u32).map(|at| at * 3 + load.family * u32::from(at > 20)).collect();
+            known.insert(id as u64, tokens.clone());
+            scheduler.add(id as u64, load.tenant, tokens);
+        }
+        let mut steps = 0;
+        while !scheduler.is_idle() {
+            for (id, load) in loads.iter().enumerate() {
+                if load.cancelled_at == Some(steps) {
+                    scheduler.remove(id as u64);
+                }
+            }
+            if scheduler.is_idle() {
+                break;
+            }
+            let step = scheduler.schedule();
+            prop_assert!(!step.is_empty(), "a step computes something");
+            prop_assert!(step.iter().map(|chunk| chunk.tokens.len()).sum::<usize>() <= step_tokens);
+            prop_assert!(scheduler.running() <= running);
+            for chunk in &step {
+                for (offset, _) in chunk.tokens.iter().enumerate() {
+                    let position = chunk.start + offset;
+                    let prefix = known[&chunk.sequence][..=position].to_vec();
+                    contents.insert((chunk.blocks[position / BLOCK], position % BLOCK), prefix);
+                }
+            }
+            for chunk in &step {
+                let end = chunk.start + chunk.tokens.len();
+                for position in 0..end {
+                    let slot = (chunk.blocks[position / BLOCK], position % BLOCK);
+                    prop_assert_eq!(&contents[&slot], &known[&chunk.sequence][..=position], "what a token sees is its own past");
+                }
+            }
+            for chunk in step.iter().filter(|chunk| chunk.yields) {
+                let token = steps as u32 + chunk.sequence as u32;
+                scheduler.complete(chunk.sequence, Some(token));
+                let tokens = known.get_mut(&chunk.sequence).unwrap();
+                tokens.push(token);
+                let load = &loads[chunk.sequence as usize];
+                if tokens.len() == load.prompt + load.answer {
+                    scheduler.remove(chunk.sequence);
+                }
+            }
+            steps += 1;
+            prop_assert!(steps < 20_000, "everything finishes");
+        }
+        prop_assert_eq!(scheduler.blocks().free(), blocks);
+    }
+}
