@@ -37,22 +37,15 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         tools: Vec::new(),
     };
     // Questions are no effects: an orchestrator has nothing to ask this worker back.
-    bus.serve_liveness(&tasks, &worker.id, Holds::default)
-        .await?;
+    bus.serve_liveness(&tasks, &worker.id, Holds::default).await?;
     let permits = Arc::new(Semaphore::new(slots as usize));
     let answer = move |question: Analyse| {
         let (permits, config) = (permits.clone(), config.clone());
         async move {
-            let _permit = permits
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
+            let _permit = permits.acquire_owned().await.expect("the semaphore is never closed");
             let parsed = tokio::task::spawn_blocking(move || answered(&question, &config)).await;
             parsed.unwrap_or_else(|_| {
-                Reply::Err(Refusal {
-                    code: "internal".to_owned(),
-                    detail: "the parser crashed".to_owned(),
-                })
+                Reply::Err(Refusal { code: "internal".to_owned(), detail: "the parser crashed".to_owned() })
             })
         }
     };
@@ -79,10 +72,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
 }
 
 fn answered(question: &Analyse, config: &Config) -> Reply<Outline> {
-    let limits = Limits {
-        code_bytes_max: config.code_bytes_max,
-        ..Limits::default()
-    };
+    let limits = Limits { code_bytes_max: config.code_bytes_max, ..Limits::default() };
     let started = clock::instant();
     let time = Duration::from_millis(config.parse_timeout_ms);
     let expired = || clock::instant().duration_since(started) > time;

@@ -47,7 +47,7 @@ impl Liveness {
         let this = Self { watched: Arc::default() };
         let mut claims = runtime.bus.claims().await?;
         let listener = this.clone();
-        runtime.tasks.spawn(async move {
+        runtime.tasks.spawn_background(async move {
             while let Some(hold) = claims.next().await {
                 listener.held(&hold);
             }

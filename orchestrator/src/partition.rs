@@ -249,7 +249,7 @@ impl Shell {
             };
             let (stream, queued) = match &job {
                 AnyJob::Inference(job) => (stream::INFERENCE_JOBS, self.runtime.bus.queue(job.as_ref()).await),
-                AnyJob::Tool(job) => (stream::TOOL_JOBS, self.runtime.bus.queue(job).await),
+                AnyJob::Tool(job) => (stream::TOOL_JOBS, self.runtime.bus.queue(job.as_ref()).await),
             };
             match queued {
                 Ok(queued) => {
@@ -317,7 +317,7 @@ impl Shell {
 
     /// How long until some execution wants to be woken.
     fn next_due(&self) -> Duration {
-        let timers = self.owned.values().filter_map(|o| o.wake()).map(|(_, at)| clock::until(at));
+        let timers = self.owned.values().filter_map(Owned::wake).map(|(_, at)| clock::until(at));
         let room = self.owned.values().any(|o| o.waiting_for_room).then_some(QUEUE_RETRY);
         timers.chain(room).min().unwrap_or(Duration::from_secs(3_600))
     }

@@ -12,7 +12,7 @@ pub enum AnyJob {
     /// For an inference worker.
     Inference(Box<InferenceJob>),
     /// For a tool worker.
-    Tool(ToolJob),
+    Tool(Box<ToolJob>),
 }
 
 /// Bytes of tool result a token of window is worth when a result is capped at a quarter of the window: text runs at
@@ -49,7 +49,7 @@ pub fn job(
             tokens_max: *tokens_max,
             user_id: request.user_id.clone(),
         })),
-        Work::Tool { call } => AnyJob::Tool(ToolJob {
+        Work::Tool { call } => AnyJob::Tool(Box::new(ToolJob {
             schema: ToolJob::SCHEMA.to_owned(),
             exec,
             effect: id.clone(),
@@ -62,7 +62,7 @@ pub fn job(
             workspace: request.workspace.clone(),
             user_id: request.user_id.clone(),
             result_bytes_max: u64::from(request.window) * RESULT_BYTES_PER_WINDOW_TOKEN,
-        }),
+        })),
     };
     Some(job)
 }

@@ -53,26 +53,14 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         held: Mutex::default(),
     });
     match shell.executor.sandbox() {
-        Ok(()) => tracing::info!(
-            worker = shell.id,
-            slots,
-            "carrying out tool calls, confined"
-        ),
-        Err(reason) => tracing::error!(
-            worker = shell.id,
-            reason,
-            "no sandbox: every tool call is refused"
-        ),
+        Ok(()) => tracing::info!(worker = shell.id, slots, "carrying out tool calls, confined"),
+        Err(reason) => tracing::error!(worker = shell.id, reason, "no sandbox: every tool call is refused"),
     }
     let listing = shell.executor.registry().listing();
     let holder = shell.clone();
-    bus.serve_liveness(&tasks, &shell.id, move || holder.holds())
-        .await?;
+    bus.serve_liveness(&tasks, &shell.id, move || holder.holds()).await?;
     let listed = listing.clone();
-    bus.serve(&tasks, subject::RPC_TOOLS, move |(): ()| {
-        std::future::ready(listed.clone())
-    })
-    .await?;
+    bus.serve(&tasks, subject::RPC_TOOLS, move |(): ()| std::future::ready(listed.clone())).await?;
     let mut cancels = bus.cancels().await?;
     let canceller = shell.clone();
     tasks.spawn(async move {
@@ -134,12 +122,7 @@ async fn take_jobs(shell: Arc<Shell>, tasks: Tasks, mut queue: JobQueue<ToolJob>
 /// One job from its delivery to its verdict.
 async fn carry_out(shell: Arc<Shell>, delivery: Delivery<ToolJob>, _slot: OwnedSemaphorePermit) {
     let job = &delivery.job;
-    let hold = Hold {
-        exec: job.exec,
-        effect: job.effect.clone(),
-        attempt: job.attempt,
-        worker: shell.id.clone(),
-    };
+    let hold = Hold { exec: job.exec, effect: job.effect.clone(), attempt: job.attempt, worker: shell.id.clone() };
     let held = Held::new(&shell, hold.clone());
     if let Err(error) = shell.bus.claim(&hold).await {
         tracing::debug!(%error, "a claim was not announced");
@@ -175,23 +158,10 @@ fn fact(worker: &str, job: &ToolJob, outcome: Outcome) -> Fact {
     let (effect, attempt) = (job.effect.clone(), job.attempt);
     let (worker, sandbox) = (worker.to_owned(), outcome.sandbox);
     let body = match outcome.result {
-        Ok(result) => FactBody::ToolCompleted(ToolCompleted {
-            effect,
-            attempt,
-            worker,
-            result,
-            duration_us,
-            sandbox,
-        }),
-        Err(Failure { class, detail }) => FactBody::ToolFailed(ToolFailed {
-            effect,
-            attempt,
-            worker,
-            class,
-            detail,
-            duration_us,
-            sandbox,
-        }),
+        Ok(result) => FactBody::ToolCompleted(ToolCompleted { effect, attempt, worker, result, duration_us, sandbox }),
+        Err(Failure { class, detail }) => {
+            FactBody::ToolFailed(ToolFailed { effect, attempt, worker, class, detail, duration_us, sandbox })
+        }
     };
     let mut fact = Fact::new(job.exec, clock::now(), body);
     fact.trace.clone_from(&job.trace);
@@ -200,10 +170,7 @@ fn fact(worker: &str, job: &ToolJob, outcome: Outcome) -> Fact {
 
 fn ended(class: FailureClass, detail: &str) -> Outcome {
     Outcome {
-        result: Err(Failure {
-            class,
-            detail: detail.to_owned(),
-        }),
+        result: Err(Failure { class, detail: detail.to_owned() }),
         duration: Duration::ZERO,
         sandbox: Sandbox::default(),
     }
@@ -220,11 +187,7 @@ impl<'a> Held<'a> {
     fn new(shell: &'a Shell, hold: Hold) -> Self {
         let cancelled = CancellationToken::new();
         shell.held().insert(hold.clone(), cancelled.clone());
-        Self {
-            shell,
-            hold,
-            cancelled,
-        }
+        Self { shell, hold, cancelled }
     }
 }
 
@@ -240,9 +203,7 @@ impl Shell {
     }
 
     fn holds(&self) -> Holds {
-        Holds {
-            effects: self.held().keys().cloned().collect(),
-        }
+        Holds { effects: self.held().keys().cloned().collect() }
     }
 
     fn cancel(&self, exec: schemas::ExecutionId) {
@@ -280,17 +241,12 @@ fn analyst(bus: Bus) -> Analyst {
         let bus = bus.clone();
         Box::pin(async move {
             let question = Analyse { path, code };
-            let answer =
-                bus.ask::<_, Reply<Outline>>(subject::RPC_ANALYSIS, &question, ANALYSIS_TIMEOUT);
+            let answer = bus.ask::<_, Reply<Outline>>(subject::RPC_ANALYSIS, &question, ANALYSIS_TIMEOUT);
             match answer.await {
                 Ok(Reply::Ok(outline)) => Ok(outline),
                 Ok(Reply::Err(refusal)) => Err(Failure::bad_request(refusal.detail)),
-                Err(bus::Error::NoResponders(_)) => {
-                    Err(Failure::internal("no analysis worker is running"))
-                }
-                Err(error) => Err(Failure::internal(format!(
-                    "the analysis worker did not answer: {error}"
-                ))),
+                Err(bus::Error::NoResponders(_)) => Err(Failure::internal("no analysis worker is running")),
+                Err(error) => Err(Failure::internal(format!("the analysis worker did not answer: {error}"))),
             }
         })
     })

@@ -17,6 +17,7 @@ pub struct Tasks {
     soft: CancellationToken,
     hard: CancellationToken,
     tracker: TaskTracker,
+    background: TaskTracker,
     failure: Arc<Mutex<Option<String>>>,
 }
 
@@ -43,6 +44,18 @@ impl Tasks {
     pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         let hard = self.hard.clone();
         self.tracker.spawn(async move {
+            tokio::select! {
+                () = hard.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Spawns a task that serves others as long as any of them works (signs of life, cancels): the drain does not
+    /// wait for it, and the hard token ends it.
+    pub fn spawn_background<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+        let hard = self.hard.clone();
+        self.background.spawn(async move {
             tokio::select! {
                 () = hard.cancelled() => {}
                 () = task => {}
@@ -94,6 +107,8 @@ impl Tasks {
         };
         self.hard.cancel();
         self.tracker.wait().await;
+        self.background.close();
+        self.background.wait().await;
         in_time
     }
 }

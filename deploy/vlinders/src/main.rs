@@ -1,2 +1,57 @@
-//! The vlinders binary.
-fn main() {}
+//! The one binary: parses the command line, starts what was asked for, and turns the end into an exit code.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 verification failed.
+
+mod cli;
+mod client;
+mod doctor;
+mod endpoint;
+mod nats;
+mod replay;
+mod roles;
+mod settings;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    // The runner inside the sandbox must stay one thread, so it starts before anything else does.
+    if std::env::args().nth(1).as_deref() == Some("tool-runner") {
+        return tool_worker::runner_main();
+    }
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("vlinders: start the async runtime: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("vlinders: {error:#}");
+            ExitCode::from(if error.is::<settings::Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Up(options) => up::run(options).await,
+        Command::Gateway(options) => roles::run(roles::Role::Gateway, options).await,
+        Command::Orchestrator(options) => roles::run(roles::Role::Orchestrator, options).await,
+        Command::InferenceWorker(options) => roles::run(roles::Role::Inference, options).await,
+        Command::ToolWorker(options) => roles::run(roles::Role::Tools, options).await,
+        Command::AnalysisWorker(options) => roles::run(roles::Role::Analysis, options).await,
+        Command::Chat(options) => client::chat(options).await,
+        Command::Agent(options) => client::agent(options).await,
+        Command::Executions(options) => replay::executions(options).await,
+        Command::Replay(options) => replay::replay(options).await,
+        Command::Doctor(options) => doctor::run(options).await,
+    }
+}

@@ -316,3 +316,28 @@ pub(super) fn headers(
     }
     headers
 }
+
+impl Bus {
+    /// The newest executions, newest first (their ids sort by time).
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn newest_executions(&self, limit: usize) -> Result<Vec<ExecutionId>, Error> {
+        use futures::TryStreamExt;
+        let mut ids = std::collections::BTreeSet::new();
+        for partition in Partition::all() {
+            let stream = self.js.get_stream(subject::log_stream(partition)).await.map_err(Error::broken)?;
+            let mut subjects =
+                stream.info_with_subjects(format!("vl.v1.log.{partition}.*.fact")).await.map_err(Error::broken)?;
+            while let Some((subject, _)) = subjects.try_next().await.map_err(Error::broken)? {
+                if let Ok((exec, _)) = parse_subject(&subject) {
+                    ids.insert(exec);
+                    if ids.len() > limit {
+                        ids.pop_first();
+                    }
+                }
+            }
+        }
+        Ok(ids.into_iter().rev().collect())
+    }
+}

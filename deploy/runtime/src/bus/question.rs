@@ -82,7 +82,7 @@ impl Bus {
         let mut questions = self.jobs.subscribe(schemas::subject::worker(id)).await.map_err(Error::broken)?;
         self.jobs.flush().await.map_err(Error::broken)?;
         let client = self.jobs.clone();
-        tasks.spawn(async move {
+        tasks.spawn_background(async move {
             while let Some(message) = questions.next().await {
                 let Some(reply) = message.reply else { continue };
                 if let Err(error) = client.publish(reply, encode(&holds()).into()).await {

@@ -1,0 +1,179 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use schemas::ExecutionId;
+
+/// LLM inference and agents as an event-streaming pipeline over NATS JetStream.
+#[derive(Parser)]
+#[command(name = "vlinders", version, about)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Start everything on this machine: a private nats-server and all roles in one process.
+    Up(Up),
+    /// Serve the HTTP edge.
+    Gateway(Role),
+    /// Serve the orchestrator.
+    Orchestrator(Role),
+    /// Serve inference.
+    InferenceWorker(Role),
+    /// Serve tools.
+    ToolWorker(Role),
+    /// Serve code analysis.
+    AnalysisWorker(Role),
+    /// Ask the model; the answer streams to stdout.
+    Chat(Chat),
+    /// Ask an agent; tokens and tool calls are shown as they happen.
+    Agent(Agent),
+    /// List the newest executions, or show one.
+    Executions(Executions),
+    /// Fold the log of one execution and print its story.
+    Replay(Replay),
+    /// Say what is here, what is missing, and what to do about it.
+    Doctor(Doctor),
+}
+
+#[derive(Args)]
+pub(crate) struct Up {
+    /// Where the log, the secret and the private nats-server keep their data.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Where to serve HTTP; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) http: Option<SocketAddr>,
+    /// A directory whose files tools may read; repeatable.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) workspace: Vec<PathBuf>,
+    /// A model directory, or a directory of model directories.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) models: Option<PathBuf>,
+    /// A configuration file (TOML).
+    #[arg(long, value_name = "FILE", env = "VLINDERS_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// The nats-server program; searched on PATH when missing.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) nats_server: Option<PathBuf>,
+    /// Print one JSON line when ready, and log as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Role {
+    /// The NATS servers, separated by commas.
+    #[arg(long, value_name = "URL")]
+    pub(crate) nats: Option<String>,
+    /// A configuration file (TOML).
+    #[arg(long, value_name = "FILE", env = "VLINDERS_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// gateway: where to serve HTTP; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) http: Option<SocketAddr>,
+    /// tool-worker: a directory whose files tools may read; repeatable.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) workspace: Vec<PathBuf>,
+    /// inference-worker: a model directory, or a directory of model directories.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) models: Option<PathBuf>,
+    /// Print one JSON line when ready, and log as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Where a running system is found.
+#[derive(Args, Clone)]
+pub(crate) struct Target {
+    /// The data directory of a running `vlinders up`, from which URL and secret are read.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// The gateway, instead of the one of `vlinders up`.
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// The NATS servers, instead of the one of `vlinders up`.
+    #[arg(long, value_name = "URL")]
+    pub(crate) nats: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Chat {
+    /// What to say.
+    pub(crate) message: String,
+    /// The model; the first loaded one when missing.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// Tokens to generate at most.
+    #[arg(long)]
+    pub(crate) max_tokens: Option<u32>,
+    /// Continue the conversation of this execution.
+    #[arg(long, value_name = "EXECUTION")]
+    pub(crate) conversation: Option<ExecutionId>,
+    /// Print the events as JSON lines.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct Agent {
+    /// What the agent should do.
+    pub(crate) instruction: String,
+    /// The agent type.
+    #[arg(long, default_value = "coder")]
+    pub(crate) agent_type: String,
+    /// The workspace it works in; a path under an allowed root.
+    #[arg(long)]
+    pub(crate) workspace: Option<String>,
+    /// The model; the agent type's choice when missing.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// Print the events as JSON lines.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct Executions {
+    /// Show this one.
+    pub(crate) execution: Option<ExecutionId>,
+    /// How many to list.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) limit: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct Replay {
+    /// The execution.
+    pub(crate) execution: ExecutionId,
+    /// Decide every decision again and compare byte for byte.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct Doctor {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}

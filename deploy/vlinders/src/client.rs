@@ -1,0 +1,175 @@
+//! `vlinders chat` and `vlinders agent`: ask the gateway and show what happens while it happens.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use futures::StreamExt;
+use serde_json::{Value, json};
+
+use crate::cli::{Agent, Chat, Target};
+
+/// Bytes of one tool result shown to a person; the whole stands in the log.
+const RESULT_SHOWN: usize = 600;
+
+/// `vlinders chat`
+pub(crate) async fn chat(options: Chat) -> anyhow::Result<ExitCode> {
+    let body = json!({
+        "messages": [{"role": "user", "content": options.message}],
+        "model": options.model,
+        "max_tokens": options.max_tokens,
+        "conversation_id": options.conversation,
+        "stream": true,
+    });
+    ask(&options.target, "/internal/chat", &body, options.json).await
+}
+
+/// `vlinders agent`
+pub(crate) async fn agent(options: Agent) -> anyhow::Result<ExitCode> {
+    let body = json!({
+        "agent_type": options.agent_type,
+        "instruction": options.instruction,
+        "workspace": options.workspace,
+        "config": {"model": options.model},
+        "stream": true,
+    });
+    ask(&options.target, "/internal/agent", &body, options.json).await
+}
+
+async fn ask(target: &Target, path: &str, body: &Value, as_json: bool) -> anyhow::Result<ExitCode> {
+    let (url, secret) = target.gateway()?;
+    let request = reqwest::Client::new().post(format!("{url}{path}")).header("X-Internal-Auth", secret).json(body);
+    let response = request.send().await.with_context(|| format!("reach the gateway at {url}"))?;
+    if !response.status().is_success() {
+        let status = response.status();
+        let problem: Value = response.json().await.unwrap_or_default();
+        report(&problem, &status.to_string());
+        return Ok(ExitCode::from(1));
+    }
+    let mut shown = Shown { as_json, ..Shown::default() };
+    let mut bytes = response.bytes_stream();
+    let mut buffer = Vec::new();
+    while let Some(chunk) = bytes.next().await {
+        buffer.extend_from_slice(&chunk.context("the gateway closed the stream")?);
+        while let Some(end) = buffer.windows(2).position(|w| w == b"\n\n") {
+            let event: Vec<u8> = buffer.drain(..end + 2).collect();
+            if let Some((name, data)) = parse(&String::from_utf8_lossy(&event)) {
+                shown.event(&name, &data)?;
+            }
+        }
+    }
+    match shown.ended {
+        Some(code) => Ok(ExitCode::from(code)),
+        None => bail!(
+            "the stream ended before the answer; the execution goes on: `vlinders executions {}`",
+            shown.execution
+        ),
+    }
+}
+
+/// One server-sent event: its name and its data.
+fn parse(text: &str) -> Option<(String, Value)> {
+    let field = |name: &str| {
+        let lines: Vec<&str> = text
+            .lines()
+            .filter_map(|l| l.strip_prefix(name)?.strip_prefix(':'))
+            .map(|v| v.strip_prefix(' ').unwrap_or(v))
+            .collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
+    };
+    Some((field("event")?, serde_json::from_str(&field("data")?).ok()?))
+}
+
+/// What a person has seen so far.
+#[derive(Default)]
+struct Shown {
+    as_json: bool,
+    execution: String,
+    in_line: bool,
+    ended: Option<u8>,
+}
+
+impl Shown {
+    fn event(&mut self, name: &str, data: &Value) -> anyhow::Result<()> {
+        match name {
+            "done" => self.ended = Some(0),
+            "error" => self.ended = Some(1),
+            "started" => self.execution = data["execution_id"].as_str().unwrap_or_default().to_owned(),
+            _ => {}
+        }
+        if self.as_json {
+            println!("{}", json!({"event": name, "data": data}));
+            return Ok(());
+        }
+        match name {
+            "started" => eprintln!("execution {}", self.execution),
+            "token" => {
+                print!("{}", data["text"].as_str().unwrap_or_default());
+                std::io::stdout().flush()?;
+                self.in_line = true;
+            }
+            "restart" => {
+                self.new_line();
+                println!("(the answer begins anew)\n{}", data["text"].as_str().unwrap_or_default());
+            }
+            "tool_call" => {
+                self.new_line();
+                println!("→ {}({})", data["name"].as_str().unwrap_or_default(), data["arguments"]);
+            }
+            "tool_result" => {
+                self.new_line();
+                let mark = if data["success"] == json!(true) { "←" } else { "✗" };
+                for line in shorten(data["result"].as_str().unwrap_or_default()).lines() {
+                    println!("{mark} {line}");
+                }
+            }
+            "done" => {
+                self.new_line();
+                let usage = &data["usage"];
+                eprintln!(
+                    "{} tokens in, {} out, {} steps",
+                    usage["prompt_tokens"], usage["completion_tokens"], data["iterations"]
+                );
+            }
+            "error" => {
+                self.new_line();
+                report(data, "the execution failed");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn new_line(&mut self) {
+        if std::mem::take(&mut self.in_line) {
+            println!();
+        }
+    }
+}
+
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(RESULT_SHOWN) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{} …", &text[..end]),
+    }
+}
+
+/// A problem document in two lines.
+fn report(problem: &Value, otherwise: &str) {
+    eprintln!("vlinders: {}", problem["detail"].as_str().unwrap_or(otherwise));
+    if let Some(next) = problem["next_step"].as_str() {
+        eprintln!("  next: {next}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_has_a_name_and_data() {
+        let event = parse("event: token\nid: 1-infer-0.3\ndata: {\"text\":\"a: b\"}\n\n");
+        assert_eq!(event, Some(("token".to_owned(), json!({"text": "a: b"}))));
+        assert_eq!(parse(": keep-alive\n\n"), None);
+    }
+}

@@ -1,0 +1,87 @@
+//! `vlinders doctor`: what is here, what is missing, and what to do about it.
+
+use std::process::{Command, ExitCode};
+
+use serde_json::json;
+
+use crate::cli::Doctor;
+use crate::{nats, settings};
+
+struct Finding {
+    what: &'static str,
+    ok: bool,
+    found: String,
+}
+
+/// Looks and reports; exit code 1 when something needed is missing.
+pub(crate) async fn run(options: Doctor) -> anyhow::Result<ExitCode> {
+    let data = options.target.data.clone().unwrap_or_else(settings::default_data);
+    let mut findings = vec![nats_server(), bubblewrap(), models(&data)];
+    findings.push(gateway(&options).await);
+    for finding in &findings {
+        if options.json {
+            println!("{}", json!({"check": finding.what, "ok": finding.ok, "found": finding.found}));
+        } else {
+            println!("{} {:<12} {}", if finding.ok { "ok     " } else { "MISSING" }, finding.what, finding.found);
+        }
+    }
+    // The gateway may rest; everything else is needed to start.
+    let whole = findings.iter().filter(|f| f.what != "gateway").all(|f| f.ok);
+    Ok(ExitCode::from(u8::from(!whole)))
+}
+
+fn version(program: &std::path::Path) -> String {
+    let output = Command::new(program).arg("--version").output();
+    output.map_or_else(|e| e.to_string(), |o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
+}
+
+fn nats_server() -> Finding {
+    match nats::find(None) {
+        Ok(program) => {
+            Finding { what: "nats-server", ok: true, found: format!("{} at {}", version(&program), program.display()) }
+        }
+        Err(error) => Finding { what: "nats-server", ok: false, found: error.to_string() },
+    }
+}
+
+fn bubblewrap() -> Finding {
+    let program = settings::program_path().into_iter().map(|d| d.join("bwrap")).find(|f| f.is_file());
+    match program {
+        Some(program) => {
+            Finding { what: "sandbox", ok: true, found: format!("{} with seccomp and landlock", version(&program)) }
+        }
+        None => Finding {
+            what: "sandbox",
+            ok: false,
+            found: "bubblewrap is not installed: `apt-get install bubblewrap`; without it every tool call is refused"
+                .to_owned(),
+        },
+    }
+}
+
+fn models(data: &std::path::Path) -> Finding {
+    match settings::shipped_models(data) {
+        Some(directory) => {
+            let names = settings::model_directories(&directory).unwrap_or_default();
+            let names: Vec<String> =
+                names.iter().filter_map(|m| m.file_name()).map(|n| n.to_string_lossy().into_owned()).collect();
+            Finding { what: "models", ok: true, found: format!("{} in {}", names.join(", "), directory.display()) }
+        }
+        None => Finding {
+            what: "models",
+            ok: false,
+            found: format!("none: put a model directory under {}/models or say --models DIR", data.display()),
+        },
+    }
+}
+
+async fn gateway(options: &Doctor) -> Finding {
+    let found = match options.target.gateway() {
+        Err(error) => Err(error.to_string()),
+        Ok((url, _)) => match reqwest::get(format!("{url}/health")).await {
+            Ok(response) => Ok(format!("{url} answers {}", response.status())),
+            Err(error) => Err(format!("{url} does not answer: {error}")),
+        },
+    };
+    Finding { what: "gateway", ok: found.is_ok(), found: found.unwrap_or_else(|e| e) }
+}

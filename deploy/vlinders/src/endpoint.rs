@@ -1,0 +1,76 @@
+//! Where a running `vlinders up` is found: a small file in its data directory.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::Target;
+use crate::settings::{self, Usage};
+
+/// Written when ready, removed at the end. Also the ready line of `--json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Ready {
+    pub(crate) ready: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) http: Option<String>,
+    pub(crate) nats: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) secret_file: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) models: Vec<String>,
+}
+
+impl Ready {
+    fn file(data: &Path) -> PathBuf {
+        data.join("endpoint.json")
+    }
+
+    /// Lets clients on this machine find us.
+    pub(crate) fn publish(&self, data: &Path) -> anyhow::Result<()> {
+        let file = Self::file(data);
+        std::fs::write(&file, serde_json::to_vec_pretty(self)?).with_context(|| format!("write {}", file.display()))
+    }
+
+    /// We are gone.
+    pub(crate) fn withdraw(data: &Path) {
+        let _ = std::fs::remove_file(Self::file(data));
+    }
+
+    fn read(data: &Path) -> anyhow::Result<Self> {
+        let file = Self::file(data);
+        let text = std::fs::read(&file).map_err(|_| {
+            Usage(format!(
+                "nothing runs with data in {}: start it with `vlinders up`, or say --url and --nats",
+                data.display()
+            ))
+        })?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+}
+
+impl Target {
+    fn data(&self) -> PathBuf {
+        self.data.clone().unwrap_or_else(settings::default_data)
+    }
+
+    /// The gateway's URL and the secret.
+    pub(crate) fn gateway(&self) -> anyhow::Result<(String, String)> {
+        if let Some(url) = &self.url {
+            let (secret, _) = settings::secret(None)?;
+            return Ok((url.trim_end_matches('/').to_owned(), secret.expose().to_owned()));
+        }
+        let ready = Ready::read(&self.data())?;
+        let url = ready.http.context("this process serves no HTTP")?;
+        let (secret, _) = settings::secret(ready.secret_file.as_deref())?;
+        Ok((url, secret.expose().to_owned()))
+    }
+
+    /// The NATS servers.
+    pub(crate) fn nats(&self) -> anyhow::Result<String> {
+        match &self.nats {
+            Some(url) => Ok(url.clone()),
+            None => Ok(Ready::read(&self.data())?.nats),
+        }
+    }
+}

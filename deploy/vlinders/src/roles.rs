@@ -1,0 +1,136 @@
+//! Starts roles: one by one against a NATS that is there, or all of them for `vlinders up`.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use runtime::config::Secret;
+use runtime::{Bus, Runtime, Tasks, bus, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::endpoint::Ready;
+use crate::settings::{self, Settings, Usage};
+
+/// How long work in hand may take to finish after a SIGTERM; a second signal ends it at once.
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
+
+/// A role a process can play.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Gateway,
+    Orchestrator,
+    Inference,
+    Tools,
+    Analysis,
+}
+
+impl Role {
+    pub(crate) const ALL: [Self; 5] = [Self::Orchestrator, Self::Inference, Self::Analysis, Self::Tools, Self::Gateway];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Orchestrator => "orchestrator",
+            Self::Inference => "inference-worker",
+            Self::Tools => "tool-worker",
+            Self::Analysis => "analysis-worker",
+        }
+    }
+}
+
+/// One role as its own process.
+pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result<ExitCode> {
+    let mut flags = Vec::new();
+    if let Some(url) = &options.nats {
+        flags.push(("nats", "url", toml::Value::String(url.clone())));
+    }
+    if let Some(http) = &options.http {
+        flags.push(("gateway", "http", toml::Value::String(http.to_string())));
+    }
+    if !options.workspace.is_empty() {
+        flags.push(("tools", "workspaces", settings::path_list(&options.workspace)));
+    }
+    if let Some(models) = &options.models {
+        flags.push(("inference", "models", settings::path_list(&settings::model_directories(models)?)));
+    }
+    let mut settings = Settings::load(options.config.as_deref(), flags)?;
+    if options.json {
+        settings.telemetry.format = telemetry::Format::Json;
+    }
+    if role == Role::Inference && settings.inference.models.is_empty() {
+        let shipped = settings::shipped_models(&settings::default_data());
+        settings.inference.models = shipped.map(|d| settings::model_directories(&d)).transpose()?.unwrap_or_default();
+    }
+    let _telemetry = telemetry::start(&settings.telemetry, role.name())?;
+    settings.log();
+    let bus = Bus::connect(&settings.nats, role.name()).await?;
+    bus::provision(&bus).await?;
+    let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
+    let secret = if role == Role::Gateway { Some(settings::secret(None)?.0) } else { None };
+    let models = model_names(&settings);
+    let nats = settings.nats.url.clone();
+    let http = start(role, settings, secret, &runtime).await?;
+    let ready = Ready { ready: true, http: http.map(|a| format!("http://{a}")), nats, secret_file: None, models };
+    announce(&ready, role.name(), options.json)?;
+    until_stopped(&runtime.tasks).await
+}
+
+pub(crate) fn model_names(settings: &Settings) -> Vec<String> {
+    settings.inference.models.iter().filter_map(|m| m.file_name()).map(|n| n.to_string_lossy().into_owned()).collect()
+}
+
+/// Starts one role and returns when it is ready.
+pub(crate) async fn start(
+    role: Role,
+    settings: Settings,
+    secret: Option<Secret>,
+    runtime: &Runtime,
+) -> anyhow::Result<Option<SocketAddr>> {
+    let runtime = runtime.clone();
+    match role {
+        Role::Orchestrator => orchestrator::serve(settings.orchestrator, runtime).await?,
+        Role::Inference => inference_worker::serve(settings.inference, runtime).await?,
+        Role::Tools => tool_worker::serve(settings.tools, runtime).await?,
+        Role::Analysis => analysis_worker::serve(settings.analysis, runtime).await?,
+        Role::Gateway => {
+            let secret = secret.ok_or_else(|| Usage("the gateway needs a secret".to_owned()))?;
+            return Ok(Some(gateway::serve(settings.gateway, secret, runtime).await?));
+        }
+    }
+    Ok(None)
+}
+
+/// The ready line: JSON on stdout for machines, a sentence for people.
+pub(crate) fn announce(ready: &Ready, name: &str, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(ready)?);
+        return Ok(());
+    }
+    match &ready.http {
+        Some(http) => println!("{name} is ready at {http}"),
+        None => println!("{name} is ready"),
+    }
+    Ok(())
+}
+
+/// Waits for a signal or a failure, drains, and says how it ended.
+pub(crate) async fn until_stopped(tasks: &Tasks) -> anyhow::Result<ExitCode> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let soft = tasks.soft();
+    tokio::select! {
+        _ = term.recv() => tracing::info!("draining after SIGTERM; a second signal ends at once"),
+        _ = int.recv() => tracing::info!("draining after Ctrl-C; a second one ends at once"),
+        () = soft.cancelled() => {}
+    }
+    tasks.stop();
+    let hard = tasks.hard();
+    tokio::select! {
+        in_time = tasks.drained(GRACE) => if !in_time { tracing::warn!("work was left unfinished; it goes on elsewhere or at the next start") },
+        _ = term.recv() => hard.cancel(),
+        _ = int.recv() => hard.cancel(),
+    }
+    match tasks.failure() {
+        None => Ok(ExitCode::SUCCESS),
+        Some(why) => anyhow::bail!(why),
+    }
+}

@@ -1,0 +1,141 @@
+//! Brings file, environment and flags together and hands each service its section.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use runtime::config::{Layers, Secret};
+use runtime::{bus, telemetry};
+
+/// Sections a configuration may have, one for each service and what they share.
+const SECTIONS: [&str; 7] = ["nats", "telemetry", "gateway", "orchestrator", "inference", "tools", "analysis"];
+
+/// The configuration or the command line is wrong: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
+/// The configuration of every service.
+pub(crate) struct Settings {
+    pub(crate) nats: bus::Config,
+    pub(crate) telemetry: telemetry::Config,
+    pub(crate) gateway: gateway::Config,
+    pub(crate) orchestrator: orchestrator::Config,
+    pub(crate) inference: inference_worker::Config,
+    pub(crate) tools: tool_worker::Config,
+    pub(crate) analysis: analysis_worker::Config,
+    layers: Layers,
+}
+
+impl Settings {
+    /// Reads all layers; the environment is read here and nowhere else.
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    pub(crate) fn load(file: Option<&Path>, flags: Vec<(&str, &str, toml::Value)>) -> anyhow::Result<Self> {
+        let usage = |e: runtime::config::Error| Usage(e.to_string());
+        let layers = Layers::load(file, std::env::vars(), flags, &SECTIONS).map_err(usage)?;
+        Ok(Self {
+            nats: layers.section("nats").map_err(usage)?,
+            telemetry: layers.section("telemetry").map_err(usage)?,
+            gateway: layers.section("gateway").map_err(usage)?,
+            orchestrator: layers.section("orchestrator").map_err(usage)?,
+            inference: layers.section("inference").map_err(usage)?,
+            tools: layers.section("tools").map_err(usage)?,
+            analysis: layers.section("analysis").map_err(usage)?,
+            layers,
+        })
+    }
+
+    /// Says which values are not defaults, and where each came from. Secrets never stand in these sections' logs.
+    pub(crate) fn log(&self) {
+        for (key, value, origin) in self.layers.settings() {
+            let shown = if key.contains("password") { "…".to_owned() } else { value.to_string() };
+            tracing::info!(key, value = shown, %origin, "configured");
+        }
+    }
+}
+
+/// The directory of a `vlinders up` when none is named.
+#[expect(clippy::disallowed_methods, reason = "the user's directories stand in the environment")]
+pub(crate) fn default_data() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".local/share"));
+    let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or_else(home);
+    base.unwrap_or_else(|| PathBuf::from(".")).join("vlinders")
+}
+
+/// Directories in which programs are searched.
+#[expect(clippy::disallowed_methods, reason = "PATH stands in the environment")]
+pub(crate) fn program_path() -> Vec<PathBuf> {
+    let mut path: Vec<PathBuf> =
+        std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default();
+    if let Some(home) = std::env::var_os("HOME") {
+        path.push(PathBuf::from(home).join(".cache/vlinders/bin"));
+    }
+    path
+}
+
+/// The secret from the environment, a file it names, or the file `made`, which is created when it is not there.
+#[expect(clippy::disallowed_methods, reason = "secrets come from the environment or a file it names")]
+pub(crate) fn secret(made: Option<&Path>) -> anyhow::Result<(Secret, Option<PathBuf>)> {
+    if let Ok(secret) = std::env::var("VLINDERS_SECRET") {
+        return checked(secret, "VLINDERS_SECRET").map(|s| (s, None));
+    }
+    if let Some(file) = std::env::var_os("VLINDERS_SECRET_FILE").map(PathBuf::from) {
+        let text = std::fs::read_to_string(&file)
+            .map_err(|e| Usage(format!("read VLINDERS_SECRET_FILE {}: {e}", file.display())))?;
+        return checked(text, &file.display().to_string()).map(|s| (s, Some(file)));
+    }
+    let Some(file) = made else {
+        return Err(Usage("no secret: set VLINDERS_SECRET or VLINDERS_SECRET_FILE".to_owned()).into());
+    };
+    if !file.exists() {
+        make_secret(file).with_context(|| format!("make the secret {}", file.display()))?;
+    }
+    let text = std::fs::read_to_string(file).with_context(|| format!("read the secret {}", file.display()))?;
+    checked(text, &file.display().to_string()).map(|s| (s, Some(file.to_owned())))
+}
+
+fn checked(text: String, from: &str) -> anyhow::Result<Secret> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(Usage(format!("the secret from {from} is empty")).into());
+    }
+    Ok(Secret::new(text.to_owned()))
+}
+
+fn make_secret(file: &Path) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    let mut secret = options.write(true).create_new(true).mode(0o600).open(file)?;
+    writeln!(secret, "{}{}", runtime::clock::random_hex(), runtime::clock::random_hex())
+}
+
+/// Model directories in `directory`: itself, or each of its children that holds a `config.json`.
+pub(crate) fn model_directories(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    if directory.join("config.json").is_file() {
+        return Ok(vec![directory.to_owned()]);
+    }
+    let entries = std::fs::read_dir(directory)
+        .map_err(|e| Usage(format!("read the model directory {}: {e}", directory.display())))?;
+    let mut found: Vec<PathBuf> =
+        entries.filter_map(Result::ok).map(|e| e.path()).filter(|p| p.join("config.json").is_file()).collect();
+    found.sort();
+    if found.is_empty() {
+        let directory = directory.display();
+        return Err(Usage(format!(
+            "no model in {directory}: expected {directory}/config.json or {directory}/*/config.json"
+        ))
+        .into());
+    }
+    Ok(found)
+}
+
+/// Where the models that come with the program lie: beside the data, or in the source tree it was built from.
+pub(crate) fn shipped_models(data: &Path) -> Option<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../inference-worker/models");
+    [data.join("models"), source].into_iter().find(|d| model_directories(d).is_ok_and(|m| !m.is_empty()))
+}
+
+/// A list of paths as a configuration value.
+pub(crate) fn path_list(paths: &[PathBuf]) -> toml::Value {
+    toml::Value::Array(paths.iter().map(|p| toml::Value::String(p.display().to_string())).collect())
+}

@@ -1,0 +1,110 @@
+//! `vlinders up`: a private nats-server and all roles in one process.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use runtime::{Bus, Runtime, Tasks, bus, telemetry};
+
+use crate::cli::Up;
+use crate::endpoint::Ready;
+use crate::nats::{self, Server};
+use crate::roles::{self, Role};
+use crate::settings::{self, Settings, Usage};
+
+/// Starts everything, serves until a signal, and stops in order.
+pub(crate) async fn run(options: Up) -> anyhow::Result<ExitCode> {
+    let data = options.data.clone().unwrap_or_else(settings::default_data);
+    std::fs::create_dir_all(&data).map_err(|e| Usage(format!("create the data directory {}: {e}", data.display())))?;
+    let data = data.canonicalize().with_context(|| format!("find {}", data.display()))?;
+    let settings = load(&options, &data)?;
+    let _telemetry = telemetry::start(&settings.telemetry, "up")?;
+    settings.log();
+    let _lock = lock(&data)?;
+    let program = nats::find(options.nats_server.as_deref())?;
+    let (secret, secret_file) = settings::secret(Some(&data.join("secret")))?;
+    let nats_data = data.join("nats");
+    std::fs::create_dir_all(&nats_data).with_context(|| format!("create {}", nats_data.display()))?;
+    let mut server = Server::start(&program, &nats_data).await?;
+
+    let nats = bus::Config { url: server.url.clone(), ..settings.nats.clone() };
+    let bus = Bus::connect(&nats, "up").await?;
+    bus::provision(&bus).await?;
+    let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
+    let models = roles::model_names(&settings);
+    let mut http = None;
+    for role in Role::ALL {
+        // Each role takes its own section; reading them again is cheap and keeps the roles apart.
+        let settings = load(&options, &data)?;
+        if let Some(address) = roles::start(role, settings, Some(secret.clone()), &runtime).await? {
+            http = Some(format!("http://{address}"));
+        }
+    }
+    let ready = Ready { ready: true, http, nats: server.url.clone(), secret_file, models };
+    ready.publish(&data)?;
+    roles::announce(&ready, "vlinders", options.json)?;
+    if !options.json {
+        explain(&ready, &data);
+    }
+
+    let tasks = runtime.tasks.clone();
+    let code = tokio::select! {
+        code = roles::until_stopped(&tasks) => code,
+        why = server.ended() => {
+            tasks.fail(why.clone());
+            let _ = tasks.drained(std::time::Duration::from_secs(1)).await;
+            Err(anyhow::anyhow!("{why}; see {}/nats.log", nats_data.display()))
+        }
+    };
+    Ready::withdraw(&data);
+    let _ = runtime.bus.flush().await;
+    server.stop().await;
+    code
+}
+
+fn load(options: &Up, data: &std::path::Path) -> anyhow::Result<Settings> {
+    let mut flags = Vec::new();
+    if let Some(http) = &options.http {
+        flags.push(("gateway", "http", toml::Value::String(http.to_string())));
+    }
+    if !options.workspace.is_empty() {
+        flags.push(("tools", "workspaces", settings::path_list(&options.workspace)));
+    }
+    if let Some(models) = &options.models {
+        flags.push(("inference", "models", settings::path_list(&settings::model_directories(models)?)));
+    }
+    let mut settings = Settings::load(options.config.as_deref(), flags)?;
+    if settings.inference.models.is_empty()
+        && let Some(shipped) = settings::shipped_models(data)
+    {
+        settings.inference.models = settings::model_directories(&shipped)?;
+    }
+    if options.json {
+        settings.telemetry.format = telemetry::Format::Json;
+    }
+    Ok(settings)
+}
+
+/// One `vlinders up` for each data directory.
+fn lock(data: &std::path::Path) -> anyhow::Result<std::fs::File> {
+    let file = data.join("lock");
+    let lock = std::fs::File::create(&file).with_context(|| format!("create {}", file.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(_) => Err(Usage(format!(
+            "another vlinders runs with data in {}; stop it or choose another --data",
+            data.display()
+        ))
+        .into()),
+    }
+}
+
+fn explain(ready: &Ready, data: &std::path::Path) {
+    let models = if ready.models.is_empty() { "none (say --models DIR)".to_owned() } else { ready.models.join(", ") };
+    println!("  models   {models}");
+    println!("  data     {}", data.display());
+    if let Some(secret) = &ready.secret_file {
+        println!("  secret   {} (header X-Internal-Auth)", secret.display());
+    }
+    println!("  nats     {}", ready.nats);
+    println!("  try      vlinders agent \"Where is main defined?\" --data {}", data.display());
+}
