@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::{Runtime, bus, clock};
+use runtime::{Runtime, Tasks, bus, clock};
 use schemas::presence::{Holds, Worker};
 use schemas::rpc::{Analyse, Outline, Refusal, Reply};
 use schemas::{stream, subject};
@@ -37,7 +37,8 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         tools: Vec::new(),
     };
     // Questions are no effects: an orchestrator has nothing to ask this worker back.
-    bus.serve_liveness(&tasks, &worker.id, Holds::default)
+    let alive = Tasks::new();
+    bus.serve_liveness(&alive, &worker.id, Holds::default)
         .await?;
     let permits = Arc::new(Semaphore::new(slots as usize));
     let answer = move |question: Analyse| {
@@ -60,7 +61,10 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let bucket = bus.bucket(stream::BUCKET_WORKERS).await?;
     let soft = tasks.soft();
     tracing::info!(worker = worker.id, slots, "analysing code");
+    let present = alive.hard();
     tasks.spawn(async move {
+        // The sign of life ends with the presence, also when this task is dropped at the hard token.
+        let _while_present = present.drop_guard();
         loop {
             let entry = schemas::wire::encode(&worker);
             if let Err(error) = bucket.put(&worker.id, entry.into()).await {
