@@ -95,3 +95,38 @@ fn answered(question: &Analyse, config: &Config) -> Reply<Outline> {
         Err(refusal) => refused(&refusal, &question.code),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(path: &str, code: &str, config: &Config) -> Reply<Outline> {
+        let question = Analyse {
+            path: path.to_owned(),
+            code: code.to_owned(),
+        };
+        answered(&question, config)
+    }
+
+    #[test]
+    fn a_question_has_an_outline_or_a_reason() {
+        let config = Config::default();
+        assert!(matches!(ask("a.py", "import os\n", &config), Reply::Ok(o) if o.imports == ["os"]));
+        let refusal = ask("a.py", "import os\0", &config);
+        assert!(
+            matches!(refusal, Reply::Err(r) if r.detail == "cannot analyze a.py: it is a binary file")
+        );
+    }
+
+    #[test]
+    fn the_configured_time_is_kept() {
+        let config = Config {
+            parse_timeout_ms: 0,
+            ..Config::default()
+        };
+        let code = "fn f() { let x = vec![1, 2, 3]; }\n".repeat(5_000);
+        assert!(
+            matches!(ask("a.rs", &code, &config), Reply::Err(r) if r.detail.contains("took too long"))
+        );
+    }
+}
