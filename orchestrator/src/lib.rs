@@ -1,1 +1,29 @@
-//! Placeholder.
+//! Owns each execution: looks at what happened, decides what happens next.
+//!
+//! Consumes the facts of the log's partitions; publishes decisions into the log and jobs onto the queues. What must
+//! always be true:
+//!
+//! - The core ([`execution`]) does no I/O, reads no clock and draws no randomness: the same log gives the same state
+//!   and the same decisions, byte for byte ([`history::verify`]).
+//! - A decision is appended only at the sequence it rests on, so two owners never write two histories.
+//! - Jobs are derived from the log and may be published again at any time.
+//!
+//! | module | |
+//! |---|---|
+//! | [`execution`] | **the state machine**: `apply` and `decide`, five regions, all pure |
+//! | [`history`] | folds a log into an execution, seals decisions, verifies them |
+//! | [`work`] | what an open effect asks of a worker, as a job |
+//! | [`agents`] | the built-in agent types |
+//! | `service`, `partition`, `liveness` | the shell: receive, ask the core, do what it answered |
+
+pub mod agents;
+pub mod config;
+pub mod execution;
+pub mod history;
+mod liveness;
+mod partition;
+mod service;
+pub mod work;
+
+pub use config::Config;
+pub use service::{Error, serve};

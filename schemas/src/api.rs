@@ -205,9 +205,7 @@ impl<'de> Deserialize<'de> for OneOrMany {
             value @ Value::Array(_) => serde_json::from_value(value)
                 .map(Self)
                 .map_err(|_| serde::de::Error::custom("expected a string or a list of strings")),
-            _ => Err(serde::de::Error::custom(
-                "expected a string or a list of strings",
-            )),
+            _ => Err(serde::de::Error::custom("expected a string or a list of strings")),
         }
     }
 }

@@ -40,21 +40,11 @@ pub struct Message {
 impl Message {
     /// A message with nothing but a role and a text.
     pub fn text(role: Role, content: impl Into<String>) -> Self {
-        Self {
-            role,
-            content: content.into(),
-            tool_calls: Vec::new(),
-            tool_call_id: None,
-            name: None,
-        }
+        Self { role, content: content.into(), tool_calls: Vec::new(), tool_call_id: None, name: None }
     }
 
     /// The result of the tool call `call_id`.
-    pub fn tool_result(
-        call_id: impl Into<String>,
-        name: impl Into<String>,
-        content: impl Into<String>,
-    ) -> Self {
+    pub fn tool_result(call_id: impl Into<String>, name: impl Into<String>, content: impl Into<String>) -> Self {
         Self {
             role: Role::Tool,
             content: content.into(),
@@ -83,18 +73,11 @@ pub struct ToolCall {
 
 impl ToolCall {
     /// A call of `name` with `arguments` (JSON text).
-    pub fn new(
-        id: impl Into<String>,
-        name: impl Into<String>,
-        arguments: impl Into<String>,
-    ) -> Self {
+    pub fn new(id: impl Into<String>, name: impl Into<String>, arguments: impl Into<String>) -> Self {
         Self {
             id: id.into(),
             kind: function(),
-            function: FunctionCall {
-                name: name.into(),
-                arguments: arguments.into(),
-            },
+            function: FunctionCall { name: name.into(), arguments: arguments.into() },
         }
     }
 }
@@ -123,11 +106,7 @@ impl ToolSpec {
     pub fn new(name: impl Into<String>, description: impl Into<String>, parameters: Value) -> Self {
         Self {
             kind: function(),
-            function: FunctionSpec {
-                name: name.into(),
-                description: description.into(),
-                parameters,
-            },
+            function: FunctionSpec { name: name.into(), description: description.into(), parameters },
         }
     }
 }
@@ -196,19 +175,12 @@ impl Usage {
     /// Counts with their sum.
     #[must_use]
     pub const fn new(prompt_tokens: u64, completion_tokens: u64) -> Self {
-        Self {
-            prompt_tokens,
-            completion_tokens,
-            tokens: prompt_tokens + completion_tokens,
-        }
+        Self { prompt_tokens, completion_tokens, tokens: prompt_tokens + completion_tokens }
     }
 
     /// The sum of two counts.
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
-        Self::new(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-        )
+        Self::new(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
     }
 }

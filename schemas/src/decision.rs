@@ -109,10 +109,7 @@ impl Record {
     pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
         let record: Self = decode(bytes)?;
         if !Self::reads(&record.schema) {
-            return Err(DecodeError::Schema {
-                found: record.schema,
-                expected: Self::SCHEMA,
-            });
+            return Err(DecodeError::Schema { found: record.schema, expected: Self::SCHEMA });
         }
         Ok(record)
     }

@@ -38,14 +38,7 @@ impl Fact {
     /// A fact that happened at `at`.
     #[must_use]
     pub fn new(exec: ExecutionId, at: Nanos, body: FactBody) -> Self {
-        Self {
-            schema: Self::SCHEMA.to_owned(),
-            exec,
-            at,
-            cause: None,
-            trace: BTreeMap::new(),
-            body,
-        }
+        Self { schema: Self::SCHEMA.to_owned(), exec, at, cause: None, trace: BTreeMap::new(), body }
     }
 
     /// Reads a fact and checks its version.
@@ -55,10 +48,7 @@ impl Fact {
     pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
         let fact: Self = decode(bytes)?;
         if !Self::reads(&fact.schema) {
-            return Err(DecodeError::Schema {
-                found: fact.schema,
-                expected: Self::SCHEMA,
-            });
+            return Err(DecodeError::Schema { found: fact.schema, expected: Self::SCHEMA });
         }
         Ok(fact)
     }

@@ -53,17 +53,11 @@ pub struct InvalidId {
 impl FromStr for ExecutionId {
     type Err = InvalidId;
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let invalid = || InvalidId {
-            expected: "an execution id (a UUID such as 0192f0c1-…)",
-            found: text.to_owned(),
-        };
+        let invalid =
+            || InvalidId { expected: "an execution id (a UUID such as 0192f0c1-…)", found: text.to_owned() };
         let id = Uuid::try_parse(text).map_err(|_| invalid())?;
         // Only the canonical form is a name: the partition is computed from its bytes.
-        if id.to_string() == text {
-            Ok(Self(id))
-        } else {
-            Err(invalid())
-        }
+        if id.to_string() == text { Ok(Self(id)) } else { Err(invalid()) }
     }
 }
 
@@ -139,16 +133,11 @@ impl FromStr for EffectId {
     type Err = InvalidId;
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         let ok = (1..=64).contains(&text.len())
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
         if ok {
             Ok(Self(text.to_owned()))
         } else {
-            Err(InvalidId {
-                expected: "an effect id such as 1-infer-0",
-                found: text.to_owned(),
-            })
+            Err(InvalidId { expected: "an effect id such as 1-infer-0", found: text.to_owned() })
         }
     }
 }
@@ -160,20 +149,14 @@ mod tests {
     #[test]
     fn partition_is_fnv1a_of_the_token() {
         // Figures of `partition(16, …)` on nats-server 2.15.1 are checked against these in `tests/`.
-        let id: ExecutionId = "0192f0c1-7a3b-7c4d-8e5f-001122334455"
-            .parse()
-            .expect("canonical");
+        let id: ExecutionId = "0192f0c1-7a3b-7c4d-8e5f-001122334455".parse().expect("canonical");
         assert_eq!(id.partition(), id.partition());
         assert!(id.partition().number() < PARTITIONS);
     }
 
     #[test]
     fn only_the_canonical_form_is_an_id() {
-        assert!(
-            "0192F0C1-7a3b-7c4d-8e5f-001122334455"
-                .parse::<ExecutionId>()
-                .is_err()
-        );
+        assert!("0192F0C1-7a3b-7c4d-8e5f-001122334455".parse::<ExecutionId>().is_err());
         assert!("nonsense".parse::<ExecutionId>().is_err());
     }
 

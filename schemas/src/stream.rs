@@ -115,10 +115,7 @@ pub fn streams() -> Vec<StreamDefinition> {
 fn log(partition: Partition) -> StreamDefinition {
     StreamDefinition {
         name: subject::log_stream(partition),
-        subjects: vec![
-            format!("vl.v1.log.{partition}.*.fact"),
-            format!("vl.v1.log.{partition}.*.decision"),
-        ],
+        subjects: vec![format!("vl.v1.log.{partition}.*.fact"), format!("vl.v1.log.{partition}.*.decision")],
         storage: Storage::File,
         retention: Retention::Limits,
         discard: Discard::New,
@@ -132,10 +129,7 @@ fn log(partition: Partition) -> StreamDefinition {
         immutable: true,
         no_ack: false,
         compressed: true,
-        republish: Some((
-            format!("vl.v1.log.{partition}.>"),
-            format!("vl.v1.seen.{partition}.>"),
-        )),
+        republish: Some((format!("vl.v1.log.{partition}.>"), format!("vl.v1.seen.{partition}.>"))),
     }
 }
 
@@ -219,29 +213,15 @@ pub struct BucketDefinition {
 
 /// All buckets.
 pub const BUCKETS: [BucketDefinition; 3] = [
-    BucketDefinition {
-        name: BUCKET_OPEN,
-        storage: Storage::File,
-        max_age: None,
-    },
-    BucketDefinition {
-        name: BUCKET_WORKERS,
-        storage: Storage::Memory,
-        max_age: Some(WORKER_ENTRY_TTL),
-    },
-    BucketDefinition {
-        name: BUCKET_CONFIG,
-        storage: Storage::File,
-        max_age: None,
-    },
+    BucketDefinition { name: BUCKET_OPEN, storage: Storage::File, max_age: None },
+    BucketDefinition { name: BUCKET_WORKERS, storage: Storage::Memory, max_age: Some(WORKER_ENTRY_TTL) },
+    BucketDefinition { name: BUCKET_CONFIG, storage: Storage::File, max_age: None },
 ];
 
 /// The account mapping that lets a plain NATS client submit with one publish, as a line of NATS configuration.
 #[must_use]
 pub fn submit_mapping() -> String {
-    format!(
-        "\"vl.v1.submit.*\": \"vl.v1.log.{{{{partition({PARTITIONS},1)}}}}.{{{{wildcard(1)}}}}.fact\""
-    )
+    format!("\"vl.v1.submit.*\": \"vl.v1.log.{{{{partition({PARTITIONS},1)}}}}.{{{{wildcard(1)}}}}.fact\"")
 }
 
 #[cfg(test)]

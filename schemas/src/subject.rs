@@ -100,11 +100,7 @@ pub fn token(name: &str) -> String {
             _ => '_',
         })
         .collect();
-    if token.is_empty() {
-        "_".to_owned()
-    } else {
-        token
-    }
+    if token.is_empty() { "_".to_owned() } else { token }
 }
 
 #[cfg(test)]

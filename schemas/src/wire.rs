@@ -19,10 +19,7 @@ pub trait Schema {
     fn reads(found: &str) -> bool {
         fn major(schema: &str) -> Option<(&str, &str)> {
             let (name, version) = schema.split_once('/')?;
-            Some((
-                name,
-                version.split_once('.').map_or(version, |(major, _)| major),
-            ))
+            Some((name, version.split_once('.').map_or(version, |(major, _)| major)))
         }
         major(found).is_some() && major(found) == major(Self::SCHEMA)
     }
@@ -50,8 +47,7 @@ pub enum DecodeError {
 /// Never for the types of this crate: they hold nothing that MessagePack cannot carry.
 #[must_use]
 pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
-    rmp_serde::to_vec_named(message)
-        .expect("wire types hold only maps with string keys, sequences and scalars")
+    rmp_serde::to_vec_named(message).expect("wire types hold only maps with string keys, sequences and scalars")
 }
 
 /// Decodes a message.

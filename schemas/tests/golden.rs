@@ -18,9 +18,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 fn exec() -> ExecutionId {
-    "0192f0c1-7a3b-7c4d-8e5f-001122334455"
-        .parse()
-        .expect("canonical id")
+    "0192f0c1-7a3b-7c4d-8e5f-001122334455".parse().expect("canonical id")
 }
 
 fn call() -> ToolCall {
@@ -36,33 +34,20 @@ fn tool() -> ToolSpec {
 }
 
 fn sandbox() -> Sandbox {
-    Sandbox {
-        tier: "bubblewrap".into(),
-        enforced: vec!["seccomp".into(), "landlock".into()],
-    }
+    Sandbox { tier: "bubblewrap".into(), enforced: vec!["seccomp".into(), "landlock".into()] }
 }
 
 /// Writes or compares one sample: the bytes as hex, then the same value as people read it.
 fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, sample: &T) {
     let bytes = encode(sample);
     let readable: Value = decode(&bytes).expect("a message is a map that JSON can show");
-    let text = format!(
-        "{}\n{}\n",
-        hex::encode(&bytes),
-        serde_json::to_string_pretty(&readable).expect("JSON")
-    );
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("golden")
-        .join(format!("{name}.txt"));
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a switch for the person who changes the wire on purpose"
-    )]
+    let text = format!("{}\n{}\n", hex::encode(&bytes), serde_json::to_string_pretty(&readable).expect("JSON"));
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{name}.txt"));
+    #[expect(clippy::disallowed_methods, reason = "a switch for the person who changes the wire on purpose")]
     if std::env::var("UPDATE_GOLDEN").is_ok() {
         std::fs::write(&path, &text).expect("write the sample");
     }
-    let golden =
-        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
+    let golden = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
     assert_eq!(text, golden, "the wire of {name} changed");
     let first = golden.lines().next().expect("hex");
     let read: T = decode(&hex::decode(first).expect("hex")).expect("the sample still reads");
@@ -72,10 +57,7 @@ fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, sample
 fn fact(body: FactBody) -> Fact {
     let mut fact = Fact::new(exec(), 1_790_000_000_000_000_000, body);
     fact.cause = Some("req-1".into());
-    fact.trace.insert(
-        "traceparent".into(),
-        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into(),
-    );
+    fact.trace.insert("traceparent".into(), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
     fact
 }
 
@@ -104,12 +86,7 @@ fn facts() {
                 seed: Some(7),
                 stop: vec!["END".into()],
             },
-            limits: Limits {
-                iterations: 8,
-                tokens: 10_000,
-                tool_calls: 16,
-                deadline: 1_790_000_060_000_000_000,
-            },
+            limits: Limits { iterations: 8, tokens: 10_000, tool_calls: 16, deadline: 1_790_000_060_000_000_000 },
             reply: Some("_INBOX.x".into()),
         })),
         FactBody::InferenceCompleted(InferenceCompleted {
@@ -121,11 +98,7 @@ fn facts() {
             finish: FinishReason::ToolCalls,
             usage: Usage::new(40, 12),
             cached_tokens: 16,
-            timing: InferenceTiming {
-                queue_us: 300,
-                prefill_us: 4_000,
-                decode_us: 9_000,
-            },
+            timing: InferenceTiming { queue_us: 300, prefill_us: 4_000, decode_us: 9_000 },
         }),
         FactBody::InferenceFailed(InferenceFailed {
             effect: effect.clone(),
@@ -151,19 +124,9 @@ fn facts() {
             duration_us: 5,
             sandbox: sandbox(),
         }),
-        FactBody::CancelRequested(CancelRequested {
-            by: "user".into(),
-            reason: Some("changed my mind".into()),
-        }),
-        FactBody::TimerFired(TimerFired {
-            timer: "deadline".into(),
-            due: 1_790_000_060_000_000_000,
-        }),
-        FactBody::EffectLost(EffectLost {
-            effect,
-            attempt: 1,
-            worker: Some("inference-1".into()),
-        }),
+        FactBody::CancelRequested(CancelRequested { by: "user".into(), reason: Some("changed my mind".into()) }),
+        FactBody::TimerFired(TimerFired { timer: "deadline".into(), due: 1_790_000_060_000_000_000 }),
+        FactBody::EffectLost(EffectLost { effect, attempt: 1, worker: Some("inference-1".into()) }),
     ];
     for body in all {
         check(&format!("fact.{}", body.name()), &fact(body));
@@ -180,9 +143,7 @@ fn decisions() {
         usage: Usage::new(1, 2),
     };
     let all = vec![
-        Event::ExecutionStarted(ExecutionStarted {
-            model: "tiny".into(),
-        }),
+        Event::ExecutionStarted(ExecutionStarted { model: "tiny".into() }),
         Event::ExecutionRejected(ended()),
         Event::InferenceRequested(InferenceRequested {
             effect: effect.clone(),
@@ -205,10 +166,7 @@ fn decisions() {
         }),
         Event::ToolsJoined(ToolsJoined {
             turn: 1,
-            outcomes: vec![ToolOutcome {
-                effect: EffectId::tool(1, 0),
-                success: true,
-            }],
+            outcomes: vec![ToolOutcome { effect: EffectId::tool(1, 0), success: true }],
         }),
         Event::RetryScheduled(RetryScheduled {
             effect: effect.clone(),
@@ -216,15 +174,8 @@ fn decisions() {
             at: 9,
             reason: "overloaded".into(),
         }),
-        Event::EffectCancelled(EffectCancelled {
-            effect: effect.clone(),
-            attempt: 1,
-        }),
-        Event::BudgetExceeded(BudgetExceeded {
-            dimension: "iterations".into(),
-            limit: 8,
-            used: 9,
-        }),
+        Event::EffectCancelled(EffectCancelled { effect: effect.clone(), attempt: 1 }),
+        Event::BudgetExceeded(BudgetExceeded { dimension: "iterations".into(), limit: 8, used: 9 }),
         Event::ExecutionCompleted(ExecutionCompleted {
             result: effect,
             finish: Some(FinishReason::Stop),
@@ -238,36 +189,18 @@ fn decisions() {
     ];
     let mut facts = FactsDigest::default();
     facts.add(1, b"fact");
-    let draft = Draft {
-        exec: exec(),
-        n: 1,
-        at: 5,
-        machine: 1,
-        facts_upto: 1,
-        facts: &facts,
-        prev_hash: "ab",
-    };
+    let draft = Draft { exec: exec(), n: 1, at: 5, machine: 1, facts_upto: 1, facts: &facts, prev_hash: "ab" };
     check("decision", &Record::seal(&draft, all));
 }
 
 #[test]
 fn a_hash_covers_facts_events_and_the_previous_hash() {
-    let event = Event::ExecutionStarted(ExecutionStarted {
-        model: "tiny".into(),
-    });
+    let event = Event::ExecutionStarted(ExecutionStarted { model: "tiny".into() });
     let hash = |fact: &[u8], prev: &str, events: Vec<Event>| {
         let mut facts = FactsDigest::default();
         facts.add(1, fact);
         Record::seal(
-            &Draft {
-                exec: exec(),
-                n: 0,
-                at: 5,
-                machine: 1,
-                facts_upto: 1,
-                facts: &facts,
-                prev_hash: prev,
-            },
+            &Draft { exec: exec(), n: 0, at: 5, machine: 1, facts_upto: 1, facts: &facts, prev_hash: prev },
             events,
         )
         .hash
@@ -293,17 +226,11 @@ fn jobs_tokens_presence_and_questions() {
             trace: [("traceparent".to_owned(), "00-a-b-01".to_owned())].into(),
             model: "tiny".into(),
             messages: vec![
-                Message {
-                    tool_calls: vec![call()],
-                    ..Message::text(Role::Assistant, "")
-                },
+                Message { tool_calls: vec![call()], ..Message::text(Role::Assistant, "") },
                 Message::tool_result("call-1-0", "search_code", "no matches"),
             ],
             tools: vec![tool()],
-            sampling: Sampling {
-                seed: Some(7),
-                ..Sampling::default()
-            },
+            sampling: Sampling { seed: Some(7), ..Sampling::default() },
             tokens_max: 64,
             user_id: Some("u1".into()),
         },
@@ -327,15 +254,7 @@ fn jobs_tokens_presence_and_questions() {
     );
     check(
         "token.delta",
-        &Frame {
-            attempt: 1,
-            n: 3,
-            ids: vec![5, 6],
-            text: "he".into(),
-            k: FrameKind::Delta,
-            finish: None,
-            usage: None,
-        },
+        &Frame { attempt: 1, n: 3, ids: vec![5, 6], text: "he".into(), k: FrameKind::Delta, finish: None, usage: None },
     );
     check(
         "token.end",
@@ -349,23 +268,9 @@ fn jobs_tokens_presence_and_questions() {
             usage: Some(Usage::new(4, 5)),
         },
     );
-    let hold = Hold {
-        exec: exec(),
-        effect: EffectId::inference(1),
-        attempt: 1,
-        worker: "inference-1".into(),
-    };
-    check(
-        "presence.holds",
-        &Holds {
-            effects: vec![hold],
-        },
-    );
-    let model = rpc::Model {
-        name: "tiny".into(),
-        kind: "chat".into(),
-        window: 1024,
-    };
+    let hold = Hold { exec: exec(), effect: EffectId::inference(1), attempt: 1, worker: "inference-1".into() };
+    check("presence.holds", &Holds { effects: vec![hold] });
+    let model = rpc::Model { name: "tiny".into(), kind: "chat".into(), window: 1024 };
     let registered = rpc::Tool {
         name: "web_search".into(),
         description: "Searches the web.".into(),
@@ -383,13 +288,7 @@ fn jobs_tokens_presence_and_questions() {
             tools: vec![registered],
         },
     );
-    check(
-        "rpc.embed",
-        &rpc::Embed {
-            model: None,
-            input: vec!["text".into()],
-        },
-    );
+    check("rpc.embed", &rpc::Embed { model: None, input: vec!["text".into()] });
     check(
         "rpc.embeddings",
         &rpc::Reply::Ok(rpc::Embeddings {
@@ -405,13 +304,7 @@ fn jobs_tokens_presence_and_questions() {
             detail: "no embedding model is loaded".into(),
         }),
     );
-    check(
-        "rpc.analyse",
-        &rpc::Analyse {
-            path: "src/lib.rs".into(),
-            code: "fn a() {}".into(),
-        },
-    );
+    check("rpc.analyse", &rpc::Analyse { path: "src/lib.rs".into(), code: "fn a() {}".into() });
     check(
         "rpc.outline",
         &rpc::Outline {

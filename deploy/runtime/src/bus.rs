@@ -65,9 +65,7 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No server answers.
-    #[error(
-        "connect to NATS at {url}: {reason}; is nats-server running there with JetStream (`nats-server -js`)?"
-    )]
+    #[error("connect to NATS at {url}: {reason}; is nats-server running there with JetStream (`nats-server -js`)?")]
     Unreachable {
         /// Where.
         url: String,
@@ -81,9 +79,7 @@ pub enum Error {
         found: String,
     },
     /// The server runs without JetStream.
-    #[error(
-        "the NATS server has no JetStream: start it with `-js` (and `-sd DIR` for its data); it said: {0}"
-    )]
+    #[error("the NATS server has no JetStream: start it with `-js` (and `-sd DIR` for its data); it said: {0}")]
     NoJetStream(String),
     /// A stream exists and differs from what we would create.
     #[error(
@@ -153,17 +149,8 @@ impl Bus {
         let tokens = client(config, &format!("vlinders-{role}-tokens"), None).await?;
         check_version(&log.server_info().version)?;
         let js = jetstream::new(log.clone());
-        js.query_account()
-            .await
-            .map_err(|e| Error::NoJetStream(e.to_string()))?;
-        Ok(Self {
-            log,
-            jobs,
-            tokens,
-            js,
-            connected,
-            replicas: config.replicas,
-        })
+        js.query_account().await.map_err(|e| Error::NoJetStream(e.to_string()))?;
+        Ok(Self { log, jobs, tokens, js, connected, replicas: config.replicas })
     }
 
     /// Changes each time the connection was made anew: memory streams may be gone, republish what is open.
@@ -203,11 +190,7 @@ impl Bus {
     }
 }
 
-async fn client(
-    config: &Config,
-    name: &str,
-    count: Option<Arc<watch::Sender<u64>>>,
-) -> Result<Client, Error> {
+async fn client(config: &Config, name: &str, count: Option<Arc<watch::Sender<u64>>>) -> Result<Client, Error> {
     let mut options = ConnectOptions::new()
         .name(name)
         .connection_timeout(CONNECT_TIMEOUT)
@@ -225,10 +208,9 @@ async fn client(
                         }
                     }
                     Event::Disconnected => tracing::warn!("disconnected from NATS; reconnecting"),
-                    Event::SlowConsumer(id) => tracing::warn!(
-                        subscription = id,
-                        "messages were dropped: a reader is too slow"
-                    ),
+                    Event::SlowConsumer(id) => {
+                        tracing::warn!(subscription = id, "messages were dropped: a reader is too slow")
+                    }
                     other => tracing::debug!(event = %other, "NATS"),
                 }
             }
@@ -236,35 +218,19 @@ async fn client(
     if let (Some(user), Some(password)) = (&config.user, &config.password) {
         options = options.user_and_password(user.clone(), password.expose().to_owned());
     }
-    let unreachable = |reason: String| Error::Unreachable {
-        url: config.url.clone(),
-        reason,
-    };
+    let unreachable = |reason: String| Error::Unreachable { url: config.url.clone(), reason };
     if let Some(file) = &config.credentials_file {
-        options = options
-            .credentials_file(file)
-            .await
-            .map_err(|e| unreachable(format!("read {}: {e}", file.display())))?;
+        options =
+            options.credentials_file(file).await.map_err(|e| unreachable(format!("read {}: {e}", file.display())))?;
     }
     let servers: Vec<String> = config.url.split(',').map(|s| s.trim().to_owned()).collect();
-    options
-        .connect(servers)
-        .await
-        .map_err(|e| unreachable(e.to_string()))
+    options.connect(servers).await.map_err(|e| unreachable(e.to_string()))
 }
 
 fn check_version(found: &str) -> Result<(), Error> {
-    let mut parts = found
-        .split(['.', '-'])
-        .map(|p| p.parse::<u64>().unwrap_or(0));
+    let mut parts = found.split(['.', '-']).map(|p| p.parse::<u64>().unwrap_or(0));
     let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-    if version >= SERVER_MIN {
-        Ok(())
-    } else {
-        Err(Error::TooOld {
-            found: found.to_owned(),
-        })
-    }
+    if version >= SERVER_MIN { Ok(()) } else { Err(Error::TooOld { found: found.to_owned() }) }
 }
 
 /// JetStream's answer to a publish.
@@ -291,29 +257,19 @@ const WRONG_LAST_SEQUENCE_CONSTANT: u64 = 10164;
 const FULL: [u64; 3] = [10077, 10047, 10023];
 
 /// Publishes and waits for the acknowledgement.
-async fn publish(
-    client: &Client,
-    subject: String,
-    headers: HeaderMap,
-    payload: Bytes,
-) -> Result<PubAck, Error> {
+async fn publish(client: &Client, subject: String, headers: HeaderMap, payload: Bytes) -> Result<PubAck, Error> {
     let reply = request(client, subject, Some(headers), payload, REPLY_TIMEOUT).await?;
-    let ack: PubAck = serde_json::from_slice(&reply.payload)
-        .map_err(|e| Error::Broken(format!("read an acknowledgement: {e}")))?;
+    let ack: PubAck =
+        serde_json::from_slice(&reply.payload).map_err(|e| Error::Broken(format!("read an acknowledgement: {e}")))?;
     match ack.error {
         None => Ok(ack),
-        Some(e)
-            if e.err_code == WRONG_LAST_SEQUENCE || e.err_code == WRONG_LAST_SEQUENCE_CONSTANT =>
-        {
+        Some(e) if e.err_code == WRONG_LAST_SEQUENCE || e.err_code == WRONG_LAST_SEQUENCE_CONSTANT => {
             Err(Error::Stale(e.description))
         }
         Some(e) if FULL.contains(&e.err_code) || e.description.starts_with("maximum") => {
             Err(Error::Full(e.description))
         }
-        Some(e) => Err(Error::Refused {
-            code: e.err_code,
-            description: e.description,
-        }),
+        Some(e) => Err(Error::Refused { code: e.err_code, description: e.description }),
     }
 }
 
@@ -324,18 +280,13 @@ async fn request(
     payload: Bytes,
     timeout: Duration,
 ) -> Result<async_nats::Message, Error> {
-    let mut request = async_nats::Request::new()
-        .payload(payload)
-        .timeout(Some(timeout));
+    let mut request = async_nats::Request::new().payload(payload).timeout(Some(timeout));
     if let Some(headers) = headers {
         request = request.headers(headers);
     }
-    client
-        .send_request(subject.clone(), request)
-        .await
-        .map_err(|e| match e.kind() {
-            async_nats::RequestErrorKind::TimedOut => Error::Timeout(timeout),
-            async_nats::RequestErrorKind::NoResponders => Error::NoResponders(subject),
-            _ => Error::broken(e),
-        })
+    client.send_request(subject.clone(), request).await.map_err(|e| match e.kind() {
+        async_nats::RequestErrorKind::TimedOut => Error::Timeout(timeout),
+        async_nats::RequestErrorKind::NoResponders => Error::NoResponders(subject),
+        _ => Error::broken(e),
+    })
 }

@@ -9,9 +9,7 @@ use schemas::wire::Nanos;
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this is the sanctioned place")]
 pub fn now() -> Nanos {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Nanos::try_from(since.as_nanos()).unwrap_or(Nanos::MAX)
 }
 

@@ -114,14 +114,9 @@ impl Layers {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<(), Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let table: Table = text.parse().map_err(|e: toml::de::Error| Error::Syntax {
-            path: path.to_owned(),
-            source: Box::new(e),
-        })?;
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let table: Table =
+            text.parse().map_err(|e: toml::de::Error| Error::Syntax { path: path.to_owned(), source: Box::new(e) })?;
         for (section, value) in table {
             let Value::Table(keys) = value else {
                 return Err(Error::Section {
@@ -145,47 +140,25 @@ impl Layers {
         if RESERVED.contains(&name) {
             return Ok(());
         }
-        let (section, key) = setting
-            .split_once("__")
-            .ok_or_else(|| Error::Variable(name.to_owned()))?;
+        let (section, key) = setting.split_once("__").ok_or_else(|| Error::Variable(name.to_owned()))?;
         // A value that reads as TOML (a number, a list, true) is one; everything else is a text.
-        let value = format!("v = {text}")
-            .parse::<Table>()
-            .ok()
-            .and_then(|mut t| t.remove("v"));
+        let value = format!("v = {text}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
         let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
-        self.set(
-            &section.to_lowercase(),
-            &key.to_lowercase(),
-            value,
-            Origin::Environment(name.to_owned()),
-        );
+        self.set(&section.to_lowercase(), &key.to_lowercase(), value, Origin::Environment(name.to_owned()));
         Ok(())
     }
 
     fn set(&mut self, section: &str, key: &str, value: Value, origin: Origin) {
-        self.values
-            .entry(section.to_owned())
-            .or_default()
-            .insert(key.to_owned(), value);
-        self.origins
-            .insert((section.to_owned(), key.to_owned()), origin);
+        self.values.entry(section.to_owned()).or_default().insert(key.to_owned(), value);
+        self.origins.insert((section.to_owned(), key.to_owned()), origin);
     }
 
     fn check_sections(&self, known: &[&str]) -> Result<(), Error> {
-        match self
-            .values
-            .keys()
-            .find(|section| !known.contains(&section.as_str()))
-        {
+        match self.values.keys().find(|section| !known.contains(&section.as_str())) {
             None => Ok(()),
             Some(section) => Err(Error::UnknownSection {
                 section: section.clone(),
-                origin: self
-                    .from(section)
-                    .trim_start_matches(" (")
-                    .trim_end_matches(')')
-                    .to_owned(),
+                origin: self.from(section).trim_start_matches(" (").trim_end_matches(')').to_owned(),
                 known: known.join(", "),
             }),
         }
@@ -197,28 +170,18 @@ impl Layers {
     /// When a value does not fit or a key is unknown.
     pub fn section<T: DeserializeOwned>(&self, section: &str) -> Result<T, Error> {
         let table = self.values.get(section).cloned().unwrap_or_default();
-        Value::Table(table)
-            .try_into()
-            .map_err(|e: toml::de::Error| Error::Section {
-                section: section.to_owned(),
-                from: self.from(section),
-                reason: e.message().to_owned(),
-            })
+        Value::Table(table).try_into().map_err(|e: toml::de::Error| Error::Section {
+            section: section.to_owned(),
+            from: self.from(section),
+            reason: e.message().to_owned(),
+        })
     }
 
     fn from(&self, section: &str) -> String {
-        let mut from: Vec<String> = self
-            .origins
-            .iter()
-            .filter(|((s, _), _)| s == section)
-            .map(|(_, o)| o.to_string())
-            .collect();
+        let mut from: Vec<String> =
+            self.origins.iter().filter(|((s, _), _)| s == section).map(|(_, o)| o.to_string()).collect();
         from.dedup();
-        if from.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", from.join(", "))
-        }
+        if from.is_empty() { String::new() } else { format!(" ({})", from.join(", ")) }
     }
 
     /// Every value that is not a default: `section.key`, the value, and where it came from.
@@ -269,77 +232,37 @@ mod tests {
 
     impl Default for Gateway {
         fn default() -> Self {
-            Self {
-                http: "127.0.0.1:8080".into(),
-                body_bytes_max: 1,
-            }
+            Self { http: "127.0.0.1:8080".into(), body_bytes_max: 1 }
         }
     }
 
     fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect()
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
     }
 
     #[test]
     fn later_layers_win_and_origins_are_known() {
-        let file =
-            std::env::temp_dir().join(format!("vlinders-config-{}.toml", std::process::id()));
-        std::fs::write(&file, "[gateway]\nhttp = \"a:1\"\nbody_bytes_max = 5\n")
-            .expect("temp file");
-        let layers = Layers::load(
-            Some(&file),
-            env(&[("VLINDERS_GATEWAY__HTTP", "b:2"), ("PATH", "x")]),
-            vec![],
-            &["gateway"],
-        )
-        .expect("valid");
+        let file = std::env::temp_dir().join(format!("vlinders-config-{}.toml", std::process::id()));
+        std::fs::write(&file, "[gateway]\nhttp = \"a:1\"\nbody_bytes_max = 5\n").expect("temp file");
+        let layers =
+            Layers::load(Some(&file), env(&[("VLINDERS_GATEWAY__HTTP", "b:2"), ("PATH", "x")]), vec![], &["gateway"])
+                .expect("valid");
         std::fs::remove_file(&file).expect("temp file");
         assert_eq!(
             layers.section::<Gateway>("gateway").expect("valid"),
-            Gateway {
-                http: "b:2".into(),
-                body_bytes_max: 5
-            }
+            Gateway { http: "b:2".into(), body_bytes_max: 5 }
         );
-        let origins: Vec<String> = layers
-            .settings()
-            .map(|(k, _, o)| format!("{k} {o}"))
-            .collect();
-        assert_eq!(
-            origins[1],
-            "gateway.http environment VLINDERS_GATEWAY__HTTP"
-        );
+        let origins: Vec<String> = layers.settings().map(|(k, _, o)| format!("{k} {o}")).collect();
+        assert_eq!(origins[1], "gateway.http environment VLINDERS_GATEWAY__HTTP");
     }
 
     #[test]
     fn unknown_keys_sections_and_variables_are_refused() {
-        let unknown_key = Layers::load(
-            None,
-            env(&[("VLINDERS_GATEWAY__HTPP", "x")]),
-            vec![],
-            &["gateway"],
-        )
-        .expect("section is known");
-        let error = unknown_key
-            .section::<Gateway>("gateway")
-            .expect_err("unknown key")
-            .to_string();
-        assert!(
-            error.contains("htpp") && error.contains("VLINDERS_GATEWAY__HTPP"),
-            "{error}"
-        );
-        assert!(
-            Layers::load(
-                None,
-                env(&[("VLINDERS_GATEWY__HTTP", "x")]),
-                vec![],
-                &["gateway"]
-            )
-            .is_err()
-        );
+        let unknown_key = Layers::load(None, env(&[("VLINDERS_GATEWAY__HTPP", "x")]), vec![], &["gateway"])
+            .expect("section is known");
+        let error = unknown_key.section::<Gateway>("gateway").expect_err("unknown key").to_string();
+        assert!(error.contains("htpp") && error.contains("VLINDERS_GATEWAY__HTPP"), "{error}");
+        assert!(Layers::load(None, env(&[("VLINDERS_GATEWY__HTTP", "x")]), vec![], &["gateway"]).is_err());
         assert!(Layers::load(None, env(&[("VLINDERS_HTTP", "x")]), vec![], &["gateway"]).is_err());
     }
 

@@ -67,20 +67,14 @@ impl Tasks {
 
     /// Records why the process ends and starts the shutdown.
     pub fn fail(&self, why: String) {
-        self.failure
-            .lock()
-            .expect("no panic while the lock is held")
-            .get_or_insert(why);
+        self.failure.lock().expect("no panic while the lock is held").get_or_insert(why);
         self.soft.cancel();
     }
 
     /// Why the process ends, if something failed.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
-        self.failure
-            .lock()
-            .expect("no panic while the lock is held")
-            .clone()
+        self.failure.lock().expect("no panic while the lock is held").clone()
     }
 
     /// Starts the shutdown.

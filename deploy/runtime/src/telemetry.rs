@@ -29,11 +29,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            log: "info".to_owned(),
-            format: Format::Pretty,
-            otlp_endpoint: None,
-        }
+        Self { log: "info".to_owned(), format: Format::Pretty, otlp_endpoint: None }
     }
 }
 
@@ -83,34 +79,17 @@ pub fn start(config: &Config, service: &str) -> Result<Guard, Error> {
         Format::Pretty => lines.with_target(false).compact().boxed(),
         Format::Json => lines.json().boxed(),
     };
-    let provider = config
-        .otlp_endpoint
-        .as_deref()
-        .map(|endpoint| provider(endpoint, service))
-        .transpose()?;
-    let traces = provider
-        .as_ref()
-        .map(|p| tracing_opentelemetry::layer().with_tracer(p.tracer("vlinders")));
+    let provider = config.otlp_endpoint.as_deref().map(|endpoint| provider(endpoint, service)).transpose()?;
+    let traces = provider.as_ref().map(|p| tracing_opentelemetry::layer().with_tracer(p.tracer("vlinders")));
     // A second call (tests start many services in one process) keeps the first set-up.
-    let _ = tracing_subscriber::registry()
-        .with(traces)
-        .with(lines.with_filter(filter))
-        .try_init();
+    let _ = tracing_subscriber::registry().with(traces).with(lines.with_filter(filter)).try_init();
     Ok(Guard(provider))
 }
 
 fn provider(endpoint: &str, service: &str) -> Result<SdkTracerProvider, Error> {
-    let exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_http()
-        .with_endpoint(endpoint)
-        .build()?;
-    let resource = Resource::builder()
-        .with_service_name(format!("vlinders-{service}"))
-        .build();
-    Ok(SdkTracerProvider::builder()
-        .with_batch_exporter(exporter)
-        .with_resource(resource)
-        .build())
+    let exporter = opentelemetry_otlp::SpanExporter::builder().with_http().with_endpoint(endpoint).build()?;
+    let resource = Resource::builder().with_service_name(format!("vlinders-{service}")).build();
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
 }
 
 /// The current span as W3C trace context, to travel with a message. Empty when traces are not exported.

@@ -36,10 +36,7 @@ impl Bus {
     pub async fn queue<J: Job>(&self, job: &J) -> Result<Queued, Error> {
         let headers = headers(job.exec(), J::SCHEMA, &job.message_id(), job.trace());
         let ack = publish(&self.jobs, job.subject(), headers, encode(job).into()).await?;
-        Ok(Queued {
-            sequence: ack.seq,
-            duplicate: ack.duplicate,
-        })
+        Ok(Queued { sequence: ack.seq, duplicate: ack.duplicate })
     }
 
     /// Takes a job that nobody wants any more out of its queue. A job that is gone already is no error.
@@ -47,11 +44,7 @@ impl Bus {
     /// # Errors
     /// When the server does not answer.
     pub async fn unqueue(&self, stream: &str, sequence: u64) -> Result<(), Error> {
-        let stream = self
-            .js
-            .get_stream_no_info(stream)
-            .await
-            .map_err(Error::broken)?;
+        let stream = self.js.get_stream_no_info(stream).await.map_err(Error::broken)?;
         match stream.delete_message(sequence).await {
             Ok(_) => Ok(()),
             Err(e) if matches!(e.kind(), DeleteMessageErrorKind::JetStream(_)) => Ok(()),
@@ -63,17 +56,9 @@ impl Bus {
     ///
     /// # Errors
     /// When the stream is missing or the server does not answer.
-    pub async fn inference_jobs(
-        &self,
-        pool: &str,
-    ) -> Result<JobQueue<schemas::InferenceJob>, Error> {
+    pub async fn inference_jobs(&self, pool: &str) -> Result<JobQueue<schemas::InferenceJob>, Error> {
         let pool = subject::token(pool);
-        self.job_queue(
-            stream::INFERENCE_JOBS,
-            format!("pool-{pool}"),
-            format!("vl.v1.job.infer.{pool}.>"),
-        )
-        .await
+        self.job_queue(stream::INFERENCE_JOBS, format!("pool-{pool}"), format!("vl.v1.job.infer.{pool}.>")).await
     }
 
     /// Jobs of all tools.
@@ -81,12 +66,7 @@ impl Bus {
     /// # Errors
     /// When the stream is missing or the server does not answer.
     pub async fn tool_jobs(&self) -> Result<JobQueue<schemas::ToolJob>, Error> {
-        self.job_queue(
-            stream::TOOL_JOBS,
-            "tools".to_owned(),
-            "vl.v1.job.tool.>".to_owned(),
-        )
-        .await
+        self.job_queue(stream::TOOL_JOBS, "tools".to_owned(), "vl.v1.job.tool.>".to_owned()).await
     }
 
     async fn job_queue<J: Job>(
@@ -97,11 +77,7 @@ impl Bus {
     ) -> Result<JobQueue<J>, Error> {
         super::provision::job_consumer(self, stream, &consumer, &filter).await?;
         let pull = Pull::new(&self.jobs, stream, &consumer, None, 1, PULL_EXPIRES).await?;
-        Ok(JobQueue {
-            client: self.jobs.clone(),
-            pull,
-            job: PhantomData,
-        })
+        Ok(JobQueue { client: self.jobs.clone(), pull, job: PhantomData })
     }
 
     /// Whether every job of `stream` has been handed to some worker (it may still be unfinished).
@@ -125,15 +101,7 @@ impl Bus {
     /// # Errors
     /// When the question itself failed, which says nothing about the worker.
     pub async fn ask_worker(&self, id: &str, timeout: Duration) -> Result<Option<Holds>, Error> {
-        match request(
-            &self.jobs,
-            subject::worker(id),
-            None,
-            bytes::Bytes::new(),
-            timeout,
-        )
-        .await
-        {
+        match request(&self.jobs, subject::worker(id), None, bytes::Bytes::new(), timeout).await {
             Ok(reply) => Ok(Some(decode(&reply.payload)?)),
             Err(Error::NoResponders(_)) => Ok(None),
             Err(error) => Err(error),
@@ -145,10 +113,7 @@ impl Bus {
     /// # Errors
     /// When the connection is closed.
     pub async fn claim(&self, hold: &Hold) -> Result<(), Error> {
-        self.jobs
-            .publish(subject::claim(hold.exec), encode(hold).into())
-            .await
-            .map_err(Error::broken)
+        self.jobs.publish(subject::claim(hold.exec), encode(hold).into()).await.map_err(Error::broken)
     }
 
     /// Tells workers at once that an execution is cancelled; the fact in the log is what counts.
@@ -156,10 +121,7 @@ impl Bus {
     /// # Errors
     /// When the connection is closed.
     pub async fn announce_cancel(&self, exec: schemas::ExecutionId) -> Result<(), Error> {
-        self.jobs
-            .publish(subject::cancel(exec), bytes::Bytes::new())
-            .await
-            .map_err(Error::broken)
+        self.jobs.publish(subject::cancel(exec), bytes::Bytes::new()).await.map_err(Error::broken)
     }
 }
 
@@ -186,10 +148,7 @@ impl<J: Job> JobQueue<J> {
             Err(error) => {
                 tracing::error!(subject = %message.subject, %error, "took a message off the queue that is no job");
                 if let Some(reply) = message.reply {
-                    self.client
-                        .publish(reply, "+TERM not a job".into())
-                        .await
-                        .map_err(Error::broken)?;
+                    self.client.publish(reply, "+TERM not a job".into()).await.map_err(Error::broken)?;
                 }
                 Ok(None)
             }
@@ -208,10 +167,7 @@ pub struct Delivery<J> {
 }
 
 impl<J: Job> Delivery<J> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "lives exactly as long as the delivery, which aborts it"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "lives exactly as long as the delivery, which aborts it")]
     fn new(job: J, client: &Client, message: &Message) -> Self {
         let (heart, reply) = (client.clone(), message.reply.clone());
         let progress = tokio::spawn(async move {
@@ -223,12 +179,7 @@ impl<J: Job> Delivery<J> {
                 }
             }
         });
-        Self {
-            job,
-            client: client.clone(),
-            reply: message.reply.clone(),
-            progress,
-        }
+        Self { job, client: client.clone(), reply: message.reply.clone(), progress }
     }
 
     /// The result is in the log: take the job off the queue.
@@ -239,15 +190,7 @@ impl<J: Job> Delivery<J> {
         let Some(reply) = self.reply.clone() else {
             return Ok(());
         };
-        request(
-            &self.client,
-            reply.to_string(),
-            None,
-            "+ACK".into(),
-            REPLY_TIMEOUT,
-        )
-        .await
-        .map(|_| ())
+        request(&self.client, reply.to_string(), None, "+ACK".into(), REPLY_TIMEOUT).await.map(|_| ())
     }
 
     /// Give it to another worker after `delay`.
@@ -263,10 +206,7 @@ impl<J: Job> Delivery<J> {
         let Some(reply) = self.reply.clone() else {
             return Ok(());
         };
-        self.client
-            .publish(reply, verdict.into())
-            .await
-            .map_err(Error::broken)
+        self.client.publish(reply, verdict.into()).await.map_err(Error::broken)
     }
 }
 

@@ -67,17 +67,8 @@ impl Bus {
     /// When it is not known to be stored. Asking again is safe.
     pub async fn append_fact(&self, fact: &Fact) -> Result<Appended, Error> {
         let headers = headers(fact.exec, fact.body.name(), &fact.message_id(), &fact.trace);
-        let ack = publish(
-            &self.log,
-            subject::fact(fact.exec),
-            headers,
-            encode(fact).into(),
-        )
-        .await?;
-        Ok(Appended {
-            sequence: ack.seq,
-            duplicate: ack.duplicate,
-        })
+        let ack = publish(&self.log, subject::fact(fact.exec), headers, encode(fact).into()).await?;
+        Ok(Appended { sequence: ack.seq, duplicate: ack.duplicate })
     }
 
     /// Appends a decision if the execution's last message still has the sequence `expected` (0 for none).
@@ -87,53 +78,22 @@ impl Bus {
     /// # Errors
     /// When the server does not answer even to the reading.
     pub async fn commit(&self, record: &Record, expected: u64) -> Result<Commit, Error> {
-        let mut headers = headers(
-            record.exec,
-            "decision",
-            &record.message_id(),
-            &std::collections::BTreeMap::new(),
-        );
-        headers.insert(
-            "Nats-Expected-Last-Subject-Sequence",
-            expected.to_string().as_str(),
-        );
-        headers.insert(
-            "Nats-Expected-Last-Subject-Sequence-Subject",
-            subject::execution(record.exec).as_str(),
-        );
-        match publish(
-            &self.log,
-            subject::decision(record.exec),
-            headers,
-            encode(record).into(),
-        )
-        .await
-        {
+        let mut headers = headers(record.exec, "decision", &record.message_id(), &std::collections::BTreeMap::new());
+        headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string().as_str());
+        headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", subject::execution(record.exec).as_str());
+        match publish(&self.log, subject::decision(record.exec), headers, encode(record).into()).await {
             Ok(ack) => Ok(Commit::Done(ack.seq)),
-            Err(Error::Stale(_) | Error::Timeout(_) | Error::Broken(_)) => {
-                self.find_commit(record).await
-            }
+            Err(Error::Stale(_) | Error::Timeout(_) | Error::Broken(_)) => self.find_commit(record).await,
             Err(error) => Err(error),
         }
     }
 
     async fn find_commit(&self, record: &Record) -> Result<Commit, Error> {
         // The leader answers this one, so it sees every acknowledged write.
-        let stream = self
-            .js
-            .get_stream_no_info(subject::log_stream(record.exec.partition()))
-            .await
-            .map_err(Error::broken)?;
-        match stream
-            .get_last_raw_message_by_subject(&subject::decision(record.exec))
-            .await
-        {
-            Ok(last)
-                if last
-                    .headers
-                    .get("Nats-Msg-Id")
-                    .is_some_and(|id| id.as_str() == record.message_id()) =>
-            {
+        let stream =
+            self.js.get_stream_no_info(subject::log_stream(record.exec.partition())).await.map_err(Error::broken)?;
+        match stream.get_last_raw_message_by_subject(&subject::decision(record.exec)).await {
+            Ok(last) if last.headers.get("Nats-Msg-Id").is_some_and(|id| id.as_str() == record.message_id()) => {
                 Ok(Commit::Done(last.sequence))
             }
             Ok(_) => Ok(Commit::Stale),
@@ -146,17 +106,12 @@ impl Bus {
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn read_execution(
-        &self,
-        exec: ExecutionId,
-        after: u64,
-    ) -> Result<Vec<Stored>, Error> {
+    pub async fn read_execution(&self, exec: ExecutionId, after: u64) -> Result<Vec<Stored>, Error> {
         let stream = subject::log_stream(exec.partition());
         let mut messages = Vec::new();
         let mut from = after + 1;
         loop {
-            let request =
-                json!({"seq": from, "next_by_subj": subject::execution(exec), "batch": READ_BATCH});
+            let request = json!({"seq": from, "next_by_subj": subject::execution(exec), "batch": READ_BATCH});
             let batch = direct_get(&self.log, &stream, &request).await?;
             let full = batch.len() as u64 == READ_BATCH;
             for message in batch {
@@ -184,10 +139,7 @@ impl Bus {
             FACTS_EXPIRES,
         )
         .await?;
-        Ok(Facts {
-            client: self.log.clone(),
-            pull,
-        })
+        Ok(Facts { client: self.log.clone(), pull })
     }
 
     /// Watches what is stored for one execution, from now on. Messages may be lost: the log is right.
@@ -195,11 +147,7 @@ impl Bus {
     /// # Errors
     /// When the connection is closed.
     pub async fn live(&self, exec: ExecutionId) -> Result<Live, Error> {
-        let messages = self
-            .log
-            .subscribe(subject::seen(exec))
-            .await
-            .map_err(Error::broken)?;
+        let messages = self.log.subscribe(subject::seen(exec)).await.map_err(Error::broken)?;
         // The server must know the interest before the caller publishes anything.
         self.log.flush().await.map_err(Error::broken)?;
         Ok(Live(messages))
@@ -229,17 +177,8 @@ impl Facts {
         };
         let sequence = sequence_of_reply(&reply);
         let (exec, kind) = parse_subject(&message.subject)?;
-        let stored = Stored {
-            exec,
-            sequence,
-            kind,
-            payload: message.payload,
-        };
-        Ok(Some(FactDelivery {
-            stored,
-            client: self.client.clone(),
-            reply: reply.to_string(),
-        }))
+        let stored = Stored { exec, sequence, kind, payload: message.payload };
+        Ok(Some(FactDelivery { stored, client: self.client.clone(), reply: reply.to_string() }))
     }
 
     /// Whether this process was chosen as the partition's owner.
@@ -263,10 +202,7 @@ impl FactDelivery {
     /// # Errors
     /// When the connection is closed; the fact will come again, which does no harm.
     pub async fn done(self) -> Result<(), Error> {
-        self.client
-            .publish(self.reply, "+ACK".into())
-            .await
-            .map_err(Error::broken)
+        self.client.publish(self.reply, "+ACK".into()).await.map_err(Error::broken)
     }
 
     /// Not now: hand it out again after `delay`.
@@ -275,10 +211,7 @@ impl FactDelivery {
     /// When the connection is closed; the fact will come again by itself.
     pub async fn later(self, delay: Duration) -> Result<(), Error> {
         let nak = format!("-NAK {{\"delay\": {}}}", delay.as_nanos());
-        self.client
-            .publish(self.reply, nak.into())
-            .await
-            .map_err(Error::broken)
+        self.client.publish(self.reply, nak.into()).await.map_err(Error::broken)
     }
 }
 
@@ -305,27 +238,17 @@ fn stored_live(message: &Message) -> Result<Stored, Error> {
         .and_then(|s| s.parse().ok())
         .ok_or_else(|| Error::Broken("a republished message has no sequence".into()))?;
     let (exec, kind) = parse_subject(&message.subject)?;
-    Ok(Stored {
-        exec,
-        sequence,
-        kind,
-        payload: message.payload.clone(),
-    })
+    Ok(Stored { exec, sequence, kind, payload: message.payload.clone() })
 }
 
 fn stored(message: &Message, subject_header: &str) -> Result<Stored, Error> {
     let sequence = header(message, "Nats-Sequence")
         .and_then(|s| s.parse().ok())
         .ok_or_else(|| Error::Broken("a stored message has no sequence".into()))?;
-    let subject = header(message, subject_header)
-        .ok_or_else(|| Error::Broken("a stored message has no subject".into()))?;
+    let subject =
+        header(message, subject_header).ok_or_else(|| Error::Broken("a stored message has no subject".into()))?;
     let (exec, kind) = parse_subject(&subject)?;
-    Ok(Stored {
-        exec,
-        sequence,
-        kind,
-        payload: message.payload.clone(),
-    })
+    Ok(Stored { exec, sequence, kind, payload: message.payload.clone() })
 }
 
 /// `vl.v1.log.<part>.<exec>.<kind>`, and the same under `seen`.
@@ -337,8 +260,7 @@ fn parse_subject(subject: &str) -> Result<(ExecutionId, Kind), Error> {
         Some("decision") => Some(Kind::Decision),
         _ => None,
     };
-    exec.zip(kind)
-        .ok_or_else(|| Error::Broken(format!("{subject} is not a subject of the log")))
+    exec.zip(kind).ok_or_else(|| Error::Broken(format!("{subject} is not a subject of the log")))
 }
 
 /// The stream sequence in an acknowledgement subject, in either of its two forms.
@@ -355,20 +277,13 @@ pub(super) async fn direct_get(
     request: &serde_json::Value,
 ) -> Result<Vec<Message>, Error> {
     let inbox = client.new_inbox();
-    let mut replies = client
-        .subscribe(inbox.clone())
-        .await
-        .map_err(Error::broken)?;
+    let mut replies = client.subscribe(inbox.clone()).await.map_err(Error::broken)?;
     let subject = format!("$JS.API.DIRECT.GET.{stream}");
-    client
-        .publish_with_reply(subject.clone(), inbox, request.to_string().into())
-        .await
-        .map_err(Error::broken)?;
+    client.publish_with_reply(subject.clone(), inbox, request.to_string().into()).await.map_err(Error::broken)?;
     let mut messages = Vec::new();
     loop {
-        let reply = tokio::time::timeout(REPLY_TIMEOUT, replies.next())
-            .await
-            .map_err(|_| Error::Timeout(REPLY_TIMEOUT))?;
+        let reply =
+            tokio::time::timeout(REPLY_TIMEOUT, replies.next()).await.map_err(|_| Error::Timeout(REPLY_TIMEOUT))?;
         let message = reply.ok_or_else(|| Error::Broken("the connection closed".to_owned()))?;
         match message.status.map(|s| s.as_u16()) {
             None => messages.push(message),

@@ -2,9 +2,7 @@
 //! that exists and differs is refused with the difference, and left as it is.
 
 use async_nats::jetstream::consumer::{AckPolicy, PriorityPolicy, pull};
-use async_nats::jetstream::stream::{
-    Compression, Config, DiscardPolicy, Republish, RetentionPolicy, StorageType,
-};
+use async_nats::jetstream::stream::{Compression, Config, DiscardPolicy, Republish, RetentionPolicy, StorageType};
 use async_nats::jetstream::{ErrorCode, kv};
 use schemas::stream::{self, BucketDefinition, Discard, Retention, Storage, StreamDefinition};
 use schemas::{Partition, subject};
@@ -18,20 +16,9 @@ use super::{Bus, Error};
 /// [`Error::Incompatible`] when something exists and differs; otherwise when the server does not answer.
 pub async fn provision(bus: &Bus) -> Result<(), Error> {
     let streams = stream::streams();
-    futures::future::try_join_all(
-        streams
-            .iter()
-            .map(|definition| ensure_stream(bus, definition)),
-    )
-    .await?;
-    futures::future::try_join_all(
-        stream::BUCKETS
-            .iter()
-            .map(|bucket| ensure_bucket(bus, bucket)),
-    )
-    .await?;
-    futures::future::try_join_all(Partition::all().map(|partition| facts_consumer(bus, partition)))
-        .await?;
+    futures::future::try_join_all(streams.iter().map(|definition| ensure_stream(bus, definition))).await?;
+    futures::future::try_join_all(stream::BUCKETS.iter().map(|bucket| ensure_bucket(bus, bucket))).await?;
+    futures::future::try_join_all(Partition::all().map(|partition| facts_consumer(bus, partition))).await?;
     Ok(())
 }
 
@@ -42,19 +29,11 @@ async fn ensure_stream(bus: &Bus, definition: &StreamDefinition) -> Result<(), E
         Err(_) => match bus.js.create_stream(wanted.clone()).await {
             Ok(_) => return Ok(()),
             // Somebody created it at the same moment.
-            Err(e) if is_code(&e.kind(), ErrorCode::STREAM_NAME_EXIST) => bus
-                .js
-                .get_stream(&definition.name)
-                .await
-                .map_err(Error::broken)?
-                .cached_info()
-                .config
-                .clone(),
+            Err(e) if is_code(&e.kind(), ErrorCode::STREAM_NAME_EXIST) => {
+                bus.js.get_stream(&definition.name).await.map_err(Error::broken)?.cached_info().config.clone()
+            }
             Err(e) => {
-                return Err(Error::Broken(format!(
-                    "create stream {}: {e}",
-                    definition.name
-                )));
+                return Err(Error::Broken(format!("create stream {}: {e}", definition.name)));
             }
         },
     };
@@ -62,10 +41,7 @@ async fn ensure_stream(bus: &Bus, definition: &StreamDefinition) -> Result<(), E
     if differences.is_empty() {
         return Ok(());
     }
-    Err(Error::Incompatible {
-        stream: definition.name.clone(),
-        differences: differences.join("\n"),
-    })
+    Err(Error::Incompatible { stream: definition.name.clone(), differences: differences.join("\n") })
 }
 
 fn is_code(kind: &async_nats::jetstream::context::CreateStreamErrorKind, code: ErrorCode) -> bool {
@@ -85,62 +61,19 @@ fn differences(wanted: &Config, found: &Config) -> Vec<String> {
         subjects.sort();
         subjects.join(" ")
     };
-    compare(
-        "subjects",
-        sorted(&wanted.subjects),
-        sorted(&found.subjects),
-    );
-    compare(
-        "storage",
-        format!("{:?}", wanted.storage),
-        format!("{:?}", found.storage),
-    );
-    compare(
-        "retention",
-        format!("{:?}", wanted.retention),
-        format!("{:?}", found.retention),
-    );
-    compare(
-        "discard",
-        format!("{:?}", wanted.discard),
-        format!("{:?}", found.discard),
-    );
-    compare(
-        "deny_delete",
-        wanted.deny_delete.to_string(),
-        found.deny_delete.to_string(),
-    );
-    compare(
-        "deny_purge",
-        wanted.deny_purge.to_string(),
-        found.deny_purge.to_string(),
-    );
-    compare(
-        "allow_direct",
-        wanted.allow_direct.to_string(),
-        found.allow_direct.to_string(),
-    );
-    compare(
-        "no_ack",
-        wanted.no_ack.to_string(),
-        found.no_ack.to_string(),
-    );
-    compare(
-        "max_age",
-        format!("{:?}", wanted.max_age),
-        format!("{:?}", found.max_age),
-    );
+    compare("subjects", sorted(&wanted.subjects), sorted(&found.subjects));
+    compare("storage", format!("{:?}", wanted.storage), format!("{:?}", found.storage));
+    compare("retention", format!("{:?}", wanted.retention), format!("{:?}", found.retention));
+    compare("discard", format!("{:?}", wanted.discard), format!("{:?}", found.discard));
+    compare("deny_delete", wanted.deny_delete.to_string(), found.deny_delete.to_string());
+    compare("deny_purge", wanted.deny_purge.to_string(), found.deny_purge.to_string());
+    compare("allow_direct", wanted.allow_direct.to_string(), found.allow_direct.to_string());
+    compare("no_ack", wanted.no_ack.to_string(), found.no_ack.to_string());
+    compare("max_age", format!("{:?}", wanted.max_age), format!("{:?}", found.max_age));
     let republish = |r: &Option<Republish>| {
-        r.as_ref().map_or_else(
-            || "none".to_owned(),
-            |r| format!("{} to {}", r.source, r.destination),
-        )
+        r.as_ref().map_or_else(|| "none".to_owned(), |r| format!("{} to {}", r.source, r.destination))
     };
-    compare(
-        "republish",
-        republish(&wanted.republish),
-        republish(&found.republish),
-    );
+    compare("republish", republish(&wanted.republish), republish(&found.republish));
     lines
 }
 
@@ -157,8 +90,7 @@ fn stream_config(definition: &StreamDefinition, replicas: usize) -> Config {
             Discard::New => DiscardPolicy::New,
             Discard::Old => DiscardPolicy::Old,
         },
-        discard_new_per_subject: definition.discard == Discard::New
-            && definition.max_messages_per_subject.is_some(),
+        discard_new_per_subject: definition.discard == Discard::New && definition.max_messages_per_subject.is_some(),
         max_age: definition.max_age.unwrap_or_default(),
         max_messages: definition.max_messages.unwrap_or(-1),
         max_bytes: definition.max_bytes.unwrap_or(-1),
@@ -170,19 +102,12 @@ fn stream_config(definition: &StreamDefinition, replicas: usize) -> Config {
         no_ack: definition.no_ack,
         allow_direct: true,
         compression: definition.compressed.then_some(Compression::S2),
-        republish: definition
-            .republish
-            .as_ref()
-            .map(|(source, destination)| Republish {
-                source: source.clone(),
-                destination: destination.clone(),
-                headers_only: false,
-            }),
-        num_replicas: if definition.storage == Storage::File {
-            replicas
-        } else {
-            1
-        },
+        republish: definition.republish.as_ref().map(|(source, destination)| Republish {
+            source: source.clone(),
+            destination: destination.clone(),
+            headers_only: false,
+        }),
+        num_replicas: if definition.storage == Storage::File { replicas } else { 1 },
         ..Config::default()
     }
 }
@@ -203,11 +128,7 @@ async fn ensure_bucket(bus: &Bus, bucket: &BucketDefinition) -> Result<(), Error
         history: 1,
         storage: storage(bucket.storage),
         max_age: bucket.max_age.unwrap_or_default(),
-        num_replicas: if bucket.storage == Storage::File {
-            bus.replicas
-        } else {
-            1
-        },
+        num_replicas: if bucket.storage == Storage::File { bus.replicas } else { 1 },
         ..kv::Config::default()
     };
     match bus.js.create_key_value(config).await {
@@ -234,12 +155,7 @@ async fn facts_consumer(bus: &Bus, partition: Partition) -> Result<(), Error> {
 }
 
 /// The consumer that workers of one pool share.
-pub(super) async fn job_consumer(
-    bus: &Bus,
-    stream: &str,
-    name: &str,
-    filter: &str,
-) -> Result<(), Error> {
+pub(super) async fn job_consumer(bus: &Bus, stream: &str, name: &str, filter: &str) -> Result<(), Error> {
     let config = pull::Config {
         durable_name: Some(name.to_owned()),
         filter_subject: filter.to_owned(),
@@ -255,21 +171,8 @@ pub(super) async fn job_consumer(
     ensure_consumer(bus, stream, name, config).await
 }
 
-async fn ensure_consumer(
-    bus: &Bus,
-    stream: &str,
-    name: &str,
-    config: pull::Config,
-) -> Result<(), Error> {
+async fn ensure_consumer(bus: &Bus, stream: &str, name: &str, config: pull::Config) -> Result<(), Error> {
     let failed = |e: String| Error::Broken(format!("create consumer {name} on {stream}: {e}"));
-    let stream = bus
-        .js
-        .get_stream_no_info(stream)
-        .await
-        .map_err(|e| failed(e.to_string()))?;
-    stream
-        .get_or_create_consumer(name, config)
-        .await
-        .map(|_| ())
-        .map_err(|e| failed(e.to_string()))
+    let stream = bus.js.get_stream_no_info(stream).await.map_err(|e| failed(e.to_string()))?;
+    stream.get_or_create_consumer(name, config).await.map(|_| ()).map_err(|e| failed(e.to_string()))
 }

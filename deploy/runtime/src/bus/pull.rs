@@ -23,6 +23,8 @@ pub(super) struct Pull {
     batch: usize,
     expires: Duration,
     outstanding: usize,
+    /// When an answer to the open request is overdue.
+    overdue: tokio::time::Instant,
 }
 
 impl Pull {
@@ -36,10 +38,7 @@ impl Pull {
         expires: Duration,
     ) -> Result<Self, Error> {
         let inbox = client.new_inbox();
-        let replies = client
-            .subscribe(inbox.clone())
-            .await
-            .map_err(Error::broken)?;
+        let replies = client.subscribe(inbox.clone()).await.map_err(Error::broken)?;
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
         Ok(Self {
             client: client.clone(),
@@ -51,6 +50,7 @@ impl Pull {
             batch,
             expires,
             outstanding: 0,
+            overdue: tokio::time::Instant::now(),
         })
     }
 
@@ -67,15 +67,12 @@ impl Pull {
         if self.outstanding == 0 {
             self.ask().await?;
         }
-        // A second more than the server takes: a lost answer costs one round, never the loop.
-        let reply =
-            tokio::time::timeout(self.expires + Duration::from_secs(1), self.replies.next()).await;
+        let reply = tokio::time::timeout_at(self.overdue, self.replies.next()).await;
         let Ok(reply) = reply else {
             self.outstanding = 0;
             return Ok(None);
         };
-        let message = reply
-            .ok_or_else(|| Error::Broken("the subscription of a consumer closed".to_owned()))?;
+        let message = reply.ok_or_else(|| Error::Broken("the subscription of a consumer closed".to_owned()))?;
         match message.status {
             None => {
                 self.outstanding = self.outstanding.saturating_sub(1);
@@ -109,24 +106,17 @@ impl Pull {
                 request["id"] = json!(pin);
             }
         }
-        self.client
-            .publish_with_reply(
-                self.subject.clone(),
-                self.inbox.clone(),
-                request.to_string().into(),
-            )
-            .await
-            .map_err(Error::broken)?;
+        // A second more than the server takes: a lost answer costs one round, never the loop.
+        self.overdue = tokio::time::Instant::now() + self.expires + Duration::from_secs(1);
         self.outstanding = self.batch;
-        Ok(())
+        self.client
+            .publish_with_reply(self.subject.clone(), self.inbox.clone(), request.to_string().into())
+            .await
+            .map_err(Error::broken)
     }
 }
 
 /// One header's value as text.
 pub(super) fn header(message: &Message, name: &str) -> Option<String> {
-    message
-        .headers
-        .as_ref()
-        .and_then(|h: &HeaderMap| h.get(name))
-        .map(|v| v.as_str().to_owned())
+    message.headers.as_ref().and_then(|h: &HeaderMap| h.get(name)).map(|v| v.as_str().to_owned())
 }

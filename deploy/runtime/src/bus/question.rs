@@ -30,14 +30,7 @@ impl Bus {
         question: &Q,
         timeout: Duration,
     ) -> Result<A, Error> {
-        let reply = request(
-            &self.jobs,
-            subject.to_owned(),
-            None,
-            encode(question).into(),
-            timeout,
-        )
-        .await?;
+        let reply = request(&self.jobs, subject.to_owned(), None, encode(question).into(), timeout).await?;
         Ok(decode(&reply.payload)?)
     }
 
@@ -45,23 +38,14 @@ impl Bus {
     ///
     /// # Errors
     /// When the connection is closed.
-    pub async fn serve<Q, A, F, Fut>(
-        &self,
-        tasks: &Tasks,
-        subject: &str,
-        answer: F,
-    ) -> Result<(), Error>
+    pub async fn serve<Q, A, F, Fut>(&self, tasks: &Tasks, subject: &str, answer: F) -> Result<(), Error>
     where
         Q: DeserializeOwned + Send + 'static,
         A: Serialize + Send + 'static,
         F: Fn(Q) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = A> + Send + 'static,
     {
-        let questions = self
-            .jobs
-            .queue_subscribe(subject.to_owned(), QUEUE.to_owned())
-            .await
-            .map_err(Error::broken)?;
+        let questions = self.jobs.queue_subscribe(subject.to_owned(), QUEUE.to_owned()).await.map_err(Error::broken)?;
         self.jobs.flush().await.map_err(Error::broken)?;
         let (client, soft) = (self.jobs.clone(), tasks.soft());
         tasks.spawn(async move {
@@ -95,11 +79,7 @@ impl Bus {
         id: &str,
         holds: impl Fn() -> Holds + Send + Sync + 'static,
     ) -> Result<(), Error> {
-        let mut questions = self
-            .jobs
-            .subscribe(schemas::subject::worker(id))
-            .await
-            .map_err(Error::broken)?;
+        let mut questions = self.jobs.subscribe(schemas::subject::worker(id)).await.map_err(Error::broken)?;
         self.jobs.flush().await.map_err(Error::broken)?;
         let client = self.jobs.clone();
         tasks.spawn(async move {
@@ -119,13 +99,8 @@ impl Bus {
     /// When the connection is closed.
     pub async fn claims(
         &self,
-    ) -> Result<impl futures::Stream<Item = schemas::presence::Hold> + Send + Unpin + use<>, Error>
-    {
-        let claims = self
-            .jobs
-            .subscribe(schemas::subject::CLAIM_ALL)
-            .await
-            .map_err(Error::broken)?;
+    ) -> Result<impl futures::Stream<Item = schemas::presence::Hold> + Send + Unpin + use<>, Error> {
+        let claims = self.jobs.subscribe(schemas::subject::CLAIM_ALL).await.map_err(Error::broken)?;
         Ok(claims.filter_map(|m| std::future::ready(decode(&m.payload).ok())))
     }
 
@@ -133,17 +108,9 @@ impl Bus {
     ///
     /// # Errors
     /// When the connection is closed.
-    pub async fn cancels(
-        &self,
-    ) -> Result<impl futures::Stream<Item = ExecutionId> + Send + Unpin + use<>, Error> {
-        let cancels = self
-            .jobs
-            .subscribe(schemas::subject::CANCEL_ALL)
-            .await
-            .map_err(Error::broken)?;
-        Ok(cancels.filter_map(|m| {
-            std::future::ready(m.subject.rsplit('.').next().and_then(|t| t.parse().ok()))
-        }))
+    pub async fn cancels(&self) -> Result<impl futures::Stream<Item = ExecutionId> + Send + Unpin + use<>, Error> {
+        let cancels = self.jobs.subscribe(schemas::subject::CANCEL_ALL).await.map_err(Error::broken)?;
+        Ok(cancels.filter_map(|m| std::future::ready(m.subject.rsplit('.').next().and_then(|t| t.parse().ok()))))
     }
 
     /// Sends a message to a reply subject that a client named.
@@ -151,9 +118,6 @@ impl Bus {
     /// # Errors
     /// When the connection is closed.
     pub async fn reply(&self, subject: String, payload: Bytes) -> Result<(), Error> {
-        self.log
-            .publish(subject, payload)
-            .await
-            .map_err(Error::broken)
+        self.log.publish(subject, payload).await.map_err(Error::broken)
     }
 }

@@ -19,27 +19,15 @@ impl Bus {
     ///
     /// # Errors
     /// When the connection is closed.
-    pub async fn publish_tokens(
-        &self,
-        exec: ExecutionId,
-        effect: &EffectId,
-        frame: &Frame,
-    ) -> Result<(), Error> {
-        self.tokens
-            .publish(subject::tokens(exec, effect), encode(frame).into())
-            .await
-            .map_err(Error::broken)
+    pub async fn publish_tokens(&self, exec: ExecutionId, effect: &EffectId, frame: &Frame) -> Result<(), Error> {
+        self.tokens.publish(subject::tokens(exec, effect), encode(frame).into()).await.map_err(Error::broken)
     }
 
     /// The frames of an effect that are still kept, in order of arrival.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn read_tokens(
-        &self,
-        exec: ExecutionId,
-        effect: &EffectId,
-    ) -> Result<Vec<Frame>, Error> {
+    pub async fn read_tokens(&self, exec: ExecutionId, effect: &EffectId) -> Result<Vec<Frame>, Error> {
         read(&self.tokens, exec, effect).await
     }
 
@@ -48,19 +36,9 @@ impl Bus {
     /// # Errors
     /// When the connection is closed.
     pub async fn tokens(&self, exec: ExecutionId) -> Result<TokenReader, Error> {
-        let frames = self
-            .tokens
-            .subscribe(subject::tokens_all(exec))
-            .await
-            .map_err(Error::broken)?;
+        let frames = self.tokens.subscribe(subject::tokens_all(exec)).await.map_err(Error::broken)?;
         self.tokens.flush().await.map_err(Error::broken)?;
-        Ok(TokenReader {
-            client: self.tokens.clone(),
-            exec,
-            frames,
-            position: None,
-            ready: VecDeque::new(),
-        })
+        Ok(TokenReader { client: self.tokens.clone(), exec, frames, position: None, ready: VecDeque::new() })
     }
 }
 
@@ -126,12 +104,7 @@ impl Position {
 }
 
 fn turn(effect: &EffectId) -> u32 {
-    effect
-        .as_str()
-        .split('-')
-        .next()
-        .and_then(|t| t.parse().ok())
-        .unwrap_or(0)
+    effect.as_str().split('-').next().and_then(|t| t.parse().ok()).unwrap_or(0)
 }
 
 /// Follows the frames of one execution: each effect's newest attempt, without holes and without repeats.
@@ -158,12 +131,7 @@ impl TokenReader {
                 return Some((effect, frame));
             }
             let message = self.frames.next().await?;
-            let Some(effect) = message
-                .subject
-                .rsplit('.')
-                .next()
-                .and_then(|t| t.parse::<EffectId>().ok())
-            else {
+            let Some(effect) = message.subject.rsplit('.').next().and_then(|t| t.parse::<EffectId>().ok()) else {
                 continue;
             };
             let frame: Frame = match decode(&message.payload) {
@@ -182,9 +150,7 @@ impl TokenReader {
 
     async fn fill(&mut self, effect: &EffectId) {
         match read(&self.client, self.exec, effect).await {
-            Ok(frames) => self
-                .ready
-                .extend(frames.into_iter().map(|f| (effect.clone(), f))),
+            Ok(frames) => self.ready.extend(frames.into_iter().map(|f| (effect.clone(), f))),
             Err(error) => {
                 tracing::warn!(%error, exec = %self.exec, "a gap in the tokens was not filled");
             }
@@ -193,11 +159,7 @@ impl TokenReader {
 
     fn advance(&mut self, effect: &EffectId, frame: &Frame) {
         let next = frame.n + frame.ids.len() as u64;
-        self.position = Some(Position {
-            effect: effect.clone(),
-            attempt: frame.attempt,
-            next,
-        });
+        self.position = Some(Position { effect: effect.clone(), attempt: frame.attempt, next });
     }
 }
 
@@ -207,23 +169,11 @@ mod tests {
     use schemas::token::FrameKind;
 
     fn frame(attempt: u32, n: u64, count: usize) -> Frame {
-        Frame {
-            attempt,
-            n,
-            ids: vec![7; count],
-            text: String::new(),
-            k: FrameKind::Delta,
-            finish: None,
-            usage: None,
-        }
+        Frame { attempt, n, ids: vec![7; count], text: String::new(), k: FrameKind::Delta, finish: None, usage: None }
     }
 
     fn at(turn: u32, attempt: u32, next: u64) -> Option<Position> {
-        Some(Position {
-            effect: EffectId::inference(turn),
-            attempt,
-            next,
-        })
+        Some(Position { effect: EffectId::inference(turn), attempt, next })
     }
 
     #[test]
@@ -231,38 +181,16 @@ mod tests {
         let effect = EffectId::inference(1);
         assert_eq!(Position::place(None, &effect, &frame(1, 0, 1)), Place::Next);
         assert_eq!(Position::place(None, &effect, &frame(1, 3, 1)), Place::Gap);
-        assert_eq!(
-            Position::place(at(1, 1, 3).as_ref(), &effect, &frame(1, 3, 2)),
-            Place::Next
-        );
-        assert_eq!(
-            Position::place(at(1, 1, 3).as_ref(), &effect, &frame(1, 2, 1)),
-            Place::Old
-        );
+        assert_eq!(Position::place(at(1, 1, 3).as_ref(), &effect, &frame(1, 3, 2)), Place::Next);
+        assert_eq!(Position::place(at(1, 1, 3).as_ref(), &effect, &frame(1, 2, 1)), Place::Old);
     }
 
     #[test]
     fn a_newer_attempt_continues_and_an_older_one_is_dropped() {
         let effect = EffectId::inference(1);
-        assert_eq!(
-            Position::place(at(1, 1, 3).as_ref(), &effect, &frame(2, 3, 1)),
-            Place::Next
-        );
-        assert_eq!(
-            Position::place(at(1, 2, 5).as_ref(), &effect, &frame(1, 5, 1)),
-            Place::Old
-        );
-        assert_eq!(
-            Position::place(at(2, 1, 0).as_ref(), &effect, &frame(1, 9, 1)),
-            Place::Old
-        );
-        assert_eq!(
-            Position::place(
-                at(1, 1, 9).as_ref(),
-                &EffectId::inference(2),
-                &frame(1, 0, 1)
-            ),
-            Place::Next
-        );
+        assert_eq!(Position::place(at(1, 1, 3).as_ref(), &effect, &frame(2, 3, 1)), Place::Next);
+        assert_eq!(Position::place(at(1, 2, 5).as_ref(), &effect, &frame(1, 5, 1)), Place::Old);
+        assert_eq!(Position::place(at(2, 1, 0).as_ref(), &effect, &frame(1, 9, 1)), Place::Old);
+        assert_eq!(Position::place(at(1, 1, 9).as_ref(), &EffectId::inference(2), &frame(1, 0, 1)), Place::Next);
     }
 }

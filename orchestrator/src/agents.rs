@@ -1,0 +1,29 @@
+//! The built-in agent types: data, not code. They are written to the bucket `vl_config` at start, where the edge
+//! finds them beside those that others register.
+
+use schemas::rpc::AgentType;
+
+const SYSTEM: &str = "You are Vlinder, a code assistant.";
+const TOOLS: [&str; 5] = ["search_code", "semantic_search", "read_file", "analyze_code", "web_search"];
+
+/// All built-in agent types.
+#[must_use]
+pub fn builtin() -> Vec<AgentType> {
+    let agent = |name: &str, description: &str, tools: &[&str], iterations: u32| AgentType {
+        name: name.to_owned(),
+        description: description.to_owned(),
+        system: SYSTEM.to_owned(),
+        models: vec![],
+        tools: tools.iter().map(|t| (*t).to_owned()).collect(),
+        max_iterations: iterations,
+        max_tokens: 200_000,
+        max_tool_calls: iterations * 8,
+        deadline_ms: 300_000,
+    };
+    vec![
+        agent("chat", "Answers without tools.", &[], 1),
+        agent("coder", "Answers questions about the code of a workspace.", &TOOLS, 12),
+        agent("researcher", "Looks things up, in the workspace and on the web.", &TOOLS, 20),
+        agent("planner", "Breaks a task into steps and looks up what it needs.", &TOOLS, 20),
+    ]
+}

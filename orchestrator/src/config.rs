@@ -1,0 +1,35 @@
+//! Every knob of the orchestrator.
+
+use serde::Deserialize;
+
+/// Section `orchestrator`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How often workers that hold open effects are asked for a sign of life, milliseconds, 50 to 5000.
+    pub liveness_every_ms: u64,
+    /// How many closed executions are kept in memory for late facts, 0 to 100000.
+    pub closed_kept: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { liveness_every_ms: 250, closed_kept: 256 }
+    }
+}
+
+impl Config {
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// A text that names the key and its bounds.
+    pub fn check(&self) -> Result<(), String> {
+        if !(50..=5_000).contains(&self.liveness_every_ms) {
+            return Err(format!("orchestrator.liveness_every_ms is {}, must be 50 to 5000", self.liveness_every_ms));
+        }
+        if self.closed_kept > 100_000 {
+            return Err(format!("orchestrator.closed_kept is {}, must be at most 100000", self.closed_kept));
+        }
+        Ok(())
+    }
+}

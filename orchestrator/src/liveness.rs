@@ -1,0 +1,181 @@
+//! Whether the holders of open effects are still there.
+//!
+//! Workers claim what they take and say, when asked, what they hold. A worker that nobody answers for is gone: each
+//! effect it held is reported lost, and the core asks again at once. Nothing here decides; a wrong report of a loss
+//! costs a second attempt, whose result is fenced like any other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, TryStreamExt};
+use runtime::{Runtime, bus, clock};
+use schemas::fact::EffectLost;
+use schemas::presence::{Hold, Holds};
+use schemas::{EffectId, ExecutionId, Fact, FactBody, stream};
+
+use crate::config::Config;
+use crate::service::Metrics;
+
+/// How long a worker may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a holder may deny an effect before it counts as lost: its result may be on its way.
+const DENIED_FOR: Duration = Duration::from_secs(2);
+/// How long an effect may be without a holder, its job handed out, before it counts as lost.
+const UNHELD_FOR: Duration = Duration::from_millis(1_500);
+
+type Key = (ExecutionId, EffectId, u32);
+/// A lost effect and who held it, when known.
+type Lost = (Key, Option<String>);
+
+struct Watched {
+    stream: &'static str,
+    holder: Option<String>,
+    /// Since when nobody is known to hold it.
+    unheld_since: Instant,
+}
+
+/// Watches the holders of open effects. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Liveness {
+    watched: Arc<Mutex<BTreeMap<Key, Watched>>>,
+}
+
+impl Liveness {
+    /// Starts listening to claims and asking workers.
+    pub(crate) async fn start(config: &Config, runtime: &Runtime, metrics: &Metrics) -> Result<Self, bus::Error> {
+        let this = Self { watched: Arc::default() };
+        let mut claims = runtime.bus.claims().await?;
+        let listener = this.clone();
+        runtime.tasks.spawn(async move {
+            while let Some(hold) = claims.next().await {
+                listener.held(&hold);
+            }
+        });
+        let (asker, runtime_, metrics, every) =
+            (this.clone(), runtime.clone(), metrics.clone(), Duration::from_millis(config.liveness_every_ms));
+        runtime.tasks.spawn(async move {
+            let soft = runtime_.tasks.soft();
+            while soft.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
+                if !asker.lock().is_empty() {
+                    asker.round(&runtime_, &metrics).await;
+                }
+            }
+        });
+        Ok(this)
+    }
+
+    /// An attempt of an effect is open and its job queued.
+    pub(crate) fn watch(&self, exec: ExecutionId, effect: &EffectId, attempt: u32, stream: &'static str) {
+        let watched = || Watched { stream, holder: None, unheld_since: clock::instant() };
+        self.lock().entry((exec, effect.clone(), attempt)).or_insert_with(watched);
+    }
+
+    /// Nothing of an execution needs watching until it is watched again.
+    pub(crate) fn forget(&self, exec: ExecutionId) {
+        self.lock().retain(|(e, ..), _| *e != exec);
+    }
+
+    fn held(&self, hold: &Hold) {
+        let key = (hold.exec, hold.effect.clone(), hold.attempt);
+        if let Some(watched) = self.lock().get_mut(&key) {
+            watched.holder = Some(hold.worker.clone());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Watched>> {
+        self.watched.lock().expect("no panic while the lock is held")
+    }
+
+    /// Asks every worker once and reports what is lost.
+    async fn round(&self, runtime: &Runtime, metrics: &Metrics) {
+        let workers = self.workers(runtime).await;
+        let answers = futures::future::join_all(workers.into_iter().map(|id| async {
+            let answer = runtime.bus.ask_worker(&id, ANSWER_TIMEOUT).await;
+            (id, answer)
+        }));
+        let mut gone = BTreeSet::new();
+        let mut present = BTreeMap::new();
+        for (id, answer) in answers.await {
+            match answer {
+                Ok(Some(holds)) => drop(present.insert(id, holds)),
+                Ok(None) => drop(gone.insert(id)),
+                Err(error) => {
+                    tracing::debug!(worker = id, %error, "a worker gave no sign of life in time")
+                }
+            }
+        }
+        let unheld = self.compare(&gone, &present);
+        let mut lost = unheld.0;
+        lost.extend(self.orphans(runtime, unheld.1).await);
+        for (key, worker) in lost {
+            self.report(runtime, metrics, key, worker).await;
+        }
+    }
+
+    /// Workers worth asking: known holders and everybody who registered.
+    async fn workers(&self, runtime: &Runtime) -> BTreeSet<String> {
+        let mut workers: BTreeSet<String> = self.lock().values().filter_map(|w| w.holder.clone()).collect();
+        if let Ok(bucket) = runtime.bus.bucket(stream::BUCKET_WORKERS).await
+            && let Ok(keys) = bucket.keys().await
+            && let Ok(keys) = keys.try_collect::<Vec<String>>().await
+        {
+            workers.extend(keys);
+        }
+        workers
+    }
+
+    /// Brings what is known up to date. Returns what is lost for sure, and what nobody is known to hold.
+    fn compare(
+        &self,
+        gone: &BTreeSet<String>,
+        present: &BTreeMap<String, Holds>,
+    ) -> (Vec<Lost>, Vec<(Key, &'static str)>) {
+        let now = clock::instant();
+        let (mut lost, mut unheld) = (Vec::new(), Vec::new());
+        for holds in present.values() {
+            holds.effects.iter().for_each(|hold| self.held(hold));
+        }
+        for (key, watched) in self.lock().iter_mut() {
+            let holds = |worker: &String| {
+                present
+                    .get(worker)
+                    .is_none_or(|h| h.effects.iter().any(|e| (e.exec, &e.effect, e.attempt) == (key.0, &key.1, key.2)))
+            };
+            match &watched.holder {
+                Some(worker) if gone.contains(worker) => lost.push((key.clone(), Some(worker.clone()))),
+                Some(worker) if holds(worker) => watched.unheld_since = now,
+                Some(worker) if now.duration_since(watched.unheld_since) > DENIED_FOR => {
+                    lost.push((key.clone(), Some(worker.clone())))
+                }
+                None if now.duration_since(watched.unheld_since) > UNHELD_FOR => {
+                    unheld.push((key.clone(), watched.stream))
+                }
+                _ => {}
+            }
+        }
+        (lost, unheld)
+    }
+
+    /// Of the effects nobody holds, those whose jobs were handed out: their holder died before anybody knew it.
+    async fn orphans(&self, runtime: &Runtime, unheld: Vec<(Key, &'static str)>) -> Vec<Lost> {
+        let mut handed_out = BTreeMap::new();
+        for stream in unheld.iter().map(|(_, s)| *s).collect::<BTreeSet<_>>() {
+            handed_out.insert(stream, runtime.bus.all_handed_out(stream).await.unwrap_or(false));
+        }
+        unheld.into_iter().filter(|(_, stream)| handed_out[stream]).map(|(key, _)| (key, None)).collect()
+    }
+
+    async fn report(&self, runtime: &Runtime, metrics: &Metrics, key: Key, worker: Option<String>) {
+        let (exec, effect, attempt) = key.clone();
+        tracing::warn!(%exec, %effect, attempt, worker = worker.as_deref().unwrap_or("unknown"), "the worker is gone; asking another");
+        let fact = Fact::new(exec, clock::now(), FactBody::EffectLost(EffectLost { effect, attempt, worker }));
+        match runtime.bus.append_fact(&fact).await {
+            Ok(_) => {
+                metrics.lost.inc();
+                self.lock().remove(&key);
+            }
+            Err(error) => tracing::warn!(%exec, %error, "a loss was not stored; trying again"),
+        }
+    }
+}
