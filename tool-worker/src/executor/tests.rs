@@ -6,11 +6,7 @@ use schemas::fact::FailureClass;
 /// The runner lies beside this test's own directory, `tests/runner.rs` has it built. Skips where boxes cannot exist.
 async fn boxes(workspace: &Path) -> Option<Executor> {
     let test = std::env::current_exe().unwrap();
-    let runner = test
-        .parent()
-        .and_then(Path::parent)
-        .unwrap()
-        .join("tool_runner");
+    let runner = test.parent().and_then(Path::parent).unwrap().join("tool_runner");
     let config = Config {
         workspaces: vec![workspace.to_owned()],
         runner: Some(runner),
@@ -42,49 +38,21 @@ async fn boxes(workspace: &Path) -> Option<Executor> {
 
 fn workspace() -> tempfile::TempDir {
     let base = tempfile::tempdir().unwrap();
-    std::fs::write(
-        base.path().join("a.rs"),
-        "use std::fs;\nfn open_store() {}\n",
-    )
-    .unwrap();
+    std::fs::write(base.path().join("a.rs"), "use std::fs;\nfn open_store() {}\n").unwrap();
     std::fs::write(base.path().join(probe::CANARY), probe::CANARY).unwrap();
     std::os::unix::fs::symlink("/etc", base.path().join("etc")).unwrap();
     base
 }
 
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "literals read better without a borrow"
-)]
+#[expect(clippy::needless_pass_by_value, reason = "literals read better without a borrow")]
 fn call(tool: &str, arguments: serde_json::Value) -> Call {
-    Call {
-        tool: tool.to_owned(),
-        arguments: arguments.to_string(),
-        workspace: None,
-        result_bytes_max: 0,
-    }
+    Call { tool: tool.to_owned(), arguments: arguments.to_string(), workspace: None, result_bytes_max: 0 }
 }
 
-async fn misuse(
-    executor: &Executor,
-    workspace: &Path,
-    op: &str,
-    timeout: Duration,
-) -> Result<String, Failure> {
+async fn misuse(executor: &Executor, workspace: &Path, op: &str, timeout: Duration) -> Result<String, Failure> {
     let arguments = json!({"op": op}).as_object().cloned().unwrap();
-    let call = BoxedCall {
-        tool: PROBE.to_owned(),
-        arguments,
-    };
-    Result::from(
-        executor
-            .sandbox
-            .as_ref()
-            .unwrap()
-            .run(workspace, &call, timeout)
-            .await?
-            .outcome,
-    )
+    let call = BoxedCall { tool: PROBE.to_owned(), arguments };
+    Result::from(executor.sandbox.as_ref().unwrap().run(workspace, &call, timeout).await?.outcome)
 }
 
 #[tokio::test]
@@ -93,43 +61,18 @@ async fn calls_through_a_real_box() {
     let Some(executor) = boxes(base.path()).await else {
         return;
     };
-    let found = executor
-        .execute(&call("search_code", json!({"query": "open_store"})))
-        .await;
-    assert_eq!(
-        found.result.unwrap(),
-        "1 matches\na.rs:2: fn open_store() {}"
-    );
+    let found = executor.execute(&call("search_code", json!({"query": "open_store"}))).await;
+    assert_eq!(found.result.unwrap(), "1 matches\na.rs:2: fn open_store() {}");
     assert_eq!(found.sandbox.tier, "bubblewrap");
-    assert!(
-        found.sandbox.enforced.contains(&"seccomp".to_owned()),
-        "{:?}",
-        found.sandbox
-    );
-    let read = executor
-        .execute(&call("read_file", json!({"path": "a.rs", "start": 2})))
-        .await;
+    assert!(found.sandbox.enforced.contains(&"seccomp".to_owned()), "{:?}", found.sandbox);
+    let read = executor.execute(&call("read_file", json!({"path": "a.rs", "start": 2}))).await;
     assert_eq!(read.result.unwrap(), "2: fn open_store() {}");
-    let outline = executor
-        .execute(&call("analyze_code", json!({"path": "a.rs"})))
-        .await;
-    assert_eq!(
-        outline.result.unwrap(),
-        "2 lines\nimports: none\nsymbols: none"
-    );
-    let missing = executor
-        .execute(&call("read_file", json!({"path": "x"})))
-        .await;
-    assert_eq!(
-        missing.result.unwrap_err().as_result(),
-        "error: no such file: x"
-    );
+    let outline = executor.execute(&call("analyze_code", json!({"path": "a.rs"}))).await;
+    assert_eq!(outline.result.unwrap(), "2 lines\nimports: none\nsymbols: none");
+    let missing = executor.execute(&call("read_file", json!({"path": "x"}))).await;
+    assert_eq!(missing.result.unwrap_err().as_result(), "error: no such file: x");
     for path in ["../../etc/passwd", "/etc/passwd", "etc/passwd"] {
-        let outside = executor
-            .execute(&call("read_file", json!({"path": path})))
-            .await
-            .result
-            .unwrap_err();
+        let outside = executor.execute(&call("read_file", json!({"path": path}))).await.result.unwrap_err();
         assert_eq!(outside.class, FailureClass::Refused, "{path}: {outside}");
     }
 }
@@ -140,12 +83,8 @@ async fn no_escape_is_open() {
     let Some(executor) = boxes(base.path()).await else {
         return;
     };
-    assert_eq!(
-        misuse(&executor, base.path(), "escape", SELF_TEST_TIMEOUT)
-            .await
-            .unwrap(),
-        ""
-    );
+    let sandbox = executor.sandbox.as_ref().unwrap();
+    assert_eq!(self_test(sandbox, base.path()).await.unwrap(), "");
     assert!(!base.path().join("probe").exists());
 }
 
@@ -157,36 +96,17 @@ async fn misuse_of_time_memory_and_output_is_stopped() {
     };
     let limit = Duration::from_millis(500);
     let started = Instant::now();
-    let looped = misuse(&executor, base.path(), "loop", limit)
-        .await
-        .unwrap_err();
+    let looped = misuse(&executor, base.path(), "loop", limit).await.unwrap_err();
     assert_eq!(looped.class, FailureClass::Timeout);
-    assert!(
-        started.elapsed() < limit + Duration::from_millis(500),
-        "{:?}",
-        started.elapsed()
-    );
-    let allocated = misuse(&executor, base.path(), "allocate", SELF_TEST_TIMEOUT)
-        .await
-        .unwrap_err();
-    assert_eq!(
-        allocated.detail,
-        "the tool used more memory than it may and was stopped"
-    );
+    assert!(started.elapsed() < limit + Duration::from_millis(500), "{:?}", started.elapsed());
+    let allocated = misuse(&executor, base.path(), "allocate", SELF_TEST_TIMEOUT).await.unwrap_err();
+    assert_eq!(allocated.detail, "the tool used more memory than it may and was stopped");
     for op in ["flood", "complain"] {
-        let flood = misuse(&executor, base.path(), op, SELF_TEST_TIMEOUT)
-            .await
-            .unwrap_err();
-        assert!(
-            flood.detail.starts_with("the tool wrote more than"),
-            "{flood}"
-        );
+        let flood = misuse(&executor, base.path(), op, SELF_TEST_TIMEOUT).await.unwrap_err();
+        assert!(flood.detail.starts_with("the tool wrote more than"), "{flood}");
     }
     assert_eq!(
-        misuse(&executor, base.path(), "crash", SELF_TEST_TIMEOUT)
-            .await
-            .unwrap_err()
-            .detail,
+        misuse(&executor, base.path(), "crash", SELF_TEST_TIMEOUT).await.unwrap_err().detail,
         "the tool crashed"
     );
 }
@@ -201,18 +121,10 @@ async fn without_a_sandbox_nothing_runs() {
     };
     let analyst: Analyst = Arc::new(|_, _| Box::pin(async { Err(Failure::internal("not asked")) }));
     let executor = Executor::start(&config, analyst).await.unwrap();
-    let outcome = executor
-        .execute(&call("read_file", json!({"path": "a.rs"})))
-        .await;
+    let outcome = executor.execute(&call("read_file", json!({"path": "a.rs"}))).await;
     let failure = outcome.result.unwrap_err();
-    assert_eq!(
-        failure.detail,
-        "no sandbox: /nonexistent/bwrap is not installed; install the package `bubblewrap`"
-    );
-    assert_eq!(
-        (failure.class, outcome.sandbox.tier.as_str()),
-        (FailureClass::Refused, "none")
-    );
+    assert_eq!(failure.detail, "no sandbox: /nonexistent/bwrap is not installed; install the package `bubblewrap`");
+    assert_eq!((failure.class, outcome.sandbox.tier.as_str()), (FailureClass::Refused, "none"));
 }
 
 /// Prints the cost of a call; the bound is loose, machines differ.
@@ -224,18 +136,10 @@ async fn a_call_through_the_box_is_cheap() {
     };
     let mut times = Vec::new();
     for _ in 0..40 {
-        times.push(
-            executor
-                .execute(&call("search_code", json!({"query": "open_store"})))
-                .await
-                .duration,
-        );
+        times.push(executor.execute(&call("search_code", json!({"query": "open_store"}))).await.duration);
     }
     times.sort();
-    println!(
-        "search_code through the box: p50 {:?}, p95 {:?}",
-        times[20], times[38]
-    );
+    println!("search_code through the box: p50 {:?}, p95 {:?}", times[20], times[38]);
     assert!(times[20] < Duration::from_millis(500));
 }
 
