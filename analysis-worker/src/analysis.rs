@@ -26,12 +26,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            code_bytes_max: 1 << 20,
-            line_bytes_mean_max: 500,
-            symbols_max: 2_000,
-            imports_max: 500,
-        }
+        Self { code_bytes_max: 1 << 20, line_bytes_mean_max: 500, symbols_max: 2_000, imports_max: 500 }
     }
 }
 
@@ -54,10 +49,7 @@ pub struct Analysis {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No grammar for this name.
-    #[error(
-        "cannot analyze {path}: its language is not supported (supported: {})",
-        supported()
-    )]
+    #[error("cannot analyze {path}: its language is not supported (supported: {})", supported())]
     UnknownLanguage {
         /// The file as named by the caller.
         path: String,
@@ -103,9 +95,7 @@ pub fn analyze(
     mut expired: impl FnMut() -> bool,
 ) -> Result<Analysis, Refusal> {
     let language = admit(path, code, limits)?;
-    let tree = parse(code, language, &mut expired).ok_or_else(|| Refusal::TimedOut {
-        path: path.to_owned(),
-    })?;
+    let tree = parse(code, language, &mut expired).ok_or_else(|| Refusal::TimedOut { path: path.to_owned() })?;
     let root = tree.root_node();
     Ok(Analysis {
         language,
@@ -122,14 +112,9 @@ fn admit(path: &str, code: &str, limits: &Limits) -> Result<Language, Refusal> {
     if code.as_bytes().contains(&0) {
         return Err(Refusal::Binary { path: path() });
     }
-    let language =
-        Language::detect(&path(), code).ok_or_else(|| Refusal::UnknownLanguage { path: path() })?;
+    let language = Language::detect(&path(), code).ok_or_else(|| Refusal::UnknownLanguage { path: path() })?;
     if code.len() > limits.code_bytes_max {
-        return Err(Refusal::TooLarge {
-            path: path(),
-            bytes: code.len(),
-            limit: limits.code_bytes_max,
-        });
+        return Err(Refusal::TooLarge { path: path(), bytes: code.len(), limit: limits.code_bytes_max });
     }
     let lines = code.lines().count().max(1);
     if code.len() >= MINIFIED_BYTES_MIN && code.len() / lines > limits.line_bytes_mean_max {
@@ -141,23 +126,13 @@ fn admit(path: &str, code: &str, limits: &Limits) -> Result<Language, Refusal> {
 /// Parses with whatever time is left; `None` when it ran out.
 fn parse(code: &str, language: Language, expired: &mut impl FnMut() -> bool) -> Option<Tree> {
     let mut parser = Parser::new();
-    parser
-        .set_language(&language.grammar())
-        .expect("every grammar in the workspace speaks this parser's ABI");
+    parser.set_language(&language.grammar()).expect("every grammar in the workspace speaks this parser's ABI");
     let mut watch = |_: &tree_sitter::ParseState| {
-        if expired() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        if expired() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let options = ParseOptions::new().progress_callback(&mut watch);
     let bytes = code.as_bytes();
-    parser.parse_with_options(
-        &mut |offset, _| bytes.get(offset..).unwrap_or_default(),
-        None,
-        Some(options),
-    )
+    parser.parse_with_options(&mut |offset, _| bytes.get(offset..).unwrap_or_default(), None, Some(options))
 }
 
 fn supported() -> String {
@@ -174,30 +149,15 @@ mod tests {
 
     #[test]
     fn binary_unknown_minified_and_huge_files_are_refused_in_words() {
-        assert_eq!(
-            refusal("a.rs", "fn a() {}\0").to_string(),
-            "cannot analyze a.rs: it is a binary file"
-        );
+        assert_eq!(refusal("a.rs", "fn a() {}\0").to_string(), "cannot analyze a.rs: it is a binary file");
         assert_eq!(
             refusal("notes.txt", "hello").to_string(),
             "cannot analyze notes.txt: its language is not supported (supported: rust, python, javascript, typescript, tsx, go)"
         );
         let bundle = "var a=1;".repeat(2_000);
-        assert_eq!(
-            refusal("a.js", &bundle),
-            Refusal::Minified {
-                path: "a.js".into()
-            }
-        );
+        assert_eq!(refusal("a.js", &bundle), Refusal::Minified { path: "a.js".into() });
         let huge = "// line\n".repeat(140_000);
-        assert!(matches!(
-            refusal("a.rs", &huge),
-            Refusal::TooLarge {
-                bytes: 1_120_000,
-                limit: 1_048_576,
-                ..
-            }
-        ));
+        assert!(matches!(refusal("a.rs", &huge), Refusal::TooLarge { bytes: 1_120_000, limit: 1_048_576, .. }));
     }
 
     #[test]
@@ -208,12 +168,7 @@ mod tests {
             asked += 1;
             true
         });
-        assert_eq!(
-            outcome,
-            Err(Refusal::TimedOut {
-                path: "a.rs".into()
-            })
-        );
+        assert_eq!(outcome, Err(Refusal::TimedOut { path: "a.rs".into() }));
         assert_eq!(asked, 1, "abandoned at the first question");
     }
 
@@ -227,11 +182,7 @@ mod tests {
 
     #[test]
     fn deep_nesting_neither_overflows_nor_fails() {
-        let code = format!(
-            "{}fn deep() {{}}{}",
-            "mod m { ".repeat(5_000),
-            "}".repeat(5_000)
-        );
+        let code = format!("{}fn deep() {{}}{}", "mod m { ".repeat(5_000), "}".repeat(5_000));
         let code = code.replace("mod m { ", "mod m {\n");
         let analysis = analyze("a.rs", &code, &Limits::default(), || false).unwrap();
         assert!(!analysis.symbols.is_empty());
@@ -239,11 +190,7 @@ mod tests {
 
     #[test]
     fn the_number_of_symbols_kept_is_bounded() {
-        let limits = Limits {
-            symbols_max: 10,
-            imports_max: 2,
-            ..Limits::default()
-        };
+        let limits = Limits { symbols_max: 10, imports_max: 2, ..Limits::default() };
         let code = format!("{}{}", "use a::b;\n".repeat(5), "fn f() {}\n".repeat(50));
         let analysis = analyze("a.rs", &code, &limits, || false).unwrap();
         assert_eq!((analysis.symbols.len(), analysis.imports.len()), (10, 2));

@@ -16,10 +16,6 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            slots: 4,
-            parse_timeout_ms: 2_000,
-            code_bytes_max: 1 << 20,
-        }
+        Self { slots: 4, parse_timeout_ms: 2_000, code_bytes_max: 1 << 20 }
     }
 }

@@ -17,12 +17,7 @@ pub struct Import {
 
 /// The imports of a parsed file, in order, at most `max` of them.
 pub(crate) fn extract(root: Node<'_>, code: &str, language: Language, max: usize) -> Vec<Import> {
-    let mut found = Found {
-        code,
-        language,
-        max,
-        imports: Vec::new(),
-    };
+    let mut found = Found { code, language, max, imports: Vec::new() };
     found.walk(root, 0);
     found.imports
 }
@@ -73,11 +68,7 @@ impl Found<'_> {
             return;
         }
         let joined = |path: &str| {
-            if prefix.is_empty() {
-                path.to_owned()
-            } else {
-                format!("{prefix}::{path}")
-            }
+            if prefix.is_empty() { path.to_owned() } else { format!("{prefix}::{path}") }
         };
         match tree.kind() {
             "use_list" => {
@@ -130,9 +121,7 @@ impl Found<'_> {
             "import_statement" => match node.child_by_field_name("source") {
                 Some(source) => self.push_quoted(source, node),
                 None => {
-                    for clause in
-                        children(node).filter(|child| child.kind() == "import_require_clause")
-                    {
+                    for clause in children(node).filter(|child| child.kind() == "import_require_clause") {
                         if let Some(source) = clause.child_by_field_name("source") {
                             self.push_quoted(source, node);
                         }
@@ -144,9 +133,7 @@ impl Found<'_> {
                 None => self.walk(node, depth + 1),
             },
             "lexical_declaration" | "variable_declaration" => {
-                for declarator in
-                    children(node).filter(|child| child.kind() == "variable_declarator")
-                {
+                for declarator in children(node).filter(|child| child.kind() == "variable_declarator") {
                     if let Some(value) = declarator.child_by_field_name("value") {
                         self.required(value, node);
                     }
@@ -173,9 +160,7 @@ impl Found<'_> {
             };
             let Some(inner) = inner else { return };
             if value.kind() == "call_expression" && text(inner, self.code) == "require" {
-                let argument = value
-                    .child_by_field_name("arguments")
-                    .and_then(|arguments| children(arguments).next());
+                let argument = value.child_by_field_name("arguments").and_then(|arguments| children(arguments).next());
                 if let Some(argument) = argument.filter(|argument| argument.kind() == "string") {
                     self.push_quoted(argument, statement);
                 }
@@ -205,19 +190,13 @@ impl Found<'_> {
     }
 
     fn push_quoted(&mut self, literal: Node<'_>, statement: Node<'_>) {
-        self.push(
-            text(literal, self.code).trim_matches(['"', '\'', '`']),
-            statement,
-        );
+        self.push(text(literal, self.code).trim_matches(['"', '\'', '`']), statement);
     }
 
     fn push(&mut self, path: &str, statement: Node<'_>) {
         if self.imports.len() < self.max && !path.is_empty() {
             let path = path.split_whitespace().collect::<String>();
-            self.imports.push(Import {
-                path,
-                line: statement.start_position().row + 1,
-            });
+            self.imports.push(Import { path, line: statement.start_position().row + 1 });
         }
     }
 }
@@ -228,11 +207,7 @@ mod tests {
 
     fn imports(path: &str, code: &str) -> Vec<String> {
         let analysis = analyze(path, code, &Limits::default(), || false).unwrap();
-        analysis
-            .imports
-            .into_iter()
-            .map(|import| import.path)
-            .collect()
+        analysis.imports.into_iter().map(|import| import.path).collect()
     }
 
     #[test]
@@ -241,15 +216,7 @@ mod tests {
                     use serde;\nfn f() { use hidden::x; }";
         assert_eq!(
             imports("a.rs", code),
-            [
-                "alloc",
-                "std::fs",
-                "std::io",
-                "std::io::Read",
-                "super::*",
-                "crate::store::Store",
-                "serde"
-            ]
+            ["alloc", "std::fs", "std::io", "std::io::Read", "super::*", "crate::store::Store", "serde"]
         );
     }
 
@@ -257,35 +224,15 @@ mod tests {
     fn python_imports_of_every_kind() {
         let code = "from __future__ import annotations\nimport os.path, sys as system\nfrom .store import (a, b)\nfrom .. import up\n\
                     try:\n    import tomllib\nexcept ImportError:\n    import tomli as tomllib\n\ndef f():\n    import hidden\n";
-        assert_eq!(
-            imports("a.py", code),
-            [
-                "__future__",
-                "os.path",
-                "sys",
-                ".store",
-                "..",
-                "tomllib",
-                "tomli"
-            ]
-        );
+        assert_eq!(imports("a.py", code), ["__future__", "os.path", "sys", ".store", "..", "tomllib", "tomli"]);
     }
 
     #[test]
     fn script_imports_exports_and_requires() {
         let code = "import fs, { join } from 'node:fs';\nimport './side.css';\nexport * from \"./all\";\n\
                     const { a } = require('./a').deep;\nvar b = require('b')(1);\nrequire('./c');\n";
-        assert_eq!(
-            imports("a.js", code),
-            ["node:fs", "./side.css", "./all", "./a", "b", "./c"]
-        );
-        assert_eq!(
-            imports(
-                "a.ts",
-                "import type { T } from './t';\nimport old = require('old');\n"
-            ),
-            ["./t", "old"]
-        );
+        assert_eq!(imports("a.js", code), ["node:fs", "./side.css", "./all", "./a", "b", "./c"]);
+        assert_eq!(imports("a.ts", "import type { T } from './t';\nimport old = require('old');\n"), ["./t", "old"]);
     }
 
     #[test]

@@ -37,21 +37,12 @@ const INTERPRETERS: [(&str, Language); 8] = [
 
 impl Language {
     /// Every language, in the order it is listed to people.
-    pub const ALL: [Self; 6] = [
-        Self::Rust,
-        Self::Python,
-        Self::JavaScript,
-        Self::TypeScript,
-        Self::Tsx,
-        Self::Go,
-    ];
+    pub const ALL: [Self; 6] = [Self::Rust, Self::Python, Self::JavaScript, Self::TypeScript, Self::Tsx, Self::Go];
 
     /// The language of a file, by its name and, failing that, by the first line of its code.
     #[must_use]
     pub fn detect(path: &str, code: &str) -> Option<Self> {
-        let extension = Path::new(path)
-            .extension()
-            .and_then(|extension| extension.to_str());
+        let extension = Path::new(path).extension().and_then(|extension| extension.to_str());
         match extension.map(str::to_ascii_lowercase).as_deref() {
             Some("rs") => Some(Self::Rust),
             Some("py" | "pyi" | "pyw") => Some(Self::Python),
@@ -103,10 +94,7 @@ fn from_interpreter(first_line: &str) -> Option<Language> {
         .map(|word| word.rsplit('/').next().unwrap_or(word))
         .find(|word| *word != "env" && !word.starts_with('-') && !word.contains('='))?;
     let name = program.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
-    INTERPRETERS
-        .iter()
-        .find(|(interpreter, _)| *interpreter == name)
-        .map(|(_, language)| *language)
+    INTERPRETERS.iter().find(|(interpreter, _)| *interpreter == name).map(|(_, language)| *language)
 }
 
 #[cfg(test)]
@@ -125,23 +113,13 @@ mod tests {
         ] {
             assert_eq!(Language::detect(path, ""), Some(language), "{path}");
         }
-        assert_eq!(
-            Language::detect("README.md", "#!/usr/bin/python"),
-            None,
-            "a telling name is not overruled"
-        );
+        assert_eq!(Language::detect("README.md", "#!/usr/bin/python"), None, "a telling name is not overruled");
     }
 
     #[test]
     fn a_nameless_script_is_judged_by_its_interpreter() {
-        assert_eq!(
-            Language::detect("bin/run", "#!/usr/bin/env python3.12\n"),
-            Some(Language::Python)
-        );
-        assert_eq!(
-            Language::detect("bin/run", "#!/usr/bin/env -S node --harmony\n"),
-            Some(Language::JavaScript)
-        );
+        assert_eq!(Language::detect("bin/run", "#!/usr/bin/env python3.12\n"), Some(Language::Python));
+        assert_eq!(Language::detect("bin/run", "#!/usr/bin/env -S node --harmony\n"), Some(Language::JavaScript));
         assert_eq!(Language::detect("bin/run", "#!/bin/sh\n"), None);
         assert_eq!(Language::detect("Makefile", "all:\n"), None);
         assert_eq!(Language::detect("empty", ""), None);

@@ -11,10 +11,7 @@ use crate::language::Language;
 #[must_use]
 pub fn outline(analysis: &Analysis) -> rpc::Outline {
     let mut seen = BTreeSet::new();
-    let imports = analysis
-        .imports
-        .iter()
-        .map(|import| short_import(&import.path, analysis.language));
+    let imports = analysis.imports.iter().map(|import| short_import(&import.path, analysis.language));
     let symbols = analysis.symbols.iter().map(|symbol| rpc::Symbol {
         kind: symbol.kind.name().to_owned(),
         name: symbol.name.clone(),
@@ -26,14 +23,9 @@ pub fn outline(analysis: &Analysis) -> rpc::Outline {
     rpc::Outline {
         language: analysis.language.name().to_owned(),
         lines: line(analysis.lines),
-        imports: imports
-            .filter(|path| seen.insert(*path))
-            .map(str::to_owned)
-            .collect(),
+        imports: imports.filter(|path| seen.insert(*path)).map(str::to_owned).collect(),
         symbols: symbols.collect(),
-        note: analysis
-            .has_syntax_errors
-            .then(|| "parts of the file could not be parsed".to_owned()),
+        note: analysis.has_syntax_errors.then(|| "parts of the file could not be parsed".to_owned()),
     }
 }
 
@@ -47,10 +39,7 @@ pub(crate) fn refused(refusal: &Refusal, code: &str) -> rpc::Reply<rpc::Outline>
             symbols: Vec::new(),
             note: Some(refusal.to_string()),
         }),
-        _ => rpc::Reply::Err(rpc::Refusal {
-            code: "bad_request".to_owned(),
-            detail: refusal.to_string(),
-        }),
+        _ => rpc::Reply::Err(rpc::Refusal { code: "bad_request".to_owned(), detail: refusal.to_string() }),
     }
 }
 
@@ -59,9 +48,7 @@ fn short_import(path: &str, language: Language) -> &str {
     if language != Language::Rust {
         return path;
     }
-    path.match_indices("::")
-        .nth(1)
-        .map_or(path, |(end, _)| &path[..end])
+    path.match_indices("::").nth(1).map_or(path, |(end, _)| &path[..end])
 }
 
 fn line(number: usize) -> u32 {
@@ -88,9 +75,7 @@ mod tests {
     #[test]
     fn a_file_without_a_grammar_still_has_lines() {
         let refusal = analyze("a.md", "x\ny\n", &Limits::default(), || false).unwrap_err();
-        let rpc::Reply::Ok(outline) = refused(&refusal, "x\ny\n") else {
-            panic!("refused")
-        };
+        let rpc::Reply::Ok(outline) = refused(&refusal, "x\ny\n") else { panic!("refused") };
         assert_eq!((outline.language.as_str(), outline.lines), ("text", 2));
     }
 }

@@ -38,22 +38,15 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     };
     // Questions are no effects: an orchestrator has nothing to ask this worker back.
     let alive = Tasks::new();
-    bus.serve_liveness(&alive, &worker.id, Holds::default)
-        .await?;
+    bus.serve_liveness(&alive, &worker.id, Holds::default).await?;
     let permits = Arc::new(Semaphore::new(slots as usize));
     let answer = move |question: Analyse| {
         let (permits, config) = (permits.clone(), config.clone());
         async move {
-            let _permit = permits
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
+            let _permit = permits.acquire_owned().await.expect("the semaphore is never closed");
             let parsed = tokio::task::spawn_blocking(move || answered(&question, &config)).await;
             parsed.unwrap_or_else(|_| {
-                Reply::Err(Refusal {
-                    code: "internal".to_owned(),
-                    detail: "the parser crashed".to_owned(),
-                })
+                Reply::Err(Refusal { code: "internal".to_owned(), detail: "the parser crashed".to_owned() })
             })
         }
     };
@@ -83,10 +76,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
 }
 
 fn answered(question: &Analyse, config: &Config) -> Reply<Outline> {
-    let limits = Limits {
-        code_bytes_max: config.code_bytes_max,
-        ..Limits::default()
-    };
+    let limits = Limits { code_bytes_max: config.code_bytes_max, ..Limits::default() };
     let started = clock::instant();
     let time = Duration::from_millis(config.parse_timeout_ms);
     let expired = || clock::instant().duration_since(started) > time;
@@ -101,10 +91,7 @@ mod tests {
     use super::*;
 
     fn ask(path: &str, code: &str, config: &Config) -> Reply<Outline> {
-        let question = Analyse {
-            path: path.to_owned(),
-            code: code.to_owned(),
-        };
+        let question = Analyse { path: path.to_owned(), code: code.to_owned() };
         answered(&question, config)
     }
 
@@ -113,20 +100,13 @@ mod tests {
         let config = Config::default();
         assert!(matches!(ask("a.py", "import os\n", &config), Reply::Ok(o) if o.imports == ["os"]));
         let refusal = ask("a.py", "import os\0", &config);
-        assert!(
-            matches!(refusal, Reply::Err(r) if r.detail == "cannot analyze a.py: it is a binary file")
-        );
+        assert!(matches!(refusal, Reply::Err(r) if r.detail == "cannot analyze a.py: it is a binary file"));
     }
 
     #[test]
     fn the_configured_time_is_kept() {
-        let config = Config {
-            parse_timeout_ms: 0,
-            ..Config::default()
-        };
+        let config = Config { parse_timeout_ms: 0, ..Config::default() };
         let code = "fn f() { let x = vec![1, 2, 3]; }\n".repeat(5_000);
-        assert!(
-            matches!(ask("a.rs", &code, &config), Reply::Err(r) if r.detail.contains("took too long"))
-        );
+        assert!(matches!(ask("a.rs", &code, &config), Reply::Err(r) if r.detail.contains("took too long")));
     }
 }

@@ -33,10 +33,7 @@ pub struct Symbol {
 
 /// What a definition is, in words shared by all languages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(
-    missing_docs,
-    reason = "each variant is the programming word it is named after"
-)]
+#[expect(missing_docs, reason = "each variant is the programming word it is named after")]
 pub enum SymbolKind {
     Function,
     Method,
@@ -86,12 +83,7 @@ const DEPTH_MAX: usize = 32;
 
 /// The definitions of a parsed file in order of appearance, at most `max` of them.
 pub(crate) fn extract(root: Node<'_>, code: &str, language: Language, max: usize) -> Vec<Symbol> {
-    let mut walk = Walk {
-        code,
-        language,
-        max,
-        symbols: Vec::new(),
-    };
+    let mut walk = Walk { code, language, max, symbols: Vec::new() };
     walk.inside(root, None, 0);
     walk.symbols
 }
@@ -133,11 +125,7 @@ impl Walk<'_> {
                 return;
             }
             match defines(node, container.is_some(), self.language, self.code) {
-                Defines::Symbol {
-                    kind,
-                    name,
-                    members,
-                } => {
+                Defines::Symbol { kind, name, members } => {
                     self.push(kind, name, container, node);
                     if let Some(members) = members {
                         let name = text(name, self.code).to_owned();
@@ -182,10 +170,7 @@ impl Walk<'_> {
 fn bare_type(written: &str) -> &str {
     let head = written.split(['<', '[']).next().unwrap_or(written);
     let head = head.split_whitespace().last().unwrap_or(head);
-    head.rsplit("::")
-        .next()
-        .unwrap_or(head)
-        .trim_start_matches(['*', '&'])
+    head.rsplit("::").next().unwrap_or(head).trim_start_matches(['*', '&'])
 }
 
 /// The head of a definition on one line, decorators left out.
@@ -195,15 +180,9 @@ fn signature(node: Node<'_>, code: &str) -> String {
         .take_while(|child| child.kind() == "decorator")
         .last()
         .map_or(node.start_byte(), |last| last.end_byte());
-    let body = node
-        .child_by_field_name("body")
-        .map_or(node.end_byte(), |body| body.start_byte());
+    let body = node.child_by_field_name("body").map_or(node.end_byte(), |body| body.start_byte());
     let head = code.get(start..body.max(start)).unwrap_or_default();
-    let head = if body == node.end_byte() {
-        head.trim_start().lines().next().unwrap_or_default()
-    } else {
-        head
-    };
+    let head = if body == node.end_byte() { head.trim_start().lines().next().unwrap_or_default() } else { head };
     let line = head.split_whitespace().collect::<Vec<_>>().join(" ");
     let line = line.trim_end_matches([' ', '{', ':', ';']);
     line.chars().take(SIGNATURE_CHARS_MAX).collect()

@@ -24,9 +24,8 @@ pub(crate) struct Confined {
 impl Confined {
     /// Opens a workspace.
     pub(crate) fn open(root: &Path) -> Result<Self, Failure> {
-        let dir = Dir::open_ambient_dir(root, ambient_authority()).map_err(|error| {
-            Failure::internal(format!("the workspace cannot be opened: {error}"))
-        })?;
+        let dir = Dir::open_ambient_dir(root, ambient_authority())
+            .map_err(|error| Failure::internal(format!("the workspace cannot be opened: {error}")))?;
         Ok(Self { dir })
     }
 
@@ -36,23 +35,16 @@ impl Confined {
         let mut options = OpenOptions::new();
         // A pipe without a writer would hold the open forever.
         options.read(true).custom_flags(libc::O_NONBLOCK);
-        let file = self
-            .dir
-            .open_with(path, &options)
-            .map_err(|error| in_words(path, &error))?;
+        let file = self.dir.open_with(path, &options).map_err(|error| in_words(path, &error))?;
         let metadata = file.metadata().map_err(|error| in_words(path, &error))?;
         if metadata.is_dir() {
-            return Err(Failure::bad_request(format!(
-                "{path} is a directory, not a file"
-            )));
+            return Err(Failure::bad_request(format!("{path} is a directory, not a file")));
         }
         if !metadata.is_file() {
             return Err(Failure::refused(format!("{path} is not a regular file")));
         }
         let mut content = Vec::new();
-        file.take(bytes_max + 1)
-            .read_to_end(&mut content)
-            .map_err(|error| in_words(path, &error))?;
+        file.take(bytes_max + 1).read_to_end(&mut content).map_err(|error| in_words(path, &error))?;
         if content.len() as u64 > bytes_max {
             return Err(Failure::bad_request(format!(
                 "{path} is {} bytes, more than the limit of {bytes_max}",
@@ -65,19 +57,13 @@ impl Confined {
     /// The path of a file or directory within the workspace, links resolved.
     pub(crate) fn resolve(&self, path: &str) -> Result<PathBuf, Failure> {
         admit(path)?;
-        self.dir
-            .canonicalize(path)
-            .map_err(|error| in_words(path, &error))
+        self.dir.canonicalize(path).map_err(|error| in_words(path, &error))
     }
 }
 
 /// What can be refused without looking.
 fn admit(path: &str) -> Result<(), Failure> {
-    if path.is_empty()
-        || path.len() >= PATH_BYTES_MAX
-        || path.contains('\0')
-        || Path::new(path).is_absolute()
-    {
+    if path.is_empty() || path.len() >= PATH_BYTES_MAX || path.contains('\0') || Path::new(path).is_absolute() {
         return Err(outside(path));
     }
     Ok(())
@@ -94,19 +80,13 @@ fn outside(path: &str) -> Failure {
 
 fn in_words(path: &str, error: &io::Error) -> Failure {
     match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-            Failure::bad_request(format!("no such file: {path}"))
-        }
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Failure::bad_request(format!("no such file: {path}")),
         // The confinement's own refusal carries no number of the system's.
         io::ErrorKind::PermissionDenied if error.raw_os_error().is_none() => outside(path),
-        io::ErrorKind::PermissionDenied => {
-            Failure::refused(format!("no permission to read {path}"))
-        }
+        io::ErrorKind::PermissionDenied => Failure::refused(format!("no permission to read {path}")),
         io::ErrorKind::InvalidFilename => outside(path),
         _ if error.raw_os_error() == Some(libc::EXDEV) => outside(path),
-        _ if error.raw_os_error() == Some(libc::ELOOP) => {
-            Failure::bad_request(format!("{path} is a loop of links"))
-        }
+        _ if error.raw_os_error() == Some(libc::ELOOP) => Failure::bad_request(format!("{path} is a loop of links")),
         _ => Failure::internal(format!("{path} cannot be read: {error}")),
     }
 }
@@ -144,31 +124,14 @@ mod tests {
         ] {
             let failure = confined.read(path, 1000).unwrap_err();
             assert_eq!(failure.class, FailureClass::Refused, "{path}: {failure}");
-            assert!(
-                failure
-                    .detail
-                    .starts_with("path is outside the workspace: "),
-                "{failure}"
-            );
-            assert_eq!(
-                confined.resolve(path).unwrap_err().class,
-                FailureClass::Refused
-            );
+            assert!(failure.detail.starts_with("path is outside the workspace: "), "{failure}");
+            assert_eq!(confined.resolve(path).unwrap_err().class, FailureClass::Refused);
         }
         assert_eq!(confined.read("good", 1000).unwrap(), b"inside");
         assert_eq!(confined.read("sub/../sub/in.txt", 1000).unwrap(), b"inside");
-        assert_eq!(
-            confined.read("..%2fsecret", 1000).unwrap_err().detail,
-            "no such file: ..%2fsecret"
-        );
-        assert_eq!(
-            confined.read("sub", 1000).unwrap_err().detail,
-            "sub is a directory, not a file"
-        );
-        assert_eq!(
-            confined.read("good", 3).unwrap_err().detail,
-            "good is 6 bytes, more than the limit of 3"
-        );
+        assert_eq!(confined.read("..%2fsecret", 1000).unwrap_err().detail, "no such file: ..%2fsecret");
+        assert_eq!(confined.read("sub", 1000).unwrap_err().detail, "sub is a directory, not a file");
+        assert_eq!(confined.read("good", 3).unwrap_err().detail, "good is 6 bytes, more than the limit of 3");
     }
 
     #[test]

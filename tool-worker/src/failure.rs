@@ -45,9 +45,6 @@ impl Failure {
     }
 
     fn new(class: FailureClass, detail: impl Into<String>) -> Self {
-        Self {
-            class,
-            detail: detail.into(),
-        }
+        Self { class, detail: detail.into() }
     }
 }

@@ -59,13 +59,11 @@ impl Registry {
     #[must_use]
     pub fn built_in() -> Self {
         let with_validator = |tool: Tool| {
-            let validator = jsonschema::validator_for(&tool.parameters)
-                .expect("built-in schemas are valid, a test compiles them");
+            let validator =
+                jsonschema::validator_for(&tool.parameters).expect("built-in schemas are valid, a test compiles them");
             (tool.name, (tool, validator))
         };
-        Self {
-            tools: built_ins().into_iter().map(with_validator).collect(),
-        }
+        Self { tools: built_ins().into_iter().map(with_validator).collect() }
     }
 
     /// Every tool in alphabetical order.
@@ -87,33 +85,16 @@ impl Registry {
 
     /// Finds the tool and reads its arguments, given as JSON text. An argument that is `null` counts as left out:
     /// models write that for "no opinion".
-    pub fn check(
-        &self,
-        name: &str,
-        arguments: &str,
-    ) -> Result<(&Tool, Map<String, Value>), Failure> {
-        let (tool, validator) = self
-            .tools
-            .get(name)
-            .ok_or_else(|| self.no_such_tool(name))?;
+    pub fn check(&self, name: &str, arguments: &str) -> Result<(&Tool, Map<String, Value>), Failure> {
+        let (tool, validator) = self.tools.get(name).ok_or_else(|| self.no_such_tool(name))?;
         if let Some(reason) = &tool.unavailable {
-            return Err(Failure::refused(format!(
-                "{name} is not available: {reason}"
-            )));
+            return Err(Failure::refused(format!("{name} is not available: {reason}")));
         }
         let arguments = read_arguments(tool, arguments)?;
         let instance = Value::Object(arguments);
-        let wrong: Vec<String> = validator
-            .iter_errors(&instance)
-            .map(|error| in_words(tool, &error))
-            .take(4)
-            .collect();
+        let wrong: Vec<String> = validator.iter_errors(&instance).map(|error| in_words(tool, &error)).take(4).collect();
         if !wrong.is_empty() {
-            return Err(Failure::bad_request(format!(
-                "{}; usage: {}",
-                wrong.join("; "),
-                usage(tool)
-            )));
+            return Err(Failure::bad_request(format!("{}; usage: {}", wrong.join("; "), usage(tool))));
         }
         match instance {
             Value::Object(arguments) => Ok((tool, arguments)),
@@ -123,19 +104,11 @@ impl Registry {
 
     fn no_such_tool(&self, name: &str) -> Failure {
         let shown: String = name.chars().take(64).collect();
-        let mut names: Vec<&str> = self
-            .tools()
-            .filter(|tool| tool.unavailable.is_none())
-            .map(|tool| tool.name)
-            .collect();
+        let mut names: Vec<&str> =
+            self.tools().filter(|tool| tool.unavailable.is_none()).map(|tool| tool.name).collect();
         // The nearest comes first: a model that takes the first of the list takes the right one.
-        names.sort_by(|a, b| {
-            strsim::jaro_winkler(&shown, b).total_cmp(&strsim::jaro_winkler(&shown, a))
-        });
-        Failure::unknown(format!(
-            "no such tool: {shown} (available: {})",
-            names.join(", ")
-        ))
+        names.sort_by(|a, b| strsim::jaro_winkler(&shown, b).total_cmp(&strsim::jaro_winkler(&shown, a)));
+        Failure::unknown(format!("no such tool: {shown} (available: {})", names.join(", ")))
     }
 }
 
@@ -148,18 +121,9 @@ fn read_arguments(tool: &Tool, text: &str) -> Result<Map<String, Value>, Failure
     }
     let text = if text.trim().is_empty() { "{}" } else { text };
     match serde_json::from_str(text) {
-        Ok(Value::Object(arguments)) => Ok(arguments
-            .into_iter()
-            .filter(|(_, value)| !value.is_null())
-            .collect()),
-        Ok(_) => Err(Failure::bad_request(format!(
-            "arguments must be a JSON object; usage: {}",
-            usage(tool)
-        ))),
-        Err(error) => Err(Failure::bad_request(format!(
-            "arguments are not JSON ({error}); usage: {}",
-            usage(tool)
-        ))),
+        Ok(Value::Object(arguments)) => Ok(arguments.into_iter().filter(|(_, value)| !value.is_null()).collect()),
+        Ok(_) => Err(Failure::bad_request(format!("arguments must be a JSON object; usage: {}", usage(tool)))),
+        Err(error) => Err(Failure::bad_request(format!("arguments are not JSON ({error}); usage: {}", usage(tool)))),
     }
 }
 
@@ -170,24 +134,16 @@ fn in_words(tool: &Tool, error: &jsonschema::ValidationError<'_>) -> String {
     match error.kind() {
         ValidationErrorKind::Required { property } => {
             let name = property.as_str().unwrap_or_default();
-            format!(
-                "argument `{name}` is missing, expected {}",
-                expected(tool, name)
-            )
+            format!("argument `{name}` is missing, expected {}", expected(tool, name))
         }
         ValidationErrorKind::AdditionalProperties { unexpected } => {
-            let names: Vec<String> = unexpected
-                .iter()
-                .map(|name| format!("`{}`", name.chars().take(64).collect::<String>()))
-                .collect();
+            let names: Vec<String> =
+                unexpected.iter().map(|name| format!("`{}`", name.chars().take(64).collect::<String>())).collect();
             format!("unknown argument {}", names.join(", "))
         }
         _ => {
             let found: String = error.instance().to_string().chars().take(64).collect();
-            format!(
-                "argument `{argument}` is {found}, expected {}",
-                expected(tool, &argument)
-            )
+            format!("argument `{argument}` is {found}, expected {}", expected(tool, &argument))
         }
     }
 }
@@ -201,39 +157,19 @@ fn expected(tool: &Tool, argument: &str) -> String {
         Some("string") => "a string that is not empty",
         _ => "another value",
     };
-    let least = schema["minimum"]
-        .as_u64()
-        .map(|least| format!(" of at least {least}"))
-        .unwrap_or_default();
-    let most = schema["maximum"]
-        .as_u64()
-        .map(|most| format!(" and at most {most}"))
-        .unwrap_or_default();
+    let least = schema["minimum"].as_u64().map(|least| format!(" of at least {least}")).unwrap_or_default();
+    let most = schema["maximum"].as_u64().map(|most| format!(" and at most {most}")).unwrap_or_default();
     let description = schema["description"].as_str().unwrap_or_default();
     format!("{kind}{least}{most} ({description})")
 }
 
 /// `read_file(path, start?, end?)`.
 fn usage(tool: &Tool) -> String {
-    let required: Vec<&str> = tool.parameters["required"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
-    let names = tool.parameters["properties"]
-        .as_object()
-        .into_iter()
-        .flat_map(Map::keys);
-    let shown: Vec<String> = names
-        .map(|name| {
-            if required.contains(&name.as_str()) {
-                name.clone()
-            } else {
-                format!("{name}?")
-            }
-        })
-        .collect();
+    let required: Vec<&str> =
+        tool.parameters["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let names = tool.parameters["properties"].as_object().into_iter().flat_map(Map::keys);
+    let shown: Vec<String> =
+        names.map(|name| if required.contains(&name.as_str()) { name.clone() } else { format!("{name}?") }).collect();
     format!("{}({})", tool.name, shown.join(", "))
 }
 
@@ -255,12 +191,7 @@ fn built_ins() -> Vec<Tool> {
         json!({"query": query("what the code is about")}),
         json!(["query"]),
     );
-    let web = reads(
-        "web_search",
-        "Search the web.",
-        json!({"query": query("what to look for")}),
-        json!(["query"]),
-    );
+    let web = reads("web_search", "Search the web.", json!({"query": query("what to look for")}), json!(["query"]));
     vec![
         reads(
             "search_code",
@@ -289,10 +220,7 @@ fn built_ins() -> Vec<Tool> {
             json!({"path": path("source file, relative to the workspace")}),
             json!(["path"]),
         ),
-        Tool {
-            unavailable: Some("this server has no vector index; use search_code".to_owned()),
-            ..semantic
-        },
+        Tool { unavailable: Some("this server has no vector index; use search_code".to_owned()), ..semantic },
         Tool {
             unavailable: Some("no search provider is configured on this server".to_owned()),
             effect: SideEffect::ReachesNetwork,
@@ -307,23 +235,15 @@ mod tests {
     use schemas::fact::FailureClass;
 
     fn refusal(name: &str, arguments: &str) -> Failure {
-        Registry::built_in()
-            .check(name, arguments)
-            .map(|_| ())
-            .unwrap_err()
+        Registry::built_in().check(name, arguments).map(|_| ()).unwrap_err()
     }
 
     #[test]
     fn good_arguments_pass_and_nulls_count_as_left_out() {
         let registry = Registry::built_in();
-        let (tool, arguments) = registry
-            .check("read_file", r#"{"path": "a.rs", "start": 3, "end": null}"#)
-            .unwrap();
+        let (tool, arguments) = registry.check("read_file", r#"{"path": "a.rs", "start": 3, "end": null}"#).unwrap();
         assert_eq!(tool.name, "read_file");
-        assert_eq!(
-            Value::Object(arguments),
-            json!({"path": "a.rs", "start": 3})
-        );
+        assert_eq!(Value::Object(arguments), json!({"path": "a.rs", "start": 3}));
     }
 
     #[test]
@@ -338,10 +258,7 @@ mod tests {
                 r#"{"path": "a", "start": "3"}"#,
                 "argument `start` is \"3\", expected an integer of at least 1 (first line)",
             ),
-            (
-                r#"{"path": "a", "start": 0}"#,
-                "argument `start` is 0, expected an integer of at least 1 (first line)",
-            ),
+            (r#"{"path": "a", "start": 0}"#, "argument `start` is 0, expected an integer of at least 1 (first line)"),
             (r#"{"path": "a", "line": 1}"#, "unknown argument `line`"),
             ("[1]", "arguments must be a JSON object"),
         ] {
@@ -349,18 +266,11 @@ mod tests {
             assert_eq!(failure.class, FailureClass::BadRequest);
             assert_eq!(failure.detail, format!("{detail}; {usage}"), "{arguments}");
         }
+        assert!(refusal("read_file", "{\"path\"").detail.starts_with("arguments are not JSON ("));
         assert!(
-            refusal("read_file", "{\"path\"")
+            refusal("read_file", &format!("{{\"path\": \"{}\"}}", "a".repeat(70_000)))
                 .detail
-                .starts_with("arguments are not JSON (")
-        );
-        assert!(
-            refusal(
-                "read_file",
-                &format!("{{\"path\": \"{}\"}}", "a".repeat(70_000))
-            )
-            .detail
-            .contains("the limit is 65536")
+                .contains("the limit is 65536")
         );
     }
 
@@ -368,10 +278,7 @@ mod tests {
     fn an_unknown_tool_lists_the_nearest_first() {
         let failure = refusal("read_files", "{}");
         assert_eq!(failure.class, FailureClass::Unknown);
-        assert_eq!(
-            failure.detail,
-            "no such tool: read_files (available: read_file, search_code, analyze_code)"
-        );
+        assert_eq!(failure.detail, "no such tool: read_files (available: read_file, search_code, analyze_code)");
     }
 
     #[test]
@@ -383,11 +290,8 @@ mod tests {
             "semantic_search is not available: this server has no vector index; use search_code"
         );
         let listing = Registry::built_in().listing();
-        let unavailable: Vec<&str> = listing
-            .iter()
-            .filter(|tool| tool.unavailable.is_some())
-            .map(|tool| tool.name.as_str())
-            .collect();
+        let unavailable: Vec<&str> =
+            listing.iter().filter(|tool| tool.unavailable.is_some()).map(|tool| tool.name.as_str()).collect();
         assert_eq!(unavailable, ["semantic_search", "web_search"]);
         assert_eq!(listing.len(), 5);
     }

@@ -25,9 +25,7 @@ pub fn runner_main() -> ExitCode {
             return ExitCode::from(NOT_CONFINED);
         }
     };
-    let outcome = catch_unwind(answer)
-        .unwrap_or_else(|_| Err(Failure::internal("the tool crashed")))
-        .into();
+    let outcome = catch_unwind(answer).unwrap_or_else(|_| Err(Failure::internal("the tool crashed"))).into();
     let answer = serde_json::to_vec(&BoxedAnswer { enforced, outcome }).expect("strings only");
     match io::stdout().write_all(&answer) {
         Ok(()) => ExitCode::SUCCESS,
@@ -39,8 +37,8 @@ fn answer() -> Result<String, Failure> {
     let mut text = String::new();
     let read = io::stdin().take(CALL_BYTES_MAX).read_to_string(&mut text);
     read.map_err(|error| Failure::internal(format!("the call cannot be read: {error}")))?;
-    let call: BoxedCall = serde_json::from_str(&text)
-        .map_err(|error| Failure::internal(format!("the call cannot be read: {error}")))?;
+    let call: BoxedCall =
+        serde_json::from_str(&text).map_err(|error| Failure::internal(format!("the call cannot be read: {error}")))?;
     if call.tool == PROBE {
         probe::run(&call.arguments)
     } else {

@@ -41,10 +41,7 @@ pub(crate) struct BoxedAnswer {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum BoxedOutcome {
     Done(String),
-    Failed {
-        class: schemas::fact::FailureClass,
-        detail: String,
-    },
+    Failed { class: schemas::fact::FailureClass, detail: String },
 }
 
 impl From<Result<String, Failure>> for BoxedOutcome {

@@ -53,28 +53,16 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         held: Mutex::default(),
     });
     match shell.executor.sandbox() {
-        Ok(()) => tracing::info!(
-            worker = shell.id,
-            slots,
-            "carrying out tool calls, confined"
-        ),
-        Err(reason) => tracing::error!(
-            worker = shell.id,
-            reason,
-            "no sandbox: every tool call is refused"
-        ),
+        Ok(()) => tracing::info!(worker = shell.id, slots, "carrying out tool calls, confined"),
+        Err(reason) => tracing::error!(worker = shell.id, reason, "no sandbox: every tool call is refused"),
     }
     let listing = shell.executor.registry().listing();
     // Signs of life and cancels matter as long as work is in hand, which is neither the soft nor the hard token.
     let alive = Tasks::new();
     let holder = shell.clone();
-    bus.serve_liveness(&alive, &shell.id, move || holder.holds())
-        .await?;
+    bus.serve_liveness(&alive, &shell.id, move || holder.holds()).await?;
     let listed = listing.clone();
-    bus.serve(&tasks, subject::RPC_TOOLS, move |(): ()| {
-        std::future::ready(listed.clone())
-    })
-    .await?;
+    bus.serve(&tasks, subject::RPC_TOOLS, move |(): ()| std::future::ready(listed.clone())).await?;
     let mut cancels = bus.cancels().await?;
     let canceller = shell.clone();
     alive.spawn(async move {
@@ -93,10 +81,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     announce(&bus, &tasks, worker).await?;
     let queue = bus.tool_jobs().await?;
     let free = Arc::new(Semaphore::new(slots as usize));
-    let (intake, working) = (
-        take_jobs(shell, tasks.clone(), queue, free.clone()),
-        alive.hard(),
-    );
+    let (intake, working) = (take_jobs(shell, tasks.clone(), queue, free.clone()), alive.hard());
     tasks.spawn(async move {
         // Also when this task is dropped at the hard token.
         let _until_drained = working.drop_guard();
@@ -114,12 +99,7 @@ struct Shell {
 }
 
 /// Pulls one job for each free slot, until the soft token falls.
-async fn take_jobs(
-    shell: Arc<Shell>,
-    tasks: Tasks,
-    mut queue: JobQueue<ToolJob>,
-    free: Arc<Semaphore>,
-) {
+async fn take_jobs(shell: Arc<Shell>, tasks: Tasks, mut queue: JobQueue<ToolJob>, free: Arc<Semaphore>) {
     let soft = tasks.soft();
     loop {
         let slot = tokio::select! {
@@ -150,12 +130,7 @@ async fn take_jobs(
 /// One job from its delivery to its verdict.
 async fn carry_out(shell: Arc<Shell>, delivery: Delivery<ToolJob>, _slot: OwnedSemaphorePermit) {
     let job = &delivery.job;
-    let hold = Hold {
-        exec: job.exec,
-        effect: job.effect.clone(),
-        attempt: job.attempt,
-        worker: shell.id.clone(),
-    };
+    let hold = Hold { exec: job.exec, effect: job.effect.clone(), attempt: job.attempt, worker: shell.id.clone() };
     let held = Held::new(&shell, hold.clone());
     if let Err(error) = shell.bus.claim(&hold).await {
         tracing::debug!(%error, "a claim was not announced");
@@ -191,23 +166,10 @@ fn fact(worker: &str, job: &ToolJob, outcome: Outcome) -> Fact {
     let (effect, attempt) = (job.effect.clone(), job.attempt);
     let (worker, sandbox) = (worker.to_owned(), outcome.sandbox);
     let body = match outcome.result {
-        Ok(result) => FactBody::ToolCompleted(ToolCompleted {
-            effect,
-            attempt,
-            worker,
-            result,
-            duration_us,
-            sandbox,
-        }),
-        Err(Failure { class, detail }) => FactBody::ToolFailed(ToolFailed {
-            effect,
-            attempt,
-            worker,
-            class,
-            detail,
-            duration_us,
-            sandbox,
-        }),
+        Ok(result) => FactBody::ToolCompleted(ToolCompleted { effect, attempt, worker, result, duration_us, sandbox }),
+        Err(Failure { class, detail }) => {
+            FactBody::ToolFailed(ToolFailed { effect, attempt, worker, class, detail, duration_us, sandbox })
+        }
     };
     let mut fact = Fact::new(job.exec, clock::now(), body);
     fact.trace.clone_from(&job.trace);
@@ -216,10 +178,7 @@ fn fact(worker: &str, job: &ToolJob, outcome: Outcome) -> Fact {
 
 fn ended(class: FailureClass, detail: &str) -> Outcome {
     Outcome {
-        result: Err(Failure {
-            class,
-            detail: detail.to_owned(),
-        }),
+        result: Err(Failure { class, detail: detail.to_owned() }),
         duration: Duration::ZERO,
         sandbox: Sandbox::default(),
     }
@@ -236,11 +195,7 @@ impl<'a> Held<'a> {
     fn new(shell: &'a Shell, hold: Hold) -> Self {
         let cancelled = CancellationToken::new();
         shell.held().insert(hold.clone(), cancelled.clone());
-        Self {
-            shell,
-            hold,
-            cancelled,
-        }
+        Self { shell, hold, cancelled }
     }
 }
 
@@ -256,9 +211,7 @@ impl Shell {
     }
 
     fn holds(&self) -> Holds {
-        Holds {
-            effects: self.held().keys().cloned().collect(),
-        }
+        Holds { effects: self.held().keys().cloned().collect() }
     }
 
     fn cancel(&self, exec: schemas::ExecutionId) {
@@ -296,17 +249,12 @@ fn analyst(bus: Bus) -> Analyst {
         let bus = bus.clone();
         Box::pin(async move {
             let question = Analyse { path, code };
-            let answer =
-                bus.ask::<_, Reply<Outline>>(subject::RPC_ANALYSIS, &question, ANALYSIS_TIMEOUT);
+            let answer = bus.ask::<_, Reply<Outline>>(subject::RPC_ANALYSIS, &question, ANALYSIS_TIMEOUT);
             match answer.await {
                 Ok(Reply::Ok(outline)) => Ok(outline),
                 Ok(Reply::Err(refusal)) => Err(Failure::bad_request(refusal.detail)),
-                Err(bus::Error::NoResponders(_)) => {
-                    Err(Failure::internal("no analysis worker is running"))
-                }
-                Err(error) => Err(Failure::internal(format!(
-                    "the analysis worker did not answer: {error}"
-                ))),
+                Err(bus::Error::NoResponders(_)) => Err(Failure::internal("no analysis worker is running")),
+                Err(error) => Err(Failure::internal(format!("the analysis worker did not answer: {error}"))),
             }
         })
     })

@@ -18,11 +18,7 @@ pub(crate) use outline::outline_text;
 const SOURCE_BYTES_MAX: u64 = 512 * 1024;
 
 /// Runs one built-in. Arguments have passed the registry's schema.
-pub(crate) fn run(
-    root: &Path,
-    tool: &str,
-    arguments: &Map<String, Value>,
-) -> Result<String, Failure> {
+pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>) -> Result<String, Failure> {
     let workspace = Confined::open(root)?;
     match tool {
         "search_code" => search::search(root, &workspace, &typed(arguments)?),
@@ -47,8 +43,7 @@ fn source(workspace: &Confined, path: &str) -> Result<String, Failure> {
 }
 
 fn typed<'a, T: Deserialize<'a>>(arguments: &'a Map<String, Value>) -> Result<T, Failure> {
-    T::deserialize(arguments)
-        .map_err(|error| Failure::bad_request(format!("arguments do not fit: {error}")))
+    T::deserialize(arguments).map_err(|error| Failure::bad_request(format!("arguments do not fit: {error}")))
 }
 
 /// The first `chars_max` characters; a cut line ends in an ellipsis.

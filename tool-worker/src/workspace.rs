@@ -39,10 +39,7 @@ pub enum Error {
         roots: Vec<PathBuf>,
     },
     /// It lies elsewhere.
-    #[error(
-        "workspace {name} is not under an allowed root (allowed roots: {})",
-        listed(roots)
-    )]
+    #[error("workspace {name} is not under an allowed root (allowed roots: {})", listed(roots))]
     Outside {
         /// The workspace as named.
         name: String,
@@ -58,18 +55,9 @@ impl Roots {
     /// Resolves the configured roots. All of them must exist, so that a mistyped one is found at start.
     pub fn open(configured: &[PathBuf]) -> Result<Self, Error> {
         let resolved = configured.iter().map(|path| {
-            let bad = |reason: String| Error::BadRoot {
-                path: path.clone(),
-                reason,
-            };
-            let root = path
-                .canonicalize()
-                .map_err(|error| bad(error.to_string()))?;
-            if root.is_dir() {
-                Ok(root)
-            } else {
-                Err(bad("it is not a directory".to_owned()))
-            }
+            let bad = |reason: String| Error::BadRoot { path: path.clone(), reason };
+            let root = path.canonicalize().map_err(|error| bad(error.to_string()))?;
+            if root.is_dir() { Ok(root) } else { Err(bad("it is not a directory".to_owned())) }
         });
         Ok(Self(resolved.collect::<Result<_, _>>()?))
     }
@@ -87,25 +75,16 @@ impl Roots {
             return Ok(Workspace(first.clone()));
         };
         let shown: String = name.chars().take(200).collect();
-        let missing = || Error::Missing {
-            name: shown.clone(),
-            roots: self.0.clone(),
-        };
+        let missing = || Error::Missing { name: shown.clone(), roots: self.0.clone() };
         if name.len() >= PATH_BYTES_MAX || name.contains('\0') {
             return Err(missing());
         }
-        let outside = || Error::Outside {
-            name: shown.clone(),
-            roots: self.0.clone(),
-        };
+        let outside = || Error::Outside { name: shown.clone(), roots: self.0.clone() };
         // A path outside is refused in the same words whether it exists or not; existence elsewhere is nobody's affair.
         let lexically_inside = |path: &Path| self.0.iter().any(|root| path.starts_with(root));
         let path = match first.join(name).canonicalize() {
             Ok(path) => path,
-            Err(error)
-                if error.kind() == io::ErrorKind::NotFound
-                    && lexically_inside(&first.join(name)) =>
-            {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && lexically_inside(&first.join(name)) => {
                 return Err(missing());
             }
             Err(_) => return Err(outside()),
@@ -113,11 +92,7 @@ impl Roots {
         if !lexically_inside(&path) {
             return Err(outside());
         }
-        if path.is_dir() {
-            Ok(Workspace(path))
-        } else {
-            Err(missing())
-        }
+        if path.is_dir() { Ok(Workspace(path)) } else { Err(missing()) }
     }
 }
 
@@ -132,19 +107,14 @@ impl Workspace {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
-            Error::NoRoots | Error::BadRoot { .. } | Error::Outside { .. } => {
-                Self::refused(error.to_string())
-            }
+            Error::NoRoots | Error::BadRoot { .. } | Error::Outside { .. } => Self::refused(error.to_string()),
             Error::Missing { .. } => Self::bad_request(error.to_string()),
         }
     }
 }
 
 fn listed(roots: &[PathBuf]) -> String {
-    let shown: Vec<String> = roots
-        .iter()
-        .map(|root| root.display().to_string())
-        .collect();
+    let shown: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
     shown.join(", ")
 }
 
@@ -168,50 +138,23 @@ mod tests {
 
         assert_eq!(roots.find(None).unwrap().path(), root);
         assert_eq!(roots.find(Some("app")).unwrap().path(), root.join("app"));
-        assert_eq!(
-            roots
-                .find(Some(&named(root.join("app/../app"))))
-                .unwrap()
-                .path(),
-            root.join("app")
-        );
-        for outside in [
-            named(base.join("code2")),
-            "../code2".into(),
-            "link".into(),
-            "/".into(),
-            named(base.join("nowhere")),
-        ] {
-            assert!(
-                matches!(roots.find(Some(&outside)), Err(Error::Outside { .. })),
-                "{outside}"
-            );
+        assert_eq!(roots.find(Some(&named(root.join("app/../app")))).unwrap().path(), root.join("app"));
+        for outside in
+            [named(base.join("code2")), "../code2".into(), "link".into(), "/".into(), named(base.join("nowhere"))]
+        {
+            assert!(matches!(roots.find(Some(&outside)), Err(Error::Outside { .. })), "{outside}");
         }
         for missing in ["nothing", "file", "a\0b"] {
-            assert!(
-                matches!(roots.find(Some(missing)), Err(Error::Missing { .. })),
-                "{missing}"
-            );
+            assert!(matches!(roots.find(Some(missing)), Err(Error::Missing { .. })), "{missing}");
         }
         let message = roots.find(Some("/")).unwrap_err().to_string();
-        assert_eq!(
-            message,
-            format!(
-                "workspace / is not under an allowed root (allowed roots: {})",
-                root.display()
-            )
-        );
+        assert_eq!(message, format!("workspace / is not under an allowed root (allowed roots: {})", root.display()));
     }
 
     #[test]
     fn a_root_that_does_not_exist_is_found_at_start() {
         let error = Roots::open(&["/nonexistent/root".into()]).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("workspace root /nonexistent/root cannot be used: "),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("workspace root /nonexistent/root cannot be used: "), "{error}");
         assert_eq!(Roots::open(&[]).unwrap().find(None), Err(Error::NoRoots));
     }
 }

@@ -29,11 +29,7 @@ impl Drop for Server {
 
 async fn server() -> Option<Server> {
     let data = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let process = Command::new("nats-server")
         .args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
         .arg(data.path())
@@ -43,16 +39,9 @@ async fn server() -> Option<Server> {
         eprintln!("SKIPPED: there is no nats-server on the path");
         return None;
     };
-    let server = Server {
-        process,
-        url: format!("nats://127.0.0.1:{port}"),
-        _data: data,
-    };
+    let server = Server { process, url: format!("nats://127.0.0.1:{port}"), _data: data };
     tokio::time::timeout(Duration::from_secs(10), async {
-        while tokio::net::TcpStream::connect(("127.0.0.1", port))
-            .await
-            .is_err()
-        {
+        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
@@ -91,10 +80,7 @@ async fn answer(bus: &Bus, job: &ToolJob) -> FactBody {
 }
 
 async fn start(server: &Server, workspace: &Path) -> (Bus, Tasks) {
-    let config = bus::Config {
-        url: server.url.clone(),
-        ..bus::Config::default()
-    };
+    let config = bus::Config { url: server.url.clone(), ..bus::Config::default() };
     let bus = Bus::connect(&config, "tool").await.unwrap();
     bus::provision(&bus).await.unwrap();
     let tasks = Tasks::new();
@@ -107,14 +93,8 @@ async fn start(server: &Server, workspace: &Path) -> (Bus, Tasks) {
             note: None,
         })
     };
-    bus.serve(&tasks, subject::RPC_ANALYSIS, outlined)
-        .await
-        .unwrap();
-    let runtime = Runtime {
-        bus: bus.clone(),
-        tasks: tasks.clone(),
-        metrics: Default::default(),
-    };
+    bus.serve(&tasks, subject::RPC_ANALYSIS, outlined).await.unwrap();
+    let runtime = Runtime { bus: bus.clone(), tasks: tasks.clone(), metrics: Default::default() };
     let config = tool_worker::Config {
         workspaces: vec![workspace.to_owned()],
         runner: Some(env!("CARGO_BIN_EXE_tool_runner").into()),
@@ -132,10 +112,7 @@ async fn a_job_becomes_one_fact_and_leaves_the_queue() {
     std::fs::write(workspace.path().join("a.rs"), "fn open_store() {}\n").unwrap();
     let (bus, tasks) = start(&server, workspace.path()).await;
 
-    let tools: Vec<schemas::rpc::Tool> = bus
-        .ask(subject::RPC_TOOLS, &(), Duration::from_secs(5))
-        .await
-        .unwrap();
+    let tools: Vec<schemas::rpc::Tool> = bus.ask(subject::RPC_TOOLS, &(), Duration::from_secs(5)).await.unwrap();
     assert_eq!(tools.len(), 5);
 
     match answer(&bus, &job("search_code", r#"{"query":"open_store"}"#)).await {
@@ -159,10 +136,7 @@ async fn a_job_becomes_one_fact_and_leaves_the_queue() {
         "{outlined:?}"
     );
     let failed = answer(&bus, &job("read_file", r#"{"path":"../x"}"#)).await;
-    assert!(
-        matches!(&failed, FactBody::ToolFailed(fact) if fact.class == FailureClass::Refused),
-        "{failed:?}"
-    );
+    assert!(matches!(&failed, FactBody::ToolFailed(fact) if fact.class == FailureClass::Refused), "{failed:?}");
     assert!(bus.all_handed_out(stream::TOOL_JOBS).await.unwrap());
 
     // The same attempt queued again gives no second fact, even if it is carried out again.

@@ -4,26 +4,15 @@ use crate::analysis::{Limits, analyze};
 fn symbols(path: &str, code: &str) -> Vec<String> {
     let analysis = analyze(path, code, &Limits::default(), || false).unwrap();
     let line = |symbol: &super::Symbol| {
-        let container = symbol
-            .container
-            .as_ref()
-            .map(|name| format!("{name}."))
-            .unwrap_or_default();
-        format!(
-            "{} {container}{} {}-{}",
-            symbol.kind, symbol.name, symbol.start_line, symbol.end_line
-        )
+        let container = symbol.container.as_ref().map(|name| format!("{name}.")).unwrap_or_default();
+        format!("{} {container}{} {}-{}", symbol.kind, symbol.name, symbol.start_line, symbol.end_line)
     };
     analysis.symbols.iter().map(line).collect()
 }
 
 fn signatures(path: &str, code: &str) -> Vec<String> {
     let analysis = analyze(path, code, &Limits::default(), || false).unwrap();
-    analysis
-        .symbols
-        .into_iter()
-        .map(|symbol| symbol.signature)
-        .collect()
+    analysis.symbols.into_iter().map(|symbol| symbol.signature).collect()
 }
 
 const RUST: &str = r#"//! A store.
@@ -133,10 +122,7 @@ fn python() {
     let signatures = signatures("a.py", PYTHON);
     assert_eq!(signatures[2], "class Store(Base)");
     assert_eq!(signatures[3], "def size(self) -> int");
-    assert_eq!(
-        signatures[6],
-        "def open_store(path: str, mode: str = \"r\") -> Store"
-    );
+    assert_eq!(signatures[6], "def open_store(path: str, mode: str = \"r\") -> Store");
 }
 
 const JAVASCRIPT: &str = r#"import fs from 'fs';
@@ -174,10 +160,7 @@ fn javascript_with_jsx() {
             "function View 15-15",
         ]
     );
-    assert_eq!(
-        signatures("a.js", JAVASCRIPT)[5],
-        "class Store extends Base"
-    );
+    assert_eq!(signatures("a.js", JAVASCRIPT)[5], "class Store extends Base");
 }
 
 const TYPESCRIPT: &str = r#"export interface Item { id: string }
@@ -263,8 +246,5 @@ fn go() {
             "method Store.Keep 27-27",
         ]
     );
-    assert_eq!(
-        signatures("a.go", GO)[12],
-        "func (s *Store[T]) Keep(item T)"
-    );
+    assert_eq!(signatures("a.go", GO)[12], "func (s *Store[T]) Keep(item T)");
 }

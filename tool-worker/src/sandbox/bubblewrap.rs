@@ -17,14 +17,8 @@ use crate::failure::Failure;
 /// User and group inside the box: nobody.
 pub(crate) const UID: u32 = 65534;
 /// What the outer half enforces, whatever the kernel.
-pub(crate) const ENFORCED: [&str; 6] = [
-    "user-namespace",
-    "pid-namespace",
-    "no-network",
-    "no-capabilities",
-    "read-only-root",
-    "empty-environment",
-];
+pub(crate) const ENFORCED: [&str; 6] =
+    ["user-namespace", "pid-namespace", "no-network", "no-capabilities", "read-only-root", "empty-environment"];
 /// Bytes read of an answer: the largest source handed out, escaped as JSON, and some more.
 const STDOUT_BYTES_MAX: u64 = 4 << 20;
 /// Bytes read of what a runner says in trouble.
@@ -43,16 +37,9 @@ pub(crate) struct Bubblewrap {
 
 impl Bubblewrap {
     /// Finds out what the runner needs. Fails when bubblewrap is not installed.
-    pub(crate) async fn find(
-        program: &Path,
-        runner: &Path,
-        runner_arguments: &[String],
-    ) -> Result<Self, String> {
+    pub(crate) async fn find(program: &Path, runner: &Path, runner_arguments: &[String]) -> Result<Self, String> {
         if !program.exists() {
-            return Err(format!(
-                "{} is not installed; install the package `bubblewrap`",
-                program.display()
-            ));
+            return Err(format!("{} is not installed; install the package `bubblewrap`", program.display()));
         }
         let loader = loader().map_err(|error| format!("read the loaded libraries: {error}"))?;
         let mut libraries = Vec::new();
@@ -77,9 +64,8 @@ impl Bubblewrap {
         timeout: Duration,
     ) -> Result<BoxedAnswer, Failure> {
         let mut command = self.command(workspace);
-        let mut child = command
-            .spawn()
-            .map_err(|error| Failure::internal(format!("the sandbox did not start: {error}")))?;
+        let mut child =
+            command.spawn().map_err(|error| Failure::internal(format!("the sandbox did not start: {error}")))?;
         let mut stdin = child.stdin.take().expect("piped");
         let stdout = child.stdout.take().expect("piped");
         let stderr = child.stderr.take().expect("piped");
@@ -91,15 +77,10 @@ impl Bubblewrap {
                 drop(stdin);
                 Ok(())
             };
-            let ((), stdout, stderr) = tokio::try_join!(
-                write,
-                read_all(stdout, STDOUT_BYTES_MAX),
-                read_all(stderr, STDERR_BYTES_MAX)
-            )?;
-            let status = child
-                .wait()
-                .await
-                .map_err(|error| Failure::internal(format!("the sandbox was lost: {error}")))?;
+            let ((), stdout, stderr) =
+                tokio::try_join!(write, read_all(stdout, STDOUT_BYTES_MAX), read_all(stderr, STDERR_BYTES_MAX))?;
+            let status =
+                child.wait().await.map_err(|error| Failure::internal(format!("the sandbox was lost: {error}")))?;
             Ok::<_, Failure>((status, stdout, stderr))
         };
         let outcome = tokio::time::timeout(timeout, work).await;
@@ -118,9 +99,8 @@ impl Bubblewrap {
             }
         };
         if status.success() {
-            return serde_json::from_slice(&stdout).map_err(|error| {
-                Failure::internal(format!("the sandbox answered nonsense: {error}"))
-            });
+            return serde_json::from_slice(&stdout)
+                .map_err(|error| Failure::internal(format!("the sandbox answered nonsense: {error}")));
         }
         Err(in_words(status.code(), &String::from_utf8_lossy(&stderr)))
     }
@@ -128,29 +108,10 @@ impl Bubblewrap {
     fn command(&self, workspace: &Path) -> Command {
         let mut command = Command::new(&self.program);
         let id = UID.to_string();
-        command.args([
-            "--unshare-user",
-            "--unshare-all",
-            "--disable-userns",
-            "--die-with-parent",
-            "--new-session",
-        ]);
-        command.args([
-            "--cap-drop",
-            "ALL",
-            "--clearenv",
-            "--hostname",
-            "box",
-            "--uid",
-            &id,
-            "--gid",
-            &id,
-        ]);
+        command.args(["--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"]);
+        command.args(["--cap-drop", "ALL", "--clearenv", "--hostname", "box", "--uid", &id, "--gid", &id]);
         for (name, path) in &self.libraries {
-            command
-                .arg("--ro-bind")
-                .arg(path)
-                .arg(format!("/lib/{name}"));
+            command.arg("--ro-bind").arg(path).arg(format!("/lib/{name}"));
         }
         command.arg("--ro-bind").arg(&self.runner).arg("/runner");
         command.arg("--ro-bind").arg(workspace).arg(WORKSPACE);
@@ -160,10 +121,7 @@ impl Bubblewrap {
         }
         command.arg("/runner").args(&self.runner_arguments);
         command.env_clear().current_dir("/").kill_on_drop(true);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 }
@@ -179,9 +137,7 @@ async fn read_all(stream: impl AsyncRead + Unpin, bytes_max: u64) -> Result<Vec<
     let read = stream.take(bytes_max + 1).read_to_end(&mut bytes).await;
     read.map_err(|error| Failure::internal(format!("the sandbox was lost: {error}")))?;
     if bytes.len() as u64 > bytes_max {
-        return Err(Failure::refused(format!(
-            "the tool wrote more than {bytes_max} bytes and was stopped"
-        )));
+        return Err(Failure::refused(format!("the tool wrote more than {bytes_max} bytes and was stopped")));
     }
     Ok(bytes)
 }
@@ -193,42 +149,26 @@ fn in_words(code: Option<i32>, stderr: &str) -> Failure {
         Some(134) if stderr.contains("memory allocation") => {
             Failure::refused("the tool used more memory than it may and was stopped")
         }
-        Some(152 | 137) => {
-            Failure::timeout("the tool used more processor time than it may and was stopped")
-        }
-        _ => Failure::internal(format!(
-            "the sandbox ended with code {}: {said}",
-            code.unwrap_or(-1)
-        )),
+        Some(152 | 137) => Failure::timeout("the tool used more processor time than it may and was stopped"),
+        _ => Failure::internal(format!("the sandbox ended with code {}: {said}", code.unwrap_or(-1))),
     }
 }
 
 /// The dynamic loader of this very process; none when it is linked statically.
 fn loader() -> io::Result<Option<PathBuf>> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
-    let files = maps
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(5))
-        .map(Path::new);
+    let files = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).map(Path::new);
     let is_loader = |path: &&Path| {
         path.file_name()
             .and_then(|name| name.to_str())
             .is_some_and(|name| name.starts_with("ld-") || name.starts_with("ld."))
     };
-    Ok(files
-        .filter(|path| path.is_absolute())
-        .find(is_loader)
-        .map(Path::to_owned))
+    Ok(files.filter(|path| path.is_absolute()).find(is_loader).map(Path::to_owned))
 }
 
 /// Asks the loader what it would load: `libc.so.6 => /lib/libc.so.6 (0x…)`.
 async fn libraries_of(loader: &Path, runner: &Path) -> Result<Vec<(String, PathBuf)>, String> {
-    let output = Command::new(loader)
-        .arg("--list")
-        .arg(runner)
-        .env_clear()
-        .output()
-        .await;
+    let output = Command::new(loader).arg("--list").arg(runner).env_clear().output().await;
     let output = output.map_err(|error| format!("list the runner's libraries: {error}"))?;
     if !output.status.success() {
         return Err(format!(

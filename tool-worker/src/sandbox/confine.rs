@@ -7,13 +7,11 @@
 use std::collections::BTreeMap;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
+    path_beneath_rules,
 };
 use rustix::process::{Resource, Rlimit, getuid, setrlimit};
-use seccompiler::{
-    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
+use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 
 use super::WORKSPACE;
 
@@ -45,10 +43,7 @@ pub(crate) fn confine() -> Result<Vec<String>, Error> {
         (Resource::Data, DATA_BYTES_MAX),
         (Resource::As, ADDRESS_BYTES_MAX),
     ] {
-        let limit = Rlimit {
-            current: Some(limit),
-            maximum: Some(limit),
-        };
+        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
         setrlimit(resource, limit).map_err(|error| failed("set a resource limit", &error))?;
     }
     enforced.push("rlimits".to_owned());
@@ -63,14 +58,8 @@ pub(crate) fn confine() -> Result<Vec<String>, Error> {
 /// The runner is a program like any other and somebody may start it by hand; it must not probe or read their machine.
 fn only_in_a_box() -> Result<(), Error> {
     let boxed = getuid().as_raw() == super::bubblewrap::UID
-        && !["/etc", "/proc", "/usr", "/home"]
-            .iter()
-            .any(|path| std::path::Path::new(path).exists());
-    if boxed {
-        Ok(())
-    } else {
-        Err(Error("the tool runner only runs inside its box".to_owned()))
-    }
+        && !["/etc", "/proc", "/usr", "/home"].iter().any(|path| std::path::Path::new(path).exists());
+    if boxed { Ok(()) } else { Err(Error("the tool runner only runs inside its box".to_owned())) }
 }
 
 /// Best effort downwards: on an old kernel the mount namespace alone keeps files out of reach.
@@ -93,26 +82,15 @@ fn landlock() -> Result<Option<String>, landlock::RulesetError> {
 
 /// Everything not listed fails with "operation not permitted"; a foreign architecture is killed.
 fn seccomp() -> Result<(), Box<dyn std::error::Error>> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
     // New memory may hold data, never code.
     for number in [libc::SYS_mmap, libc::SYS_mprotect] {
         let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
-        let data_only = SeccompCondition::new(
-            2,
-            SeccompCmpArgLen::Dword,
-            SeccompCmpOp::MaskedEq(executable),
-            0,
-        )?;
+        let data_only = SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(executable), 0)?;
         rules.insert(number, vec![SeccompRule::new(vec![data_only])?]);
     }
     let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    let filter = SeccompFilter::new(
-        rules,
-        refuse,
-        SeccompAction::Allow,
-        std::env::consts::ARCH.try_into()?,
-    )?;
+    let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
     let program: seccompiler::BpfProgram = filter.try_into()?;
     seccompiler::apply_filter_all_threads(&program)?;
     Ok(())

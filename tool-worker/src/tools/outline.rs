@@ -9,22 +9,14 @@ const NAMES_SHOWN_MAX: usize = 12;
 #[must_use]
 pub(crate) fn outline_text(outline: &Outline) -> String {
     let imports: Vec<&str> = outline.imports.iter().map(String::as_str).collect();
-    let (top, nested): (Vec<_>, Vec<_>) = outline
-        .symbols
-        .iter()
-        .partition(|symbol| symbol.container.is_none());
+    let (top, nested): (Vec<_>, Vec<_>) = outline.symbols.iter().partition(|symbol| symbol.container.is_none());
     let mut symbols: Vec<&str> = Vec::new();
     for symbol in top.into_iter().chain(nested) {
         if !symbols.contains(&symbol.name.as_str()) {
             symbols.push(&symbol.name);
         }
     }
-    format!(
-        "{} lines\nimports: {}\nsymbols: {}",
-        outline.lines,
-        listed(&imports),
-        listed(&symbols)
-    )
+    format!("{} lines\nimports: {}\nsymbols: {}", outline.lines, listed(&imports), listed(&symbols))
 }
 
 fn listed(names: &[&str]) -> String {
@@ -66,20 +58,13 @@ mod tests {
 
     #[test]
     fn three_lines_with_top_level_definitions_first() {
-        let symbols = vec![
-            symbol("get", Some("Store")),
-            symbol("Store", None),
-            symbol("open", None),
-            symbol("open", None),
-        ];
+        let symbols =
+            vec![symbol("get", Some("Store")), symbol("Store", None), symbol("open", None), symbol("open", None)];
         assert_eq!(
             outline_text(&outline(&["std::fs", "serde"], symbols)),
             "7 lines\nimports: std::fs, serde\nsymbols: Store, open, get"
         );
-        assert_eq!(
-            outline_text(&outline(&[], vec![])),
-            "7 lines\nimports: none\nsymbols: none"
-        );
+        assert_eq!(outline_text(&outline(&[], vec![])), "7 lines\nimports: none\nsymbols: none");
     }
 
     #[test]

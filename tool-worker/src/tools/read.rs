@@ -39,9 +39,7 @@ pub(super) fn read(workspace: &Confined, arguments: &Arguments) -> Result<String
     let lines: Vec<&str> = text.lines().collect();
     let start = start.unwrap_or(1);
     if let Some(end) = end.filter(|end| *end < start) {
-        return Err(Failure::bad_request(format!(
-            "end {end} is before start {start}"
-        )));
+        return Err(Failure::bad_request(format!("end {end} is before start {start}")));
     }
     if lines.is_empty() {
         return Ok("the file is empty".to_owned());
@@ -53,11 +51,8 @@ pub(super) fn read(workspace: &Confined, arguments: &Arguments) -> Result<String
         )));
     }
     let wanted = &lines[start - 1..end.unwrap_or(lines.len()).min(lines.len())];
-    let (lines_max, bytes_max) = if end.is_some() {
-        (LINES_MAX, TEXT_BYTES_MAX)
-    } else {
-        (LINES_DEFAULT, TEXT_BYTES_DEFAULT)
-    };
+    let (lines_max, bytes_max) =
+        if end.is_some() { (LINES_MAX, TEXT_BYTES_MAX) } else { (LINES_DEFAULT, TEXT_BYTES_DEFAULT) };
     let mut shown: Vec<String> = Vec::new();
     let mut bytes = 0;
     for (offset, line) in wanted.iter().take(lines_max).enumerate() {
@@ -83,60 +78,25 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         std::fs::write(base.path().join("f"), content).unwrap();
         let confined = Confined::open(base.path()).unwrap();
-        read(
-            &confined,
-            &Arguments {
-                path: "f".into(),
-                start,
-                end,
-            },
-        )
-        .map_err(|failure| failure.detail)
+        read(&confined, &Arguments { path: "f".into(), start, end }).map_err(|failure| failure.detail)
     }
 
     #[test]
     fn lines_are_numbered_and_the_rest_is_counted() {
-        assert_eq!(
-            read_it(b"a\n  b\r\nc", None, None).unwrap(),
-            "1: a\n2:   b\n3: c"
-        );
-        assert_eq!(
-            read_it(b"a\nb\nc\n", Some(2), Some(9)).unwrap(),
-            "2: b\n3: c"
-        );
+        assert_eq!(read_it(b"a\n  b\r\nc", None, None).unwrap(), "1: a\n2:   b\n3: c");
+        assert_eq!(read_it(b"a\nb\nc\n", Some(2), Some(9)).unwrap(), "2: b\n3: c");
         let long = "x\n".repeat(50);
-        assert!(
-            read_it(long.as_bytes(), None, None)
-                .unwrap()
-                .ends_with("40: x\n... (10 more lines)")
-        );
-        assert!(
-            read_it(long.as_bytes(), Some(1), Some(50))
-                .unwrap()
-                .ends_with("50: x")
-        );
-        assert!(
-            read_it("y".repeat(1000).as_bytes(), None, None)
-                .unwrap()
-                .ends_with("y…")
-        );
+        assert!(read_it(long.as_bytes(), None, None).unwrap().ends_with("40: x\n... (10 more lines)"));
+        assert!(read_it(long.as_bytes(), Some(1), Some(50)).unwrap().ends_with("50: x"));
+        assert!(read_it("y".repeat(1000).as_bytes(), None, None).unwrap().ends_with("y…"));
     }
 
     #[test]
     fn what_cannot_be_shown_is_said() {
         assert_eq!(read_it(b"", None, None).unwrap(), "the file is empty");
-        assert_eq!(
-            read_it(b"a\n", Some(5), None).unwrap_err(),
-            "start 5 is beyond the end of f, it has 1 lines"
-        );
-        assert_eq!(
-            read_it(b"a\n", Some(5), Some(2)).unwrap_err(),
-            "end 2 is before start 5"
-        );
-        assert_eq!(
-            read_it(b"\x7fELF\0\0", None, None).unwrap_err(),
-            "f is a binary file"
-        );
+        assert_eq!(read_it(b"a\n", Some(5), None).unwrap_err(), "start 5 is beyond the end of f, it has 1 lines");
+        assert_eq!(read_it(b"a\n", Some(5), Some(2)).unwrap_err(), "end 2 is before start 5");
+        assert_eq!(read_it(b"\x7fELF\0\0", None, None).unwrap_err(), "f is a binary file");
         assert_eq!(read_it(b"caf\xe9", None, None).unwrap(), "1: caf\u{fffd}");
     }
 }

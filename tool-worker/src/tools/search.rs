@@ -40,11 +40,7 @@ struct Hit {
 }
 
 /// `N matches`, then `path:line: code`.
-pub(super) fn search(
-    root: &Path,
-    workspace: &Confined,
-    arguments: &Arguments,
-) -> Result<String, Failure> {
+pub(super) fn search(root: &Path, workspace: &Confined, arguments: &Arguments) -> Result<String, Failure> {
     let matcher = pattern(arguments)?;
     let definitions = Definitions::of(arguments);
     let below = match arguments.path.as_deref() {
@@ -52,10 +48,7 @@ pub(super) fn search(
         Some(path) => root.join(workspace.resolve(path)?),
     };
     let shown_max = arguments.max.unwrap_or(SHOWN_DEFAULT);
-    let mut searcher = SearcherBuilder::new()
-        .binary_detection(BinaryDetection::quit(0))
-        .line_number(true)
-        .build();
+    let mut searcher = SearcherBuilder::new().binary_detection(BinaryDetection::quit(0)).line_number(true).build();
     let mut count = 0;
     // Best of each rank, in the order found; no more than can be shown.
     let mut hits: [Vec<Hit>; 3] = [Vec::new(), Vec::new(), Vec::new()];
@@ -66,26 +59,15 @@ pub(super) fn search(
         .max_filesize(Some(FILE_BYTES_MAX))
         .sort_by_file_path(Path::cmp)
         .build();
-    for entry in walk
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_type().is_some_and(|kind| kind.is_file()))
-    {
-        let path = entry
-            .path()
-            .strip_prefix(root)
-            .unwrap_or(entry.path())
-            .display()
-            .to_string();
+    for entry in walk.filter_map(Result::ok).filter(|entry| entry.file_type().is_some_and(|kind| kind.is_file())) {
+        let path = entry.path().strip_prefix(root).unwrap_or(entry.path()).display().to_string();
         let sink = sinks::Lossy(|number, line| {
             count += 1;
             let line = line.trim();
             let rank = definitions.rank(line);
             let list = &mut hits[usize::from(rank)];
             if list.len() < shown_max {
-                list.push(Hit {
-                    rank,
-                    line: format!("{path}:{number}: {}", cut(line, LINE_CHARS_MAX)),
-                });
+                list.push(Hit { rank, line: format!("{path}:{number}: {}", cut(line, LINE_CHARS_MAX)) });
             }
             Ok(count < SCANNED_MAX)
         });
@@ -98,18 +80,11 @@ pub(super) fn search(
     if count == 0 {
         return Ok("no matches".to_owned());
     }
-    let total = if count > COUNTED_MAX {
-        format!("{COUNTED_MAX}+")
-    } else {
-        count.to_string()
-    };
+    let total = if count > COUNTED_MAX { format!("{COUNTED_MAX}+") } else { count.to_string() };
     let mut hits: Vec<Hit> = hits.into_iter().flatten().collect();
     hits.sort_by_key(|hit| hit.rank);
     let lines = hits.into_iter().take(shown_max).map(|hit| hit.line);
-    Ok(std::iter::once(format!("{total} matches"))
-        .chain(lines)
-        .collect::<Vec<_>>()
-        .join("\n"))
+    Ok(std::iter::once(format!("{total} matches")).chain(lines).collect::<Vec<_>>().join("\n"))
 }
 
 fn pattern(arguments: &Arguments) -> Result<RegexMatcher, Failure> {
@@ -137,10 +112,7 @@ impl Definitions {
             .split(|c: char| !c.is_alphanumeric() && c != '_' && c != '$')
             .rfind(|word| !word.is_empty());
         let Some(name) = name else {
-            return Self {
-                strong: None,
-                weak: None,
-            };
+            return Self { strong: None, weak: None };
         };
         let name = name.replace('$', r"\$");
         let keywords = "fn|struct|enum|union|trait|mod|type|const|static|macro_rules!|class|def|function\\*?|interface|namespace|func(?:\\s*\\([^)]*\\))?";
@@ -148,17 +120,12 @@ impl Definitions {
         let weak = format!(
             r"^(?:export\s+)?(?:impl\b.*\b{name}\b|(?:let|var)\s+(?:mut\s+)?{name}\b|{name}\s*(?::=|=[^=>]|:\s))"
         );
-        Self {
-            strong: RegexMatcher::new(&strong).ok(),
-            weak: RegexMatcher::new(&weak).ok(),
-        }
+        Self { strong: RegexMatcher::new(&strong).ok(), weak: RegexMatcher::new(&weak).ok() }
     }
 
     fn rank(&self, line: &str) -> u8 {
         let matches = |pattern: &Option<RegexMatcher>| {
-            pattern
-                .as_ref()
-                .is_some_and(|pattern| pattern.is_match(line.as_bytes()).unwrap_or(false))
+            pattern.as_ref().is_some_and(|pattern| pattern.is_match(line.as_bytes()).unwrap_or(false))
         };
         if matches(&self.strong) {
             0
@@ -186,12 +153,7 @@ mod tests {
 
     fn found(base: &tempfile::TempDir, arguments: serde_json::Value) -> Result<String, String> {
         let confined = Confined::open(base.path()).unwrap();
-        search(
-            base.path(),
-            &confined,
-            &serde_json::from_value(arguments).unwrap(),
-        )
-        .map_err(|failure| failure.detail)
+        search(base.path(), &confined, &serde_json::from_value(arguments).unwrap()).map_err(|failure| failure.detail)
     }
 
     #[test]
@@ -199,10 +161,7 @@ mod tests {
         let base = workspace(&[
             (".gitignore", "target\n"),
             ("a.rs", "use crate::open_store;\nlet s = open_store(1);\n"),
-            (
-                "src/store.rs",
-                "// fn open_store is here\n    pub(crate) async fn open_store(n: u8) {\n",
-            ),
+            ("src/store.rs", "// fn open_store is here\n    pub(crate) async fn open_store(n: u8) {\n"),
             ("target/x.rs", "fn open_store() {}\n"),
             ("bin.dat", "open_store\0\0"),
         ]);
@@ -211,26 +170,13 @@ mod tests {
             "4 matches\nsrc/store.rs:2: pub(crate) async fn open_store(n: u8) {\na.rs:1: use crate::open_store;\n\
              a.rs:2: let s = open_store(1);\nsrc/store.rs:1: // fn open_store is here"
         );
+        assert_eq!(found(&base, serde_json::json!({"query": "nowhere"})).unwrap(), "no matches");
         assert_eq!(
-            found(&base, serde_json::json!({"query": "nowhere"})).unwrap(),
-            "no matches"
-        );
-        assert_eq!(
-            found(
-                &base,
-                serde_json::json!({"query": "open_\\w+\\(n", "regex": true, "path": "src"})
-            )
-            .unwrap(),
+            found(&base, serde_json::json!({"query": "open_\\w+\\(n", "regex": true, "path": "src"})).unwrap(),
             "1 matches\nsrc/store.rs:2: pub(crate) async fn open_store(n: u8) {"
         );
         assert_eq!(
-            found(
-                &base,
-                serde_json::json!({"query": "(", "path": "src/store.rs"})
-            )
-            .unwrap()
-            .lines()
-            .next(),
+            found(&base, serde_json::json!({"query": "(", "path": "src/store.rs"})).unwrap().lines().next(),
             Some("1 matches")
         );
         assert!(
@@ -239,14 +185,9 @@ mod tests {
                 .starts_with("query is not a valid pattern")
         );
         assert!(
-            found(&base, serde_json::json!({"query": "x", "path": "../"}))
-                .unwrap_err()
-                .starts_with("path is outside")
+            found(&base, serde_json::json!({"query": "x", "path": "../"})).unwrap_err().starts_with("path is outside")
         );
-        assert_eq!(
-            found(&base, serde_json::json!({"query": "x", "path": "none"})).unwrap_err(),
-            "no such file: none"
-        );
+        assert_eq!(found(&base, serde_json::json!({"query": "x", "path": "none"})).unwrap_err(), "no such file: none");
     }
 
     #[test]
@@ -262,13 +203,7 @@ mod tests {
             "macro_rules! find {",
         ] {
             assert_eq!(
-                Definitions::of(&Arguments {
-                    query: "find".into(),
-                    path: None,
-                    regex: None,
-                    max: None
-                })
-                .rank(line),
+                Definitions::of(&Arguments { query: "find".into(), path: None, regex: None, max: None }).rank(line),
                 0,
                 "{line}"
             );
@@ -278,27 +213,10 @@ mod tests {
     #[test]
     fn the_number_is_true_and_few_lines_are_shown() {
         let base = workspace(&[("a.txt", &"x\n".repeat(1500)), ("b.txt", &"y\n".repeat(20))]);
-        assert!(
-            found(&base, serde_json::json!({"query": "x"}))
-                .unwrap()
-                .starts_with("1000+ matches\na.txt:1: x\n")
-        );
+        assert!(found(&base, serde_json::json!({"query": "x"})).unwrap().starts_with("1000+ matches\na.txt:1: x\n"));
         let text = found(&base, serde_json::json!({"query": "y"})).unwrap();
-        assert_eq!(
-            (text.lines().next(), text.lines().count()),
-            (Some("20 matches"), 9)
-        );
-        assert_eq!(
-            found(&base, serde_json::json!({"query": "y", "max": 2}))
-                .unwrap()
-                .lines()
-                .count(),
-            3
-        );
-        assert_eq!(
-            found(&base, serde_json::json!({"query": "Y"})).unwrap(),
-            "no matches",
-            "capitals are meant"
-        );
+        assert_eq!((text.lines().next(), text.lines().count()), (Some("20 matches"), 9));
+        assert_eq!(found(&base, serde_json::json!({"query": "y", "max": 2})).unwrap().lines().count(), 3);
+        assert_eq!(found(&base, serde_json::json!({"query": "Y"})).unwrap(), "no matches", "capitals are meant");
     }
 }
