@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::{Runtime, bus, clock};
+use runtime::{Runtime, Tasks, bus, clock};
 use schemas::presence::{Holds, Worker};
 use schemas::rpc::{Analyse, Outline, Refusal, Reply};
 use schemas::{stream, subject};
@@ -37,7 +37,8 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         tools: Vec::new(),
     };
     // Questions are no effects: an orchestrator has nothing to ask this worker back.
-    bus.serve_liveness(&tasks, &worker.id, Holds::default).await?;
+    let alive = Tasks::new();
+    bus.serve_liveness(&alive, &worker.id, Holds::default).await?;
     let permits = Arc::new(Semaphore::new(slots as usize));
     let answer = move |question: Analyse| {
         let (permits, config) = (permits.clone(), config.clone());
@@ -53,7 +54,10 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let bucket = bus.bucket(stream::BUCKET_WORKERS).await?;
     let soft = tasks.soft();
     tracing::info!(worker = worker.id, slots, "analysing code");
+    let present = alive.hard();
     tasks.spawn(async move {
+        // The sign of life ends with the presence, also when this task is dropped at the hard token.
+        let _while_present = present.drop_guard();
         loop {
             let entry = schemas::wire::encode(&worker);
             if let Err(error) = bucket.put(&worker.id, entry.into()).await {
@@ -79,5 +83,30 @@ fn answered(question: &Analyse, config: &Config) -> Reply<Outline> {
     match analyze(&question.path, &question.code, &limits, expired) {
         Ok(analysis) => Reply::Ok(outline(&analysis)),
         Err(refusal) => refused(&refusal, &question.code),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(path: &str, code: &str, config: &Config) -> Reply<Outline> {
+        let question = Analyse { path: path.to_owned(), code: code.to_owned() };
+        answered(&question, config)
+    }
+
+    #[test]
+    fn a_question_has_an_outline_or_a_reason() {
+        let config = Config::default();
+        assert!(matches!(ask("a.py", "import os\n", &config), Reply::Ok(o) if o.imports == ["os"]));
+        let refusal = ask("a.py", "import os\0", &config);
+        assert!(matches!(refusal, Reply::Err(r) if r.detail == "cannot analyze a.py: it is a binary file"));
+    }
+
+    #[test]
+    fn the_configured_time_is_kept() {
+        let config = Config { parse_timeout_ms: 0, ..Config::default() };
+        let code = "fn f() { let x = vec![1, 2, 3]; }\n".repeat(5_000);
+        assert!(matches!(ask("a.rs", &code, &config), Reply::Err(r) if r.detail.contains("took too long")));
     }
 }

@@ -11,15 +11,10 @@ use inference_worker::{
 use serde_json::json;
 
 fn main() {
-    let directory = PathBuf::from(
-        std::env::args()
-            .nth(1)
-            .expect("the model directory is the first argument"),
-    );
+    let directory = PathBuf::from(std::env::args().nth(1).expect("the model directory is the first argument"));
     let model = Model::load(&directory).expect("the model loads");
     println!("loaded, resident {} KiB", resident());
-    let engine =
-        Engine::start(Arc::new(model), &EngineConfig::default()).expect("the engine starts");
+    let engine = Engine::start(Arc::new(model), &EngineConfig::default()).expect("the engine starts");
     let mut firsts = Vec::new();
     for round in 0..20 {
         let request = Request {
@@ -31,17 +26,10 @@ fn main() {
         if round == 0 {
             println!("{outcome:?}");
         }
-        firsts.push((
-            outcome.first_token,
-            outcome.prompt_tokens,
-            (outcome.total - outcome.first_token) / 15,
-        ));
+        firsts.push((outcome.first_token, outcome.prompt_tokens, (outcome.total - outcome.first_token) / 15));
     }
     firsts.sort();
-    println!(
-        "first token: median {:?}, worst {:?}",
-        firsts[10], firsts[19]
-    );
+    println!("first token: median {:?}, worst {:?}", firsts[10], firsts[19]);
     for _ in 0..3 {
         let running: Vec<Running> = (0..100)
             .map(|index| {
@@ -54,17 +42,10 @@ fn main() {
             })
             .collect();
         let outcomes: Vec<Outcome> = running.into_iter().map(finish).collect();
-        let mean = outcomes
-            .iter()
-            .map(|outcome| outcome.total)
-            .sum::<Duration>()
-            / 100;
+        let mean = outcomes.iter().map(|outcome| outcome.total).sum::<Duration>() / 100;
         let last = outcomes.iter().map(|outcome| outcome.total).max();
         let tokens: usize = outcomes.iter().map(|outcome| outcome.prompt_tokens).sum();
-        println!(
-            "100 requests: mean {mean:?}, last {last:?}, {tokens} prompt tokens, resident {} KiB",
-            resident()
-        );
+        println!("100 requests: mean {mean:?}, last {last:?}, {tokens} prompt tokens, resident {} KiB", resident());
     }
 }
 
@@ -83,10 +64,7 @@ fn words(seed: usize, count: usize) -> String {
         "list",
         "files",
     ];
-    (0..count)
-        .map(|index| list[(index * 5 + seed * (index % 3 + 1)) % list.len()])
-        .collect::<Vec<_>>()
-        .join(" ")
+    (0..count).map(|index| list[(index * 5 + seed * (index % 3 + 1)) % list.len()]).collect::<Vec<_>>().join(" ")
 }
 
 fn finish(mut running: Running) -> Outcome {
@@ -100,12 +78,6 @@ fn finish(mut running: Running) -> Outcome {
 
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap_or_default();
-    line.split_whitespace()
-        .nth(1)
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(0)
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
 }

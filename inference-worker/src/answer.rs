@@ -44,10 +44,7 @@ pub struct Answer {
 impl Answer {
     /// An empty answer that ends before any of these strings.
     pub fn new(stop: Vec<String>) -> Self {
-        Self {
-            stop: stop.into_iter().filter(|text| !text.is_empty()).collect(),
-            ..Self::default()
-        }
+        Self { stop: stop.into_iter().filter(|text| !text.is_empty()).collect(), ..Self::default() }
     }
 
     /// Takes the next token and returns the text that became certain; `tokens_max` counts all tokens of the answer.
@@ -74,24 +71,14 @@ impl Answer {
     /// Passes text on as far as it is not part of a stop string; says whether one appeared.
     fn take(&mut self, text: &str) -> bool {
         self.held.push_str(text);
-        if let Some(at) = self
-            .stop
-            .iter()
-            .filter_map(|stop| self.held.find(stop))
-            .min()
-        {
+        if let Some(at) = self.stop.iter().filter_map(|stop| self.held.find(stop)).min() {
             self.held.truncate(at);
             let certain = std::mem::take(&mut self.held);
             let parts = self.parser.push(&certain);
             self.keep(parts);
             return true;
         }
-        let undecided = self
-            .stop
-            .iter()
-            .map(|stop| longest_beginning(&self.held, stop))
-            .max()
-            .unwrap_or(0);
+        let undecided = self.stop.iter().map(|stop| longest_beginning(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - undecided);
         let certain = std::mem::replace(&mut self.held, rest);
         let parts = self.parser.push(&certain);
@@ -106,13 +93,8 @@ impl Answer {
         self.keep(parts);
         let parts = self.parser.finish();
         self.keep(parts);
-        let calls =
-            reason == FinishReason::Stop && !(self.calls.is_empty() && self.malformed.is_empty());
-        self.finish = Some(if calls {
-            FinishReason::ToolCalls
-        } else {
-            reason
-        });
+        let calls = reason == FinishReason::Stop && !(self.calls.is_empty() && self.malformed.is_empty());
+        self.finish = Some(if calls { FinishReason::ToolCalls } else { reason });
     }
 
     fn keep(&mut self, parts: Vec<Part>) {

@@ -95,14 +95,10 @@ impl Architecture {
         let kv_heads = optional(json, "num_key_value_heads")?.unwrap_or(heads);
         let head_width = optional(json, "head_dim")?.unwrap_or(hidden / heads);
         if heads % kv_heads != 0 {
-            return Err(format!(
-                "{heads} attention heads cannot share {kv_heads} key-value heads"
-            ));
+            return Err(format!("{heads} attention heads cannot share {kv_heads} key-value heads"));
         }
         if !head_width.is_multiple_of(2) {
-            return Err(format!(
-                "head_dim is {head_width}, which rotary embedding cannot pair"
-            ));
+            return Err(format!("head_dim is {head_width}, which rotary embedding cannot pair"));
         }
         if let Some(act) = json.get("hidden_act").and_then(Value::as_str)
             && act != "silu"
@@ -114,14 +110,8 @@ impl Architecture {
                 return Err(format!("{unsupported} is not supported"));
             }
         }
-        let attention_bias = json
-            .get("attention_bias")
-            .and_then(Value::as_bool)
-            .unwrap_or(false);
-        let uses_window = json
-            .get("use_sliding_window")
-            .and_then(Value::as_bool)
-            .unwrap_or(family == Family::Mistral);
+        let attention_bias = json.get("attention_bias").and_then(Value::as_bool).unwrap_or(false);
+        let uses_window = json.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(family == Family::Mistral);
         if uses_window && family != Family::Mistral {
             return Err("use_sliding_window is supported for MistralForCausalLM only".to_owned());
         }
@@ -136,15 +126,8 @@ impl Architecture {
             norm_epsilon: float(json, "rms_norm_eps").unwrap_or(1e-6),
             rope: Rope::from_json(json)?,
             window: number("max_position_embeddings")?,
-            sliding_window: if uses_window {
-                optional(json, "sliding_window")?
-            } else {
-                None
-            },
-            tied_embeddings: json
-                .get("tie_word_embeddings")
-                .and_then(Value::as_bool)
-                .unwrap_or(false),
+            sliding_window: if uses_window { optional(json, "sliding_window")? } else { None },
+            tied_embeddings: json.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
             query_key_norm: family == Family::Qwen3,
             qkv_bias: family == Family::Qwen2 || attention_bias,
             output_bias: family != Family::Qwen2 && attention_bias,
@@ -181,9 +164,7 @@ impl Family {
 impl Rope {
     /// Reads both spellings: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`.
     fn from_json(json: &Value) -> Result<Self, String> {
-        let parameters = json
-            .get("rope_parameters")
-            .filter(|value| value.is_object());
+        let parameters = json.get("rope_parameters").filter(|value| value.is_object());
         let theta = parameters
             .and_then(|value| float(value, "rope_theta"))
             .or_else(|| float(json, "rope_theta"))
@@ -198,28 +179,18 @@ impl Rope {
 
 impl RopeScaling {
     fn from_json(json: &Value) -> Result<Self, String> {
-        let kind = json
-            .get("rope_type")
-            .or_else(|| json.get("type"))
-            .and_then(Value::as_str)
-            .unwrap_or("default");
-        let need = |name: &str| {
-            float(json, name).ok_or_else(|| format!("rope scaling {kind:?} lacks {name:?}"))
-        };
+        let kind = json.get("rope_type").or_else(|| json.get("type")).and_then(Value::as_str).unwrap_or("default");
+        let need = |name: &str| float(json, name).ok_or_else(|| format!("rope scaling {kind:?} lacks {name:?}"));
         match kind {
             "default" => Ok(Self::None),
-            "linear" => Ok(Self::Linear {
-                factor: need("factor")?,
-            }),
+            "linear" => Ok(Self::Linear { factor: need("factor")? }),
             "llama3" => Ok(Self::Llama3 {
                 factor: need("factor")?,
                 low_frequency_factor: need("low_freq_factor")?,
                 high_frequency_factor: need("high_freq_factor")?,
                 original_window: need("original_max_position_embeddings")?,
             }),
-            other => Err(format!(
-                "unknown rope scaling {other:?}; known are default, linear, llama3"
-            )),
+            other => Err(format!("unknown rope scaling {other:?}; known are default, linear, llama3")),
         }
     }
 }
@@ -235,15 +206,11 @@ fn optional(json: &Value, name: &str) -> Result<Option<usize>, String> {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_u64() {
             Some(number) if (1..=LARGEST).contains(&number) => Ok(Some(number as usize)),
-            _ => Err(format!(
-                "{name:?} is {value}, expected a number from 1 to {LARGEST}"
-            )),
+            _ => Err(format!("{name:?} is {value}, expected a number from 1 to {LARGEST}")),
         },
     }
 }
 
 fn float(json: &Value, name: &str) -> Option<f32> {
-    json.get(name)
-        .and_then(Value::as_f64)
-        .map(|value| value as f32)
+    json.get(name).and_then(Value::as_f64).map(|value| value as f32)
 }

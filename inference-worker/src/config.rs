@@ -45,11 +45,7 @@ impl Config {
             slots: self.slots.max(1),
             step_tokens: self.step_tokens.max(1),
             cache_bytes_max: self.cache_bytes_max,
-            threads: if self.threads == 0 {
-                default.threads
-            } else {
-                self.threads
-            },
+            threads: if self.threads == 0 { default.threads } else { self.threads },
         }
     }
 }

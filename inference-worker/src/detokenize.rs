@@ -46,12 +46,8 @@ mod tests {
 
     #[test]
     fn every_split_decodes_like_the_whole() {
-        let inputs: [&[u8]; 4] = [
-            "a é € 🦋 end".as_bytes(),
-            b"\xff\xfe ok \xe2\x82",
-            b"\xf0\x9f\xa6\x8b\xf0\x9f",
-            b"\xc3\x28\xed\xa0\x80",
-        ];
+        let inputs: [&[u8]; 4] =
+            ["a é € 🦋 end".as_bytes(), b"\xff\xfe ok \xe2\x82", b"\xf0\x9f\xa6\x8b\xf0\x9f", b"\xc3\x28\xed\xa0\x80"];
         for input in inputs {
             for first in 0..=input.len() {
                 for second in first..=input.len() {
@@ -60,11 +56,7 @@ mod tests {
                     text += &stream.push(&input[first..second]);
                     text += &stream.push(&input[second..]);
                     text += &stream.finish();
-                    assert_eq!(
-                        text,
-                        String::from_utf8_lossy(input),
-                        "split at {first} and {second}"
-                    );
+                    assert_eq!(text, String::from_utf8_lossy(input), "split at {first} and {second}");
                 }
             }
         }

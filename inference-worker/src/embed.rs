@@ -33,28 +33,19 @@ impl Embedder {
     pub fn load(directory: &Path) -> Result<Self, Error> {
         let config_path = directory.join("config.json");
         let json = read_json(&config_path)?;
-        let config: Config = serde_json::from_value(json).map_err(|error| {
-            Error::refused(&config_path, format!("not a BERT configuration: {error}"))
-        })?;
+        let config: Config = serde_json::from_value(json)
+            .map_err(|error| Error::refused(&config_path, format!("not a BERT configuration: {error}")))?;
         // Checks the header against the file's length, so that a truncated file is refused by name.
         SafetensorsFiles::open(directory)?;
         let path = directory.join("model.safetensors");
         let bytes = std::fs::read(&path).map_err(|source| Error::read(&path, source))?;
         let refuse = |error: candle_core::Error| Error::refused(&path, error.to_string());
-        let weights = VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu)
-            .map_err(refuse)?;
+        let weights = VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu).map_err(refuse)?;
         let model = BertModel::load(weights, &config).map_err(refuse)?;
         let tokenizer = Tokenizer::load(&directory.join("tokenizer.json"))?;
-        let name = directory.file_name().map_or_else(
-            || "embedding".to_owned(),
-            |name| name.to_string_lossy().into_owned(),
-        );
-        Ok(Self {
-            name,
-            window: config.max_position_embeddings,
-            model,
-            tokenizer,
-        })
+        let name =
+            directory.file_name().map_or_else(|| "embedding".to_owned(), |name| name.to_string_lossy().into_owned());
+        Ok(Self { name, window: config.max_position_embeddings, model, tokenizer })
     }
 
     /// The vector of a text, of unit length, and the tokens read for it.
@@ -75,12 +66,7 @@ impl Embedder {
         let input = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
         let hidden = self.model.forward(&input, &input.zeros_like()?, None)?;
         let mut vector: Vec<f32> = hidden.squeeze(0)?.mean(0)?.to_vec1()?;
-        let length = vector
-            .iter()
-            .map(|value| value * value)
-            .sum::<f32>()
-            .sqrt()
-            .max(f32::MIN_POSITIVE);
+        let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
         vector.iter_mut().for_each(|value| *value /= length);
         Ok(vector)
     }

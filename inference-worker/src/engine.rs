@@ -42,12 +42,7 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self {
-            slots: 128,
-            step_tokens: 512,
-            cache_bytes_max: 64 << 20,
-            threads,
-        }
+        Self { slots: 128, step_tokens: 512, cache_bytes_max: 64 << 20, threads }
     }
 }
 
@@ -176,10 +171,7 @@ impl Engine {
     pub fn start(model: Arc<Model>, config: &EngineConfig) -> std::io::Result<Self> {
         let blocks = (config.cache_bytes_max / model.decoder.block_bytes()).max(2);
         let window = model.decoder.architecture().window.min(blocks * BLOCK);
-        let limits = Limits {
-            step_tokens: config.step_tokens,
-            running: config.slots,
-        };
+        let limits = Limits { step_tokens: config.step_tokens, running: config.slots };
         let (commands, inbox) = mpsc::channel();
         let active = Arc::new(AtomicUsize::new(0));
         let pool = rayon::ThreadPoolBuilder::new()
@@ -196,17 +188,8 @@ impl Engine {
             active: Arc::clone(&active),
         };
         let name = format!("engine-{}", model.name);
-        std::thread::Builder::new()
-            .name(name)
-            .spawn(move || pool.install(move || worker.run(&inbox)))?;
-        Ok(Self {
-            model,
-            commands,
-            active,
-            next_id: Arc::default(),
-            slots: config.slots,
-            window,
-        })
+        std::thread::Builder::new().name(name).spawn(move || pool.install(move || worker.run(&inbox)))?;
+        Ok(Self { model, commands, active, next_id: Arc::default(), slots: config.slots, window })
     }
 
     /// The model it runs.
@@ -226,8 +209,7 @@ impl Engine {
 
     /// Requests it could take now without queueing.
     pub fn free_slots(&self) -> usize {
-        self.slots
-            .saturating_sub(self.active.load(Ordering::Acquire))
+        self.slots.saturating_sub(self.active.load(Ordering::Acquire))
     }
 
     /// Takes a request; its events begin when there is room.
@@ -236,35 +218,15 @@ impl Engine {
     /// The conversation does not fit the template or the window, or the engine has stopped.
     pub fn submit(&self, request: Request) -> Result<Running, Rejection> {
         let submitted = now();
-        let text = self
-            .model
-            .template
-            .render(&request.messages, &request.tools)
-            .map_err(Rejection::Template)?;
-        let prompt = self
-            .model
-            .tokenizer
-            .encode(&text)
-            .map_err(Rejection::Tokenise)?;
+        let text = self.model.template.render(&request.messages, &request.tools).map_err(Rejection::Template)?;
+        let prompt = self.model.tokenizer.encode(&text).map_err(Rejection::Tokenise)?;
         self.submit_tokens(prompt, request, submitted)
     }
 
-    fn submit_tokens(
-        &self,
-        prompt: Vec<u32>,
-        request: Request,
-        submitted: Instant,
-    ) -> Result<Running, Rejection> {
+    fn submit_tokens(&self, prompt: Vec<u32>, request: Request, submitted: Instant) -> Result<Running, Rejection> {
         let vocabulary = self.model.decoder.architecture().vocabulary;
-        if prompt.is_empty()
-            || prompt
-                .iter()
-                .chain(&request.produced)
-                .any(|&id| id as usize >= vocabulary)
-        {
-            return Err(Rejection::Tokenise(
-                "a token is outside the model's vocabulary, or there is none".to_owned(),
-            ));
+        if prompt.is_empty() || prompt.iter().chain(&request.produced).any(|&id| id as usize >= vocabulary) {
+            return Err(Rejection::Tokenise("a token is outside the model's vocabulary, or there is none".to_owned()));
         }
         if prompt.len() >= self.window {
             return Err(Rejection::PromptTooLong {
@@ -273,10 +235,7 @@ impl Engine {
                 window: self.window,
             });
         }
-        let tokens_max = request
-            .tokens_max
-            .unwrap_or(usize::MAX)
-            .clamp(1, self.window - prompt.len());
+        let tokens_max = request.tokens_max.unwrap_or(usize::MAX).clamp(1, self.window - prompt.len());
         let mut answer = Answer::new(request.stop);
         for id in request.produced {
             if answer.finish.is_none() {
@@ -297,9 +256,7 @@ impl Engine {
             first_token: None,
         };
         self.active.fetch_add(1, Ordering::AcqRel);
-        self.commands
-            .send(Command::Submit(Box::new(active)))
-            .map_err(|_| Rejection::Stopped)?;
+        self.commands.send(Command::Submit(Box::new(active))).map_err(|_| Rejection::Stopped)?;
         Ok(Running { id, events })
     }
 
@@ -355,23 +312,16 @@ impl Worker {
     fn step(&mut self) {
         let chunks = self.scheduler.schedule();
         if chunks.is_empty() {
-            assert!(
-                self.scheduler.is_idle(),
-                "the scheduler always finds work while there is some"
-            );
+            assert!(self.scheduler.is_idle(), "the scheduler always finds work while there is some");
             return;
         }
         let model = Arc::clone(&self.model);
         let mut scratch = std::mem::take(&mut self.scratch);
-        let logits = model
-            .decoder
-            .forward(&batch(&chunks), &mut self.cache, &mut scratch);
+        let logits = model.decoder.forward(&batch(&chunks), &mut self.cache, &mut scratch);
         let mut rows = logits.chunks_exact(model.decoder.architecture().vocabulary);
         for chunk in &chunks {
             if chunk.yields {
-                let row = rows
-                    .next()
-                    .expect("one row of logits for every chunk that yields");
+                let row = rows.next().expect("one row of logits for every chunk that yields");
                 self.token(chunk.sequence, row, chunk.start + chunk.tokens.len());
             }
         }
@@ -385,20 +335,13 @@ impl Worker {
         };
         let Some(token) = request.sampling.pick(logits, position) else {
             // A reader that has gone does not miss it.
-            let _ = request.events.send(Event::Failed(
-                "the model produced no finite logits".to_owned(),
-            ));
+            let _ = request.events.send(Event::Failed("the model produced no finite logits".to_owned()));
             self.forget(id);
             return;
         };
         let text = request.answer.push(&self.model, token, request.tokens_max);
-        request
-            .first_token
-            .get_or_insert_with(|| now() - request.submitted);
-        let reader_left = request
-            .events
-            .send(Event::Token { id: token, text })
-            .is_err();
+        request.first_token.get_or_insert_with(|| now() - request.submitted);
+        let reader_left = request.events.send(Event::Token { id: token, text }).is_err();
         let finish = request.answer.finish;
         self.scheduler.complete(id, Some(token));
         match finish {
@@ -441,9 +384,7 @@ fn batch(chunks: &[Chunk]) -> Batch<'_> {
     let mut batch = Batch::default();
     for (index, chunk) in chunks.iter().enumerate() {
         batch.tokens.extend(&chunk.tokens);
-        batch
-            .positions
-            .extend(chunk.start..chunk.start + chunk.tokens.len());
+        batch.positions.extend(chunk.start..chunk.start + chunk.tokens.len());
         batch.sequences.extend(chunk.tokens.iter().map(|_| index));
         batch.tables.push(&chunk.blocks);
         if chunk.yields {
@@ -453,10 +394,7 @@ fn batch(chunks: &[Chunk]) -> Batch<'_> {
     batch
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "measures how long a step takes; nothing is decided by it"
-)]
+#[expect(clippy::disallowed_methods, reason = "measures how long a step takes; nothing is decided by it")]
 fn now() -> Instant {
     Instant::now()
 }

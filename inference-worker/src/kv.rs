@@ -91,10 +91,7 @@ impl Blocks {
     /// Gives back one share.
     pub fn release(&mut self, block: u32) {
         let index = block as usize;
-        assert!(
-            self.counts[index] > 0,
-            "block {block} is released by nobody who holds it"
-        );
+        assert!(self.counts[index] > 0, "block {block} is released by nobody who holds it");
         self.counts[index] -= 1;
         if self.counts[index] == 0 {
             self.free.push_back((block, self.generations[index]));

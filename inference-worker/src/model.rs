@@ -84,24 +84,12 @@ impl Decoder {
     pub fn load(architecture: Architecture, weights: &impl Weights) -> Result<Self, Error> {
         let a = &architecture;
         let embeddings = matrix(weights, "model.embed_tokens.weight", a.vocabulary, a.hidden)?;
-        let layers = (0..a.layers)
-            .map(|index| Layer::load(a, index, weights))
-            .collect::<Result<_, _>>()?;
+        let layers = (0..a.layers).map(|index| Layer::load(a, index, weights)).collect::<Result<_, _>>()?;
         let norm = weights.tensor("model.norm.weight", &[a.hidden])?;
-        let output = if a.tied_embeddings {
-            None
-        } else {
-            Some(matrix(weights, "lm_head.weight", a.vocabulary, a.hidden)?)
-        };
+        let output =
+            if a.tied_embeddings { None } else { Some(matrix(weights, "lm_head.weight", a.vocabulary, a.hidden)?) };
         let inverse_frequencies = inverse_frequencies(a);
-        Ok(Self {
-            embeddings,
-            layers,
-            norm,
-            output,
-            inverse_frequencies,
-            architecture,
-        })
+        Ok(Self { embeddings, layers, norm, output, inverse_frequencies, architecture })
     }
 
     /// The shape of this decoder.
@@ -120,12 +108,7 @@ impl Decoder {
     }
 
     /// Computes the batch, stores its keys and values, and returns logits `[outputs, vocabulary]`.
-    pub fn forward<'s>(
-        &self,
-        batch: &Batch<'_>,
-        cache: &mut KvCache,
-        scratch: &'s mut Scratch,
-    ) -> &'s [f32] {
+    pub fn forward<'s>(&self, batch: &Batch<'_>, cache: &mut KvCache, scratch: &'s mut Scratch) -> &'s [f32] {
         let a = &self.architecture;
         let count = batch.tokens.len();
         let s = scratch;
@@ -138,12 +121,7 @@ impl Decoder {
         s.projected.resize(count * a.hidden, 0.0);
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(index, layer, batch, cache, s);
-            rms_norm(
-                &s.x,
-                &layer.feed_forward_norm,
-                a.norm_epsilon,
-                &mut s.normed,
-            );
+            rms_norm(&s.x, &layer.feed_forward_norm, a.norm_epsilon, &mut s.normed);
             s.gate_up.resize(count * 2 * a.intermediate, 0.0);
             layer.gate_up.multiply(&s.normed, &mut s.gate_up);
             s.gated.resize(count * a.intermediate, 0.0);
@@ -155,14 +133,7 @@ impl Decoder {
         &s.logits
     }
 
-    fn attention(
-        &self,
-        index: usize,
-        layer: &Layer,
-        batch: &Batch<'_>,
-        cache: &mut KvCache,
-        s: &mut Scratch,
-    ) {
+    fn attention(&self, index: usize, layer: &Layer, batch: &Batch<'_>, cache: &mut KvCache, s: &mut Scratch) {
         let a = &self.architecture;
         let (query_width, key_width) = (a.heads * a.head_width, a.kv_heads * a.head_width);
         let width = query_width + 2 * key_width;
@@ -176,19 +147,12 @@ impl Decoder {
             }
             let (queries, rest) = row.split_at_mut(query_width);
             let (keys, values) = rest.split_at_mut(key_width);
-            for (heads, norm) in [
-                (&mut *queries, &layer.query_norm),
-                (&mut *keys, &layer.key_norm),
-            ] {
+            for (heads, norm) in [(&mut *queries, &layer.query_norm), (&mut *keys, &layer.key_norm)] {
                 if let Some(norm) = norm {
                     rms_norm_in_place(heads, norm, a.norm_epsilon);
                 }
                 for head in heads.chunks_exact_mut(a.head_width) {
-                    rotate(
-                        head,
-                        &s.cosines[token * half..][..half],
-                        &s.sines[token * half..][..half],
-                    );
+                    rotate(head, &s.cosines[token * half..][..half], &s.sines[token * half..][..half]);
                 }
             }
             let position = batch.positions[token];
@@ -199,21 +163,11 @@ impl Decoder {
         let cache = &*cache;
         let one = |scores: &mut Vec<_>, token: usize, qkv: &[f32], out: &mut [f32]| {
             let position = batch.positions[token];
-            let from = a
-                .sliding_window
-                .map_or(0, |window| (position + 1).saturating_sub(window));
-            let view = View {
-                blocks: batch.tables[batch.sequences[token]],
-                position,
-                from,
-            };
+            let from = a.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window));
+            let view = View { blocks: batch.tables[batch.sequences[token]], position, from };
             cache.attend(index, view, &qkv[..query_width], scores, out);
         };
-        let rows = s
-            .qkv
-            .chunks_exact(width)
-            .zip(s.mixed.chunks_exact_mut(query_width))
-            .enumerate();
+        let rows = s.qkv.chunks_exact(width).zip(s.mixed.chunks_exact_mut(query_width)).enumerate();
         if batch.tokens.len() < PARALLEL_TOKENS {
             let mut scores = Vec::new();
             rows.for_each(|(token, (qkv, out))| one(&mut scores, token, qkv, out));
@@ -229,9 +183,7 @@ impl Decoder {
         }
         layer.attention_output.multiply(&s.mixed, &mut s.projected);
         if let Some(bias) = &layer.attention_output_bias {
-            s.projected
-                .chunks_exact_mut(a.hidden)
-                .for_each(|row| add(row, bias));
+            s.projected.chunks_exact_mut(a.hidden).for_each(|row| add(row, bias));
         }
         add(&mut s.x, &s.projected);
     }
@@ -239,23 +191,11 @@ impl Decoder {
     fn logits(&self, batch: &Batch<'_>, s: &mut Scratch) {
         let a = &self.architecture;
         s.normed.resize(batch.outputs.len() * a.hidden, 0.0);
-        for (&token, out) in batch
-            .outputs
-            .iter()
-            .zip(s.normed.chunks_exact_mut(a.hidden))
-        {
-            rms_norm(
-                &s.x[token * a.hidden..][..a.hidden],
-                &self.norm,
-                a.norm_epsilon,
-                out,
-            );
+        for (&token, out) in batch.outputs.iter().zip(s.normed.chunks_exact_mut(a.hidden)) {
+            rms_norm(&s.x[token * a.hidden..][..a.hidden], &self.norm, a.norm_epsilon, out);
         }
         s.logits.resize(batch.outputs.len() * a.vocabulary, 0.0);
-        self.output
-            .as_ref()
-            .unwrap_or(&self.embeddings)
-            .multiply(&s.normed, &mut s.logits);
+        self.output.as_ref().unwrap_or(&self.embeddings).multiply(&s.normed, &mut s.logits);
     }
 
     fn angles(&self, positions: &[usize], cosines: &mut Vec<f32>, sines: &mut Vec<f32>) {
@@ -272,11 +212,7 @@ impl Decoder {
 
     fn head_shape(&self) -> HeadShape {
         let a = &self.architecture;
-        HeadShape {
-            heads: a.heads,
-            kv_heads: a.kv_heads,
-            width: a.head_width,
-        }
+        HeadShape { heads: a.heads, kv_heads: a.kv_heads, width: a.head_width }
     }
 }
 
@@ -284,9 +220,7 @@ impl Layer {
     fn load(a: &Architecture, index: usize, weights: &impl Weights) -> Result<Self, Error> {
         let name = |rest: &str| format!("model.layers.{index}.{rest}");
         let get = |rest: &str, shape: &[usize]| weights.tensor(&name(rest), shape);
-        let when = |wanted: bool, rest: &str, width: usize| {
-            wanted.then(|| get(rest, &[width])).transpose()
-        };
+        let when = |wanted: bool, rest: &str, width: usize| wanted.then(|| get(rest, &[width])).transpose();
         let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
         let qkv = Packed::stack(
             &[
@@ -321,26 +255,13 @@ impl Layer {
             attention_output_bias: when(a.output_bias, "self_attn.o_proj.bias", a.hidden)?,
             feed_forward_norm: get("post_attention_layernorm.weight", &[a.hidden])?,
             gate_up,
-            down: matrix(
-                weights,
-                &name("mlp.down_proj.weight"),
-                a.hidden,
-                a.intermediate,
-            )?,
+            down: matrix(weights, &name("mlp.down_proj.weight"), a.hidden, a.intermediate)?,
         })
     }
 }
 
-fn matrix(
-    weights: &impl Weights,
-    name: &str,
-    outputs: usize,
-    inputs: usize,
-) -> Result<Packed, Error> {
-    Ok(Packed::stack(
-        &[&weights.tensor(name, &[outputs, inputs])?],
-        inputs,
-    ))
+fn matrix(weights: &impl Weights, name: &str, outputs: usize, inputs: usize) -> Result<Packed, Error> {
+    Ok(Packed::stack(&[&weights.tensor(name, &[outputs, inputs])?], inputs))
 }
 
 fn inverse_frequencies(a: &Architecture) -> Vec<f32> {
@@ -350,16 +271,10 @@ fn inverse_frequencies(a: &Architecture) -> Vec<f32> {
         .map(|frequency| match a.rope.scaling {
             RopeScaling::None => frequency,
             RopeScaling::Linear { factor } => frequency / factor,
-            RopeScaling::Llama3 {
-                factor,
-                low_frequency_factor,
-                high_frequency_factor,
-                original_window,
-            } => {
+            RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_window } => {
                 let turns = original_window * frequency / std::f32::consts::TAU;
-                let kept = ((turns - low_frequency_factor)
-                    / (high_frequency_factor - low_frequency_factor))
-                    .clamp(0.0, 1.0);
+                let kept =
+                    ((turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor)).clamp(0.0, 1.0);
                 (1.0 - kept) * frequency / factor + kept * frequency
             }
         })

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::{
-    architecture::Architecture, model::Decoder, template::ChatTemplate, tokenizer::Tokenizer,
-    weights::SafetensorsFiles,
+    architecture::Architecture, model::Decoder, template::ChatTemplate, tokenizer::Tokenizer, weights::SafetensorsFiles,
 };
 
 /// Why a model cannot be loaded; the text names the file and the reason.
@@ -33,17 +32,11 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn read(path: &Path, source: std::io::Error) -> Self {
-        Self::Read {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Read { path: path.to_owned(), source }
     }
 
     pub(crate) fn refused(path: &Path, reason: impl Into<String>) -> Self {
-        Self::Refused {
-            path: path.to_owned(),
-            reason: reason.into(),
-        }
+        Self::Refused { path: path.to_owned(), reason: reason.into() }
     }
 }
 
@@ -77,24 +70,14 @@ impl Model {
         let tokenizer_config = read_json(&tokenizer_config_path)?;
         let template = ChatTemplate::load(directory, &tokenizer_config)?;
         let end_tokens = end_tokens(directory, &config_path, &tokenizer_config, &tokenizer)?;
-        let name = directory.file_name().map_or_else(
-            || "model".to_owned(),
-            |name| name.to_string_lossy().into_owned(),
-        );
-        Ok(Self {
-            name,
-            decoder,
-            tokenizer,
-            template,
-            end_tokens,
-        })
+        let name = directory.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+        Ok(Self { name, decoder, tokenizer, template, end_tokens })
     }
 }
 
 pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
     let bytes = std::fs::read(path).map_err(|source| Error::read(path, source))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Error::refused(path, format!("malformed JSON: {error}")))
+    serde_json::from_slice(&bytes).map_err(|error| Error::refused(path, format!("malformed JSON: {error}")))
 }
 
 /// The union of what the three files say: models are published with the end token in any of them.
@@ -118,11 +101,7 @@ fn end_tokens(
         }
     }
     let named = tokenizer_config.get("eos_token");
-    let named = named.and_then(|token| {
-        token
-            .as_str()
-            .or_else(|| token.get("content").and_then(Value::as_str))
-    });
+    let named = named.and_then(|token| token.as_str().or_else(|| token.get("content").and_then(Value::as_str)));
     tokens.extend(named.and_then(|token| tokenizer.id(token)));
     tokens.sort_unstable();
     tokens.dedup();

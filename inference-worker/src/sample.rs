@@ -18,12 +18,7 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            seed: 0,
-        }
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
     }
 }
 
@@ -92,7 +87,7 @@ fn uniform(seed: u64, position: u64) -> f32 {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     };
-    let bits = mix(mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15))
-        .wrapping_add(position.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    let bits =
+        mix(mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)).wrapping_add(position.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     (bits >> 40) as f32 / (1_u64 << 24) as f32
 }

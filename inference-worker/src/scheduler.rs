@@ -64,10 +64,7 @@ struct Sequence {
 impl Scheduler {
     /// A scheduler over that many free blocks.
     pub fn new(limits: Limits, blocks: usize) -> Self {
-        assert!(
-            limits.step_tokens > 0 && limits.running > 0,
-            "a step must be able to do something"
-        );
+        assert!(limits.step_tokens > 0 && limits.running > 0, "a step must be able to do something");
         Self {
             limits,
             blocks: Blocks::new(blocks),
@@ -86,20 +83,9 @@ impl Scheduler {
 
     /// Queues a sequence that will never grow beyond `capacity` tokens.
     pub fn add(&mut self, id: SequenceId, tenant: u64, tokens: Vec<u32>) {
-        assert!(
-            !tokens.is_empty() && tokens.len() <= self.capacity(),
-            "the engine checks lengths before it adds"
-        );
-        let sequence = Sequence {
-            tokens,
-            computed: 0,
-            blocks: Vec::new(),
-            hashes: Vec::new(),
-        };
-        assert!(
-            self.sequences.insert(id, sequence).is_none(),
-            "sequence ids are used once"
-        );
+        assert!(!tokens.is_empty() && tokens.len() <= self.capacity(), "the engine checks lengths before it adds");
+        let sequence = Sequence { tokens, computed: 0, blocks: Vec::new(), hashes: Vec::new() };
+        assert!(self.sequences.insert(id, sequence).is_none(), "sequence ids are used once");
         self.waiting.entry(tenant).or_default().push_back(id);
     }
 
@@ -129,18 +115,13 @@ impl Scheduler {
                 let id = self.running[index];
                 index += 1;
                 let left = self.sequences[&id].left();
-                if (left == 1) != decoding || step.iter().any(|chunk: &Chunk| chunk.sequence == id)
-                {
+                if (left == 1) != decoding || step.iter().any(|chunk: &Chunk| chunk.sequence == id) {
                     continue;
                 }
                 if let Some(chunk) = self.plan(id, left.min(budget), &step) {
                     budget -= chunk.tokens.len();
                     step.push(chunk);
-                    index = self
-                        .running
-                        .iter()
-                        .position(|&other| other == id)
-                        .map_or(index, |at| at + 1);
+                    index = self.running.iter().position(|&other| other == id).map_or(index, |at| at + 1);
                 }
             }
         }
@@ -191,11 +172,7 @@ impl Scheduler {
             if let Some(chunk) = self.plan_without_preemption(id, count) {
                 return Some(chunk);
             }
-            let victim = *self
-                .running
-                .iter()
-                .rev()
-                .find(|&&other| step.iter().all(|chunk| chunk.sequence != other))?;
+            let victim = *self.running.iter().rev().find(|&&other| step.iter().all(|chunk| chunk.sequence != other))?;
             self.give_back(victim);
             self.running.retain(|&other| other != victim);
             self.preempted.push_front(victim);
@@ -206,26 +183,18 @@ impl Scheduler {
     }
 
     fn plan_without_preemption(&mut self, id: SequenceId, count: usize) -> Option<Chunk> {
-        let sequence = self
-            .sequences
-            .get_mut(&id)
-            .expect("queues hold known sequences");
+        let sequence = self.sequences.get_mut(&id).expect("queues hold known sequences");
         let end = sequence.computed + count;
         let missing = end.div_ceil(BLOCK).saturating_sub(sequence.blocks.len());
         if missing > self.blocks.free() {
             return None;
         }
         for _ in 0..missing {
-            sequence
-                .blocks
-                .push(self.blocks.take().expect("free blocks were just counted"));
+            sequence.blocks.push(self.blocks.take().expect("free blocks were just counted"));
         }
         let start = std::mem::replace(&mut sequence.computed, end);
         for block in sequence.hashes.len()..end / BLOCK {
-            let hash = chain(
-                sequence.hashes.last(),
-                &sequence.tokens[block * BLOCK..][..BLOCK],
-            );
+            let hash = chain(sequence.hashes.last(), &sequence.tokens[block * BLOCK..][..BLOCK]);
             self.blocks.publish(sequence.blocks[block], hash);
             sequence.hashes.push(hash);
         }
@@ -240,10 +209,7 @@ impl Scheduler {
 
     /// Gives a sequence the blocks that already hold its beginning; returns the tokens left to compute.
     fn admit(&mut self, id: SequenceId) -> usize {
-        let sequence = self
-            .sequences
-            .get_mut(&id)
-            .expect("queues hold known sequences");
+        let sequence = self.sequences.get_mut(&id).expect("queues hold known sequences");
         // The last token is always computed: its logits are not in the cache.
         for tokens in sequence.tokens[..sequence.tokens.len() - 1].chunks_exact(BLOCK) {
             let hash = chain(sequence.hashes.last(), tokens);
@@ -258,10 +224,7 @@ impl Scheduler {
     }
 
     fn give_back(&mut self, id: SequenceId) {
-        let sequence = self
-            .sequences
-            .get_mut(&id)
-            .expect("queues hold known sequences");
+        let sequence = self.sequences.get_mut(&id).expect("queues hold known sequences");
         // Last block first, so that beginnings, which others may share, survive longest.
         for block in sequence.blocks.drain(..).rev() {
             self.blocks.release(block);
@@ -274,16 +237,10 @@ impl Scheduler {
         if let Some(id) = self.preempted.pop_front() {
             return Some(id);
         }
-        let after = self
-            .waiting
-            .range(self.last_tenant.wrapping_add(1)..)
-            .next();
+        let after = self.waiting.range(self.last_tenant.wrapping_add(1)..).next();
         let tenant = *after.or_else(|| self.waiting.iter().next())?.0;
         self.last_tenant = tenant;
-        let queue = self
-            .waiting
-            .get_mut(&tenant)
-            .expect("the tenant was just found");
+        let queue = self.waiting.get_mut(&tenant).expect("the tenant was just found");
         let id = queue.pop_front();
         if queue.is_empty() {
             self.waiting.remove(&tenant);

@@ -38,8 +38,7 @@ use crate::{
 /// How long to wait before a queue that broke is opened anew, and before a job whose result found no log comes again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often presence is renewed: a lost renewal or two do not make a worker vanish.
-const PRESENCE_EVERY: Duration =
-    Duration::from_millis(stream::WORKER_ENTRY_TTL.as_millis() as u64 / 3);
+const PRESENCE_EVERY: Duration = Duration::from_millis(stream::WORKER_ENTRY_TTL.as_millis() as u64 / 3);
 
 /// Why the service cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -60,9 +59,8 @@ pub enum Error {
 /// # Errors
 /// A model cannot be loaded, or the bus cannot be reached.
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
-    let (engines, embedders) = tokio::task::spawn_blocking(move || load(&config))
-        .await
-        .expect("loading returns errors and does not panic")?;
+    let (engines, embedders) =
+        tokio::task::spawn_blocking(move || load(&config)).await.expect("loading returns errors and does not panic")?;
     let worker = Arc::new(Service {
         id: format!("inference-{}", clock::process_token()),
         runtime: runtime.clone(),
@@ -72,9 +70,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let models: Vec<rpc::Model> = engines.iter().map(describe).chain(embedding).collect();
     worker.answer_questions(&models, embedders).await?;
     worker.listen_for_cancels().await?;
-    worker
-        .announce(models, engines.iter().map(Engine::slots).sum())
-        .await?;
+    worker.announce(models, engines.iter().map(Engine::slots).sum()).await?;
     for engine in engines {
         // The queue is opened here once, so that a missing stream is an error of the start.
         runtime.bus.inference_jobs(&engine.model().name).await?;
@@ -91,10 +87,7 @@ fn load(config: &Config) -> Result<(Vec<Engine>, Vec<Embedder>), Error> {
         Engine::start(model, &engine_config).map_err(Error::Engine)
     };
     let engines = config.models.iter().map(start).collect::<Result<_, _>>()?;
-    let embedders = config
-        .embedding_models
-        .iter()
-        .map(|directory| Embedder::load(directory));
+    let embedders = config.embedding_models.iter().map(|directory| Embedder::load(directory));
     Ok((engines, embedders.collect::<Result<_, _>>()?))
 }
 
@@ -107,30 +100,17 @@ struct Service {
 
 fn describe(engine: &Engine) -> rpc::Model {
     let window = u32::try_from(engine.window()).unwrap_or(u32::MAX);
-    rpc::Model {
-        name: engine.model().name.clone(),
-        kind: "chat".to_owned(),
-        window,
-    }
+    rpc::Model { name: engine.model().name.clone(), kind: "chat".to_owned(), window }
 }
 
 fn describe_embedder(embedder: &Embedder) -> rpc::Model {
     let window = u32::try_from(embedder.window).unwrap_or(u32::MAX);
-    rpc::Model {
-        name: embedder.name.clone(),
-        kind: "embedding".to_owned(),
-        window,
-    }
+    rpc::Model { name: embedder.name.clone(), kind: "embedding".to_owned(), window }
 }
 
 /// Computes on a thread for blocking work; a panic there is an answer, too.
 async fn embed(embedders: Arc<Vec<Embedder>>, question: rpc::Embed) -> rpc::Reply<rpc::Embeddings> {
-    let refuse = |code: &str, detail: String| {
-        rpc::Reply::Err(rpc::Refusal {
-            code: code.to_owned(),
-            detail,
-        })
-    };
+    let refuse = |code: &str, detail: String| rpc::Reply::Err(rpc::Refusal { code: code.to_owned(), detail });
     let work = move || {
         let wanted = question.model.as_deref();
         let embedder = embedders
@@ -144,11 +124,7 @@ async fn embed(embedders: Arc<Vec<Embedder>>, question: rpc::Embed) -> rpc::Repl
             embeddings.push(vector);
             tokens += count as u64;
         }
-        Ok(rpc::Embeddings {
-            model: embedder.name.clone(),
-            embeddings,
-            usage: Usage::new(tokens, 0),
-        })
+        Ok(rpc::Embeddings { model: embedder.name.clone(), embeddings, usage: Usage::new(tokens, 0) })
     };
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(embeddings)) => rpc::Reply::Ok(embeddings),
@@ -158,50 +134,33 @@ async fn embed(embedders: Arc<Vec<Embedder>>, question: rpc::Embed) -> rpc::Repl
 }
 
 impl Service {
-    async fn answer_questions(
-        self: &Arc<Self>,
-        models: &[rpc::Model],
-        embedders: Vec<Embedder>,
-    ) -> Result<(), Error> {
+    async fn answer_questions(self: &Arc<Self>, models: &[rpc::Model], embedders: Vec<Embedder>) -> Result<(), Error> {
         let Runtime { bus, tasks, .. } = &self.runtime;
         let this = Arc::clone(self);
-        bus.serve_liveness(tasks, &self.id, move || this.holds())
-            .await?;
+        bus.serve_liveness(tasks, &self.id, move || this.holds()).await?;
         if !embedders.is_empty() {
             let embedders = Arc::new(embedders);
-            bus.serve(tasks, subject::RPC_EMBED, move |question| {
-                embed(Arc::clone(&embedders), question)
-            })
-            .await?;
+            bus.serve(tasks, subject::RPC_EMBED, move |question| embed(Arc::clone(&embedders), question)).await?;
         }
         let models = models.to_vec();
-        bus.serve(tasks, subject::RPC_MODELS, move |()| {
-            std::future::ready(rpc::Reply::Ok(models.clone()))
-        })
-        .await?;
+        bus.serve(tasks, subject::RPC_MODELS, move |()| std::future::ready(rpc::Reply::Ok(models.clone()))).await?;
         Ok(())
     }
 
     async fn listen_for_cancels(self: &Arc<Self>) -> Result<(), Error> {
         let mut cancels = self.runtime.bus.cancels().await?;
         let this = Arc::clone(self);
-        self.runtime.tasks.spawn(async move {
+        self.runtime.tasks.spawn_background(async move {
             while let Some(exec) = cancels.next().await {
                 let held = this.held.lock().expect("no panic while the lock is held");
-                held.iter()
-                    .filter(|((other, _), _)| *other == exec)
-                    .for_each(|(_, (_, token))| token.cancel());
+                held.iter().filter(|((other, _), _)| *other == exec).for_each(|(_, (_, token))| token.cancel());
             }
         });
         Ok(())
     }
 
     /// Keeps the entry in the bucket of workers fresh; takes it out at the end.
-    async fn announce(
-        self: &Arc<Self>,
-        models: Vec<rpc::Model>,
-        slots: usize,
-    ) -> Result<(), Error> {
+    async fn announce(self: &Arc<Self>, models: Vec<rpc::Model>, slots: usize) -> Result<(), Error> {
         let bucket = self.runtime.bus.bucket(stream::BUCKET_WORKERS).await?;
         let entry = Worker {
             id: self.id.clone(),
@@ -217,11 +176,7 @@ impl Service {
                 if let Err(error) = bucket.put(&id, encode(&entry).into()).await {
                     tracing::warn!(%error, "presence was not renewed");
                 }
-                if soft
-                    .run_until_cancelled(tokio::time::sleep(PRESENCE_EVERY))
-                    .await
-                    .is_none()
-                {
+                if soft.run_until_cancelled(tokio::time::sleep(PRESENCE_EVERY)).await.is_none() {
                     break;
                 }
             }
@@ -241,17 +196,13 @@ impl Service {
                 Ok(queue) => queue,
                 Err(error) => {
                     tracing::warn!(%error, "the job queue cannot be opened; trying again");
-                    soft.run_until_cancelled(tokio::time::sleep(RETRY_AFTER))
-                        .await;
+                    soft.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
                     continue;
                 }
             };
             loop {
                 let next = async {
-                    let slot = Arc::clone(&slots)
-                        .acquire_owned()
-                        .await
-                        .expect("the semaphore is never closed");
+                    let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
                     (slot, queue.next().await)
                 };
                 let Some((slot, next)) = soft.run_until_cancelled(next).await else {
@@ -268,8 +219,7 @@ impl Service {
                     Ok(None) => {}
                     Err(error) => {
                         tracing::warn!(%error, "the job queue broke; opening it anew");
-                        soft.run_until_cancelled(tokio::time::sleep(RETRY_AFTER))
-                            .await;
+                        soft.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
                         break;
                     }
                 }
@@ -283,16 +233,8 @@ impl Service {
         let taken_at = clock::now();
         let stop = CancellationToken::new();
         let key = (job.exec, job.effect.clone());
-        self.held
-            .lock()
-            .expect("no panic while the lock is held")
-            .insert(key.clone(), (job.attempt, stop.clone()));
-        let hold = Hold {
-            exec: job.exec,
-            effect: job.effect.clone(),
-            attempt: job.attempt,
-            worker: self.id.clone(),
-        };
+        self.held.lock().expect("no panic while the lock is held").insert(key.clone(), (job.attempt, stop.clone()));
+        let hold = Hold { exec: job.exec, effect: job.effect.clone(), attempt: job.attempt, worker: self.id.clone() };
         if let Err(error) = self.runtime.bus.claim(&hold).await {
             tracing::debug!(%error, "a claim was not announced");
         }
@@ -310,20 +252,11 @@ impl Service {
         if let Err(error) = verdict {
             tracing::debug!(%error, exec = %key.0, "a verdict was not confirmed; the job may come again");
         }
-        self.held
-            .lock()
-            .expect("no panic while the lock is held")
-            .remove(&key);
+        self.held.lock().expect("no panic while the lock is held").remove(&key);
     }
 
     /// Generates the answer; says in the tokens how it ended, too.
-    async fn result(
-        &self,
-        engine: &Engine,
-        job: &InferenceJob,
-        taken_at: Nanos,
-        stop: &CancellationToken,
-    ) -> FactBody {
+    async fn result(&self, engine: &Engine, job: &InferenceJob, taken_at: Nanos, stop: &CancellationToken) -> FactBody {
         let mut end = Frame {
             attempt: job.attempt,
             n: 0,
@@ -336,28 +269,14 @@ impl Service {
         let work = stop.run_until_cancelled(self.generate(engine, job, &mut end.n));
         let result = match tokio::time::timeout(clock::until(job.deadline), work).await {
             Ok(Some(result)) => result,
-            Ok(None) => Err(failure(
-                FailureClass::Cancelled,
-                "generate: the execution was cancelled",
-            )),
-            Err(_) => Err(failure(
-                FailureClass::Timeout,
-                "generate before the deadline",
-            )),
+            Ok(None) => Err(failure(FailureClass::Cancelled, "generate: the execution was cancelled")),
+            Err(_) => Err(failure(FailureClass::Timeout, "generate before the deadline")),
         };
         let body = match result {
-            Ok(outcome) => {
-                FactBody::InferenceCompleted(completed(job, &self.id, taken_at, *outcome))
-            }
+            Ok(outcome) => FactBody::InferenceCompleted(completed(job, &self.id, taken_at, *outcome)),
             Err((class, detail)) => {
                 let (effect, attempt, worker) = (job.effect.clone(), job.attempt, self.id.clone());
-                FactBody::InferenceFailed(InferenceFailed {
-                    effect,
-                    attempt,
-                    worker,
-                    class,
-                    detail,
-                })
+                FactBody::InferenceFailed(InferenceFailed { effect, attempt, worker, class, detail })
             }
         };
         if let FactBody::InferenceCompleted(completed) = &body {
@@ -376,17 +295,10 @@ impl Service {
         job: &InferenceJob,
         published: &mut u64,
     ) -> Result<Box<Outcome>, (FailureClass, String)> {
-        let produced = if job.attempt > 1 {
-            self.produced(job).await
-        } else {
-            Vec::new()
-        };
+        let produced = if job.attempt > 1 { self.produced(job).await } else { Vec::new() };
         *published = produced.len() as u64;
         let mut running = submit(engine.clone(), request(job, produced)).await?;
-        let _cancel = CancelOnDrop {
-            engine,
-            id: running.id,
-        };
+        let _cancel = CancelOnDrop { engine, id: running.id };
         while let Some(event) = running.events.recv().await {
             let mut frame = Frame {
                 attempt: job.attempt,
@@ -416,10 +328,7 @@ impl Service {
                 Some(Event::Token { .. }) | None => {}
             }
         }
-        Err(failure(
-            FailureClass::Internal,
-            "generate: the engine ended without an answer",
-        ))
+        Err(failure(FailureClass::Internal, "generate: the engine ended without an answer"))
     }
 
     /// The tokens that earlier attempts published, as far as they are known without a hole.
@@ -446,30 +355,20 @@ impl Service {
     }
 
     async fn publish(&self, job: &InferenceJob, frame: &Frame) {
-        if let Err(error) = self
-            .runtime
-            .bus
-            .publish_tokens(job.exec, &job.effect, frame)
-            .await
-        {
+        if let Err(error) = self.runtime.bus.publish_tokens(job.exec, &job.effect, frame).await {
             tracing::debug!(%error, exec = %job.exec, "tokens were not published; the log will have them");
         }
     }
 
     fn holds(&self) -> Holds {
         let held = self.held.lock().expect("no panic while the lock is held");
-        let hold = |((exec, effect), (attempt, _)): (
-            &(ExecutionId, EffectId),
-            &(u32, CancellationToken),
-        )| Hold {
+        let hold = |((exec, effect), (attempt, _)): (&(ExecutionId, EffectId), &(u32, CancellationToken))| Hold {
             exec: *exec,
             effect: effect.clone(),
             attempt: *attempt,
             worker: self.id.clone(),
         };
-        Holds {
-            effects: held.iter().map(hold).collect(),
-        }
+        Holds { effects: held.iter().map(hold).collect() }
     }
 }
 
@@ -488,8 +387,7 @@ impl Drop for CancelOnDrop<'_> {
 /// Rendering and tokenising a long prompt takes a while, so it is done beside the async threads.
 async fn submit(engine: Engine, request: Request) -> Result<Running, (FailureClass, String)> {
     let submitted = tokio::task::spawn_blocking(move || engine.submit(request)).await;
-    let submitted =
-        submitted.map_err(|error| (FailureClass::Internal, format!("submit: {error}")))?;
+    let submitted = submitted.map_err(|error| (FailureClass::Internal, format!("submit: {error}")))?;
     submitted.map_err(|rejection| {
         let class = match rejection {
             Rejection::PromptTooLong { .. } => FailureClass::Overflow,
@@ -502,28 +400,17 @@ async fn submit(engine: Engine, request: Request) -> Result<Running, (FailureCla
 
 fn request(job: &InferenceJob, produced: Vec<u32>) -> Request {
     let json = |value| serde_json::to_value(value).expect("messages have string keys");
-    let limits = [
-        (job.tokens_max > 0).then_some(job.tokens_max),
-        job.sampling.max_tokens.map(u64::from),
-    ];
+    let limits = [(job.tokens_max > 0).then_some(job.tokens_max), job.sampling.max_tokens.map(u64::from)];
     Request {
         messages: job.messages.iter().map(json).collect(),
-        tools: job
-            .tools
-            .iter()
-            .map(|tool| serde_json::to_value(tool).expect("tools have string keys"))
-            .collect(),
+        tools: job.tools.iter().map(|tool| serde_json::to_value(tool).expect("tools have string keys")).collect(),
         sampling: Sampling {
             temperature: job.sampling.temperature.unwrap_or(0.0),
             top_k: 0,
             top_p: job.sampling.top_p.unwrap_or(1.0),
             seed: job.sampling.seed.unwrap_or(0),
         },
-        tokens_max: limits
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
+        tokens_max: limits.into_iter().flatten().min().map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
         stop: job.sampling.stop.clone(),
         produced,
         tenant: tenant(job.user_id.as_deref()),
@@ -533,28 +420,15 @@ fn request(job: &InferenceJob, produced: Vec<u32>) -> Request {
 /// Users are told apart by a hash of their name; two that collide share a turn.
 fn tenant(user: Option<&str>) -> u64 {
     let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    user.unwrap_or_default()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325, mix)
+    user.unwrap_or_default().bytes().fold(0xcbf2_9ce4_8422_2325, mix)
 }
 
-fn completed(
-    job: &InferenceJob,
-    worker: &str,
-    taken_at: Nanos,
-    outcome: Outcome,
-) -> InferenceCompleted {
+fn completed(job: &InferenceJob, worker: &str, taken_at: Nanos, outcome: Outcome) -> InferenceCompleted {
     let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     let name = |index: usize| format!("call-{}-{index}", job.effect);
-    let calls = outcome
-        .tool_calls
-        .into_iter()
-        .map(|call| (call.name, call.arguments.to_string()));
+    let calls = outcome.tool_calls.into_iter().map(|call| (call.name, call.arguments.to_string()));
     // A malformed call goes on as a call: the tool worker refuses it, and the model reads why.
-    let malformed = outcome
-        .malformed
-        .into_iter()
-        .map(|(text, _)| ("malformed_tool_call".to_owned(), text));
+    let malformed = outcome.malformed.into_iter().map(|(text, _)| ("malformed_tool_call".to_owned(), text));
     InferenceCompleted {
         effect: job.effect.clone(),
         attempt: job.attempt,
@@ -570,10 +444,7 @@ fn completed(
             FinishReason::Length => schemas::FinishReason::Length,
             FinishReason::ToolCalls => schemas::FinishReason::ToolCalls,
         },
-        usage: Usage::new(
-            outcome.prompt_tokens as u64,
-            outcome.completion_tokens as u64,
-        ),
+        usage: Usage::new(outcome.prompt_tokens as u64, outcome.completion_tokens as u64),
         cached_tokens: 0,
         timing: InferenceTiming {
             queue_us: u64::try_from((taken_at - job.queued_at) / 1_000).unwrap_or(0),
@@ -604,25 +475,12 @@ mod tests {
     use super::*;
 
     fn frame(attempt: u32, n: u64, ids: &[u32]) -> Frame {
-        Frame {
-            attempt,
-            n,
-            ids: ids.to_vec(),
-            text: String::new(),
-            k: FrameKind::Delta,
-            finish: None,
-            usage: None,
-        }
+        Frame { attempt, n, ids: ids.to_vec(), text: String::new(), k: FrameKind::Delta, finish: None, usage: None }
     }
 
     #[test]
     fn an_attempt_continues_after_what_is_known_without_a_hole() {
-        let frames = [
-            frame(1, 0, &[5]),
-            frame(1, 1, &[6, 7]),
-            frame(2, 2, &[7, 8]),
-            frame(2, 5, &[9]),
-        ];
+        let frames = [frame(1, 0, &[5]), frame(1, 1, &[6, 7]), frame(2, 2, &[7, 8]), frame(2, 5, &[9])];
         assert_eq!(contiguous(&frames), [5, 6, 7, 8]);
         assert_eq!(contiguous(&frames[1..]), [0_u32; 0]);
     }

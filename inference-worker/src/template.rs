@@ -29,15 +29,9 @@ impl ChatTemplate {
         let file = directory.join("chat_template.jinja");
         let source = match tokenizer_config.get("chat_template") {
             Some(Json::String(source)) => source.clone(),
-            Some(Json::Array(named)) => named_template(named).ok_or_else(|| {
-                Error::refused(
-                    &config_path,
-                    "\"chat_template\" has no template named default",
-                )
-            })?,
-            _ if file.exists() => {
-                std::fs::read_to_string(&file).map_err(|source| Error::read(&file, source))?
-            }
+            Some(Json::Array(named)) => named_template(named)
+                .ok_or_else(|| Error::refused(&config_path, "\"chat_template\" has no template named default"))?,
+            _ if file.exists() => std::fs::read_to_string(&file).map_err(|source| Error::read(&file, source))?,
             _ => return Err(Error::refused(&config_path, "\"chat_template\" is missing")),
         };
         let token = |name: &str| {
@@ -47,41 +41,20 @@ impl ChatTemplate {
                 .unwrap_or_default()
                 .to_owned()
         };
-        Self::compile(source, token("bos_token"), token("eos_token")).map_err(|error| {
-            Error::refused(
-                &config_path,
-                format!("the chat template does not compile: {error}"),
-            )
-        })
+        Self::compile(source, token("bos_token"), token("eos_token"))
+            .map_err(|error| Error::refused(&config_path, format!("the chat template does not compile: {error}")))
     }
 
-    fn compile(
-        source: String,
-        bos_token: String,
-        eos_token: String,
-    ) -> Result<Self, minijinja::Error> {
+    fn compile(source: String, bos_token: String, eos_token: String) -> Result<Self, minijinja::Error> {
         let mut environment = Environment::new();
-        environment.set_syntax(
-            SyntaxConfig::builder()
-                .trim_blocks(true)
-                .lstrip_blocks(true)
-                .build()?,
-        );
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_python_json);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<Value, minijinja::Error> {
-                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
+        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
         environment.add_template_owned("chat", source)?;
-        Ok(Self {
-            environment,
-            bos_token,
-            eos_token,
-        })
+        Ok(Self { environment, bos_token, eos_token })
     }
 
     /// The prompt for these messages and tools, both in OpenAI's shape, up to where the answer begins.
@@ -90,15 +63,8 @@ impl ChatTemplate {
     /// The template refuses the conversation; the text is the template's.
     pub fn render(&self, messages: &[Json], tools: &[Json]) -> Result<String, String> {
         let messages: Vec<Json> = messages.iter().map(for_template).collect();
-        let template = self
-            .environment
-            .get_template("chat")
-            .expect("the template was added when compiled");
-        let tools = if tools.is_empty() {
-            Value::from(())
-        } else {
-            Value::from(Serde(tools))
-        };
+        let template = self.environment.get_template("chat").expect("the template was added when compiled");
+        let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools)) };
         template
             .render(context! {
                 messages => Value::from(Serde(&messages)),
@@ -108,18 +74,12 @@ impl ChatTemplate {
                 bos_token => self.bos_token.as_str(),
                 eos_token => self.eos_token.as_str(),
             })
-            .map_err(|error| {
-                error
-                    .detail()
-                    .map_or_else(|| error.to_string(), ToOwned::to_owned)
-            })
+            .map_err(|error| error.detail().map_or_else(|| error.to_string(), ToOwned::to_owned))
     }
 }
 
 fn named_template(named: &[Json]) -> Option<String> {
-    let default = named
-        .iter()
-        .find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"))?;
+    let default = named.iter().find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"))?;
     Some(default.get("template")?.as_str()?.to_owned())
 }
 
@@ -127,18 +87,13 @@ fn named_template(named: &[Json]) -> Option<String> {
 fn for_template(message: &Json) -> Json {
     let mut message = message.clone();
     if let Some(parts) = message.get("content").and_then(Json::as_array) {
-        let text: String = parts
-            .iter()
-            .filter_map(|part| part.get("text")?.as_str())
-            .collect();
+        let text: String = parts.iter().filter_map(|part| part.get("text")?.as_str()).collect();
         message["content"] = Json::String(text);
     }
     if let Some(calls) = message.get_mut("tool_calls").and_then(Json::as_array_mut) {
         for call in calls {
             if let Some(arguments) = call.pointer_mut("/function/arguments")
-                && let Some(parsed) = arguments
-                    .as_str()
-                    .and_then(|text| serde_json::from_str(text).ok())
+                && let Some(parsed) = arguments.as_str().and_then(|text| serde_json::from_str(text).ok())
             {
                 *arguments = parsed;
             }
@@ -147,73 +102,37 @@ fn for_template(message: &Json) -> Json {
     message
 }
 
-#[allow(
-    clippy::needless_pass_by_value,
-    reason = "the signature of a template filter"
-)]
-fn to_python_json(
-    value: Value,
-    options: minijinja::value::Kwargs,
-) -> Result<Value, minijinja::Error> {
+#[allow(clippy::needless_pass_by_value, reason = "the signature of a template filter")]
+fn to_python_json(value: Value, options: minijinja::value::Kwargs) -> Result<Value, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
-    let fail = |error: serde_json::Error| {
-        minijinja::Error::new(ErrorKind::BadSerialization, error.to_string())
-    };
+    let fail = |error: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string());
     let mut bytes = Vec::new();
     match indent {
-        None => value
-            .serialize(&mut serde_json::Serializer::with_formatter(
-                &mut bytes,
-                PythonSeparators,
-            ))
-            .map_err(fail)?,
+        None => {
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, PythonSeparators)).map_err(fail)?
+        }
         Some(width) => {
             let spaces = " ".repeat(width);
             let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value
-                .serialize(&mut serde_json::Serializer::with_formatter(
-                    &mut bytes, formatter,
-                ))
-                .map_err(fail)?;
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter)).map_err(fail)?;
         }
     }
-    Ok(Value::from_safe_string(
-        String::from_utf8(bytes).expect("JSON is written as UTF-8"),
-    ))
+    Ok(Value::from_safe_string(String::from_utf8(bytes).expect("JSON is written as UTF-8")))
 }
 
 /// `", "` and `": "`, as Python's `json.dumps` writes.
 struct PythonSeparators;
 
 impl serde_json::ser::Formatter for PythonSeparators {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
         writer.write_all(b": ")
     }
 }

@@ -32,24 +32,15 @@ impl Tokenizer {
     /// The file is missing or malformed.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let bytes = std::fs::read(path).map_err(|source| Error::read(path, source))?;
-        let json: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::refused(path, format!("malformed JSON: {error}")))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|error| Error::refused(path, error.to_string()))?;
+        let json: Value =
+            serde_json::from_slice(&bytes).map_err(|error| Error::refused(path, format!("malformed JSON: {error}")))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| Error::refused(path, error.to_string()))?;
         // Cutting and filling are for training batches; a prompt is taken whole.
         inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|error| Error::refused(path, error.to_string()))?;
-        let decoder = json
-            .get("decoder")
-            .map(Value::to_string)
-            .unwrap_or_default();
-        let bytes = if decoder.contains("\"ByteLevel\"") {
-            ByteForm::ByteLevel
-        } else {
-            ByteForm::SentencePiece
-        };
+        inner.with_truncation(None).map_err(|error| Error::refused(path, error.to_string()))?;
+        let decoder = json.get("decoder").map(Value::to_string).unwrap_or_default();
+        let bytes = if decoder.contains("\"ByteLevel\"") { ByteForm::ByteLevel } else { ByteForm::SentencePiece };
         Ok(Self { inner, bytes })
     }
 
@@ -58,10 +49,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| error.to_string())?;
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| error.to_string())?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -70,10 +58,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer refuses the text.
     pub fn encode_marked(&self, text: &str) -> Result<Vec<u32>, String> {
-        let encoding = self
-            .inner
-            .encode_fast(text, true)
-            .map_err(|error| error.to_string())?;
+        let encoding = self.inner.encode_fast(text, true).map_err(|error| error.to_string())?;
         Ok(encoding.get_ids().to_vec())
     }
 

@@ -111,11 +111,7 @@ impl Parser {
     }
 
     fn content(&mut self, text: String, parts: &mut Vec<Part>) {
-        let text = if self.after_call {
-            text.trim_start().to_owned()
-        } else {
-            text
-        };
+        let text = if self.after_call { text.trim_start().to_owned() } else { text };
         if !text.is_empty() {
             self.after_call = false;
             parts.push(Part::Content(text));
@@ -153,44 +149,31 @@ impl Json {
 
 /// Length of the longest end of `text` that begins `mark`.
 pub(crate) fn longest_beginning(text: &str, mark: &str) -> usize {
-    (1..mark.len())
-        .rev()
-        .find(|&length| mark.is_char_boundary(length) && text.ends_with(&mark[..length]))
-        .unwrap_or(0)
+    (1..mark.len()).rev().find(|&length| mark.is_char_boundary(length) && text.ends_with(&mark[..length])).unwrap_or(0)
 }
 
 fn parse(text: &str) -> Part {
     match call(text) {
         Ok(call) => Part::Call(call),
-        Err(reason) => Part::Malformed {
-            text: text.trim().to_owned(),
-            reason,
-        },
+        Err(reason) => Part::Malformed { text: text.trim().to_owned(), reason },
     }
 }
 
 fn call(text: &str) -> Result<ToolCall, String> {
-    let json: Value =
-        serde_json::from_str(text.trim()).map_err(|error| format!("not JSON: {error}"))?;
-    let name = json
-        .get("name")
-        .and_then(Value::as_str)
-        .filter(|name| !name.is_empty())
-        .ok_or("\"name\" is missing")?;
+    let json: Value = serde_json::from_str(text.trim()).map_err(|error| format!("not JSON: {error}"))?;
+    let name = json.get("name").and_then(Value::as_str).filter(|name| !name.is_empty()).ok_or("\"name\" is missing")?;
     let arguments = match json.get("arguments").or_else(|| json.get("parameters")) {
         None | Some(Value::Null) => Value::Object(serde_json::Map::new()),
         // Some models write the arguments as a string of JSON.
-        Some(Value::String(text)) => serde_json::from_str(text)
-            .map_err(|error| format!("\"arguments\" is not JSON: {error}"))?,
+        Some(Value::String(text)) => {
+            serde_json::from_str(text).map_err(|error| format!("\"arguments\" is not JSON: {error}"))?
+        }
         Some(value) => value.clone(),
     };
     if !arguments.is_object() {
         return Err("\"arguments\" is not an object".to_owned());
     }
-    Ok(ToolCall {
-        name: name.to_owned(),
-        arguments,
-    })
+    Ok(ToolCall { name: name.to_owned(), arguments })
 }
 
 #[cfg(test)]
@@ -210,10 +193,7 @@ mod tests {
 
     fn run<'a>(pieces: impl IntoIterator<Item = &'a str>) -> Vec<Part> {
         let mut parser = Parser::default();
-        let mut parts: Vec<Part> = pieces
-            .into_iter()
-            .flat_map(|piece| parser.push(piece))
-            .collect();
+        let mut parts: Vec<Part> = pieces.into_iter().flat_map(|piece| parser.push(piece)).collect();
         parts.extend(parser.finish());
         let mut joined: Vec<Part> = Vec::new();
         for part in parts {
@@ -229,16 +209,10 @@ mod tests {
     fn every_split_reads_like_the_whole() {
         for answer in ANSWERS {
             let whole = run([answer]);
-            let cuts: Vec<usize> = (0..=answer.len())
-                .filter(|&at| answer.is_char_boundary(at))
-                .collect();
+            let cuts: Vec<usize> = (0..=answer.len()).filter(|&at| answer.is_char_boundary(at)).collect();
             for (index, &first) in cuts.iter().enumerate() {
                 for &second in &cuts[index..] {
-                    assert_eq!(
-                        run([&answer[..first], &answer[first..second], &answer[second..]]),
-                        whole,
-                        "{answer:?}"
-                    );
+                    assert_eq!(run([&answer[..first], &answer[first..second], &answer[second..]]), whole, "{answer:?}");
                 }
             }
             let each = cuts.windows(2).map(|pair| &answer[pair[0]..pair[1]]);
@@ -249,9 +223,7 @@ mod tests {
     #[test]
     fn a_closing_mark_in_a_string_does_not_close() {
         let parts = run([ANSWERS[3]]);
-        assert!(
-            matches!(&parts[0], Part::Call(call) if call.arguments["t"] == "</tool_call> \" <tool_call>")
-        );
+        assert!(matches!(&parts[0], Part::Call(call) if call.arguments["t"] == "</tool_call> \" <tool_call>"));
         assert_eq!(parts[1], Part::Content("after".to_owned()));
     }
 

@@ -52,17 +52,8 @@ impl SafetensorsFiles {
         let index = directory.join("model.safetensors.index.json");
         if !index.exists() {
             let shard = Shard::open(directory.join("model.safetensors"))?;
-            let by_tensor = shard
-                .metadata
-                .offset_keys()
-                .into_iter()
-                .map(|name| (name, 0))
-                .collect();
-            return Ok(Self {
-                directory: directory.to_owned(),
-                shards: vec![shard],
-                by_tensor,
-            });
+            let by_tensor = shard.metadata.offset_keys().into_iter().map(|name| (name, 0)).collect();
+            return Ok(Self { directory: directory.to_owned(), shards: vec![shard], by_tensor });
         }
         let json = read_json(&index)?;
         let map = json
@@ -73,8 +64,8 @@ impl SafetensorsFiles {
         let mut shards: Vec<Shard> = Vec::new();
         let mut by_tensor = BTreeMap::new();
         for (tensor, file) in map {
-            let file = plain_file_name(file)
-                .ok_or_else(|| Error::refused(&index, format!("{file} is not a file name")))?;
+            let file =
+                plain_file_name(file).ok_or_else(|| Error::refused(&index, format!("{file} is not a file name")))?;
             let shard = match files.get(file) {
                 Some(&shard) => shard,
                 None => {
@@ -91,26 +82,15 @@ impl SafetensorsFiles {
             }
             by_tensor.insert(tensor.clone(), shard);
         }
-        Ok(Self {
-            directory: directory.to_owned(),
-            shards,
-            by_tensor,
-        })
+        Ok(Self { directory: directory.to_owned(), shards, by_tensor })
     }
 }
 
 impl Weights for SafetensorsFiles {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
-        let shard = self
-            .by_tensor
-            .get(name)
-            .map(|&index| &self.shards[index])
-            .ok_or_else(|| {
-                Error::refused(
-                    &self.directory.join("model.safetensors"),
-                    format!("tensor {name:?} is missing"),
-                )
-            })?;
+        let shard = self.by_tensor.get(name).map(|&index| &self.shards[index]).ok_or_else(|| {
+            Error::refused(&self.directory.join("model.safetensors"), format!("tensor {name:?} is missing"))
+        })?;
         shard.read(name, shape)
     }
 }
@@ -120,25 +100,15 @@ impl Shard {
         /// Headers of the largest published models are a few megabytes.
         const HEADER_BYTES_MAX: u64 = 100 << 20;
         let file = File::open(&path).map_err(|source| Error::read(&path, source))?;
-        let length = file
-            .metadata()
-            .map_err(|source| Error::read(&path, source))?
-            .len();
+        let length = file.metadata().map_err(|source| Error::read(&path, source))?.len();
         if length < 8 {
-            return Err(Error::refused(
-                &path,
-                format!("truncated: {length} bytes cannot hold a safetensors header"),
-            ));
+            return Err(Error::refused(&path, format!("truncated: {length} bytes cannot hold a safetensors header")));
         }
         let mut size = [0; 8];
-        file.read_exact_at(&mut size, 0)
-            .map_err(|source| Error::read(&path, source))?;
+        file.read_exact_at(&mut size, 0).map_err(|source| Error::read(&path, source))?;
         let header = u64::from_le_bytes(size);
         if header > HEADER_BYTES_MAX {
-            return Err(Error::refused(
-                &path,
-                format!("not a safetensors file: its header claims {header} bytes"),
-            ));
+            return Err(Error::refused(&path, format!("not a safetensors file: its header claims {header} bytes")));
         }
         let data_start = 8 + header;
         if length < data_start {
@@ -148,37 +118,23 @@ impl Shard {
             ));
         }
         let mut bytes = vec![0; header as usize];
-        file.read_exact_at(&mut bytes, 8)
-            .map_err(|source| Error::read(&path, source))?;
-        let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|error| {
-            Error::refused(&path, format!("malformed safetensors header: {error}"))
-        })?;
+        file.read_exact_at(&mut bytes, 8).map_err(|source| Error::read(&path, source))?;
+        let metadata: Metadata = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::refused(&path, format!("malformed safetensors header: {error}")))?;
         let expected = data_start + metadata.data_len() as u64;
         if length != expected {
-            let what = if length < expected {
-                "truncated"
-            } else {
-                "malformed"
-            };
+            let what = if length < expected { "truncated" } else { "malformed" };
             return Err(Error::refused(
                 &path,
                 format!("{what}: the tensors end at byte {expected}, the file at {length}"),
             ));
         }
-        Ok(Self {
-            path,
-            file,
-            metadata,
-            data_start,
-        })
+        Ok(Self { path, file, metadata, data_start })
     }
 
     fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let refuse = |reason: String| Error::refused(&self.path, reason);
-        let info = self
-            .metadata
-            .info(name)
-            .ok_or_else(|| refuse(format!("tensor {name:?} is missing")))?;
+        let info = self.metadata.info(name).ok_or_else(|| refuse(format!("tensor {name:?} is missing")))?;
         if info.shape != shape {
             return Err(refuse(format!(
                 "tensor {name:?} has shape {:?}, the configuration needs {shape:?}",
@@ -192,15 +148,9 @@ impl Shard {
             .map_err(|source| Error::read(&self.path, source))?;
         match info.dtype {
             Dtype::F32 => Ok(convert::<4>(&bytes, f32::from_le_bytes)),
-            Dtype::F16 => Ok(convert::<2>(&bytes, |pair| {
-                f16::from_le_bytes(pair).to_f32()
-            })),
-            Dtype::BF16 => Ok(convert::<2>(&bytes, |pair| {
-                bf16::from_le_bytes(pair).to_f32()
-            })),
-            other => Err(refuse(format!(
-                "tensor {name:?} is {other:?}; known are F32, F16, BF16"
-            ))),
+            Dtype::F16 => Ok(convert::<2>(&bytes, |pair| f16::from_le_bytes(pair).to_f32())),
+            Dtype::BF16 => Ok(convert::<2>(&bytes, |pair| bf16::from_le_bytes(pair).to_f32())),
+            other => Err(refuse(format!("tensor {name:?} is {other:?}; known are F32, F16, BF16"))),
         }
     }
 }
@@ -213,7 +163,5 @@ fn convert<const BYTES: usize>(bytes: &[u8], one: impl Fn([u8; BYTES]) -> f32) -
 
 /// A name in the index must stay inside the model's directory.
 fn plain_file_name(value: &Value) -> Option<&str> {
-    value.as_str().filter(|name| {
-        !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.')
-    })
+    value.as_str().filter(|name| !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.'))
 }

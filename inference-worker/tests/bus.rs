@@ -11,8 +11,7 @@ use std::{
 use inference_worker::{Config, serve};
 use runtime::{Bus, Runtime, Tasks, bus, clock};
 use schemas::{
-    EffectId, FactBody, Frame, InferenceJob, Message, Role, Sampling, job::Job, token::FrameKind,
-    wire::Schema,
+    EffectId, FactBody, Frame, InferenceJob, Message, Role, Sampling, job::Job, token::FrameKind, wire::Schema,
 };
 
 struct Server {
@@ -29,11 +28,7 @@ impl Drop for Server {
 
 async fn start() -> Option<(Server, Bus)> {
     let data = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let process = Command::new("nats-server")
         .args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
         .arg(data.path())
@@ -43,14 +38,8 @@ async fn start() -> Option<(Server, Bus)> {
         println!("nats-server is not in the path; skipped");
         return None;
     };
-    let server = Server {
-        process,
-        _data: data,
-    };
-    let config = bus::Config {
-        url: format!("nats://127.0.0.1:{port}"),
-        ..bus::Config::default()
-    };
+    let server = Server { process, _data: data };
+    let config = bus::Config { url: format!("nats://127.0.0.1:{port}"), ..bus::Config::default() };
     let bus = tokio::time::timeout(Duration::from_secs(10), async {
         loop {
             if let Ok(bus) = Bus::connect(&config, "test").await {
@@ -71,15 +60,9 @@ fn model(directory: &Path) {
         std::fs::copy(from.join(name), directory.join(name)).unwrap();
     }
     // The printable characters that stand for themselves in a byte-level vocabulary, and `Ġ` for the space.
-    let characters = (0x21..=0x7e_u32)
-        .chain(0xa1..=0xac)
-        .chain(0xae..=0xc5)
-        .filter_map(char::from_u32);
-    let vocab: serde_json::Map<_, _> = characters
-        .chain(['Ġ'])
-        .enumerate()
-        .map(|(id, character)| (character.to_string(), id.into()))
-        .collect();
+    let characters = (0x21..=0x7e_u32).chain(0xa1..=0xac).chain(0xae..=0xc5).filter_map(char::from_u32);
+    let vocab: serde_json::Map<_, _> =
+        characters.chain(['Ġ']).enumerate().map(|(id, character)| (character.to_string(), id.into())).collect();
     assert_eq!(vocab.len(), 131);
     let tokenizer = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
@@ -89,7 +72,8 @@ fn model(directory: &Path) {
                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
     });
     std::fs::write(directory.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    let config = serde_json::json!({"chat_template": "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"});
+    let config =
+        serde_json::json!({"chat_template": "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"});
     std::fs::write(directory.join("tokenizer_config.json"), config.to_string()).unwrap();
 }
 
@@ -105,11 +89,7 @@ fn job(model: &str, attempt: u32) -> InferenceJob {
         model: model.to_owned(),
         messages: vec![Message::text(Role::User, "say something")],
         tools: Vec::new(),
-        sampling: Sampling {
-            temperature: Some(0.8),
-            seed: Some(11),
-            ..Sampling::default()
-        },
+        sampling: Sampling { temperature: Some(0.8), seed: Some(11), ..Sampling::default() },
         tokens_max: 40,
         user_id: None,
     }
@@ -122,14 +102,9 @@ async fn run(bus: &Bus, job: &InferenceJob) -> (Vec<Frame>, FactBody) {
         bus.queue(job).await.unwrap();
         let stored = live.next().await.expect("the result is seen");
         let fact = schemas::Fact::read(&stored.payload).unwrap();
-        (
-            bus.read_tokens(job.exec, &job.effect).await.unwrap(),
-            fact.body,
-        )
+        (bus.read_tokens(job.exec, &job.effect).await.unwrap(), fact.body)
     };
-    tokio::time::timeout(Duration::from_secs(20), work)
-        .await
-        .expect("in time")
+    tokio::time::timeout(Duration::from_secs(20), work).await.expect("in time")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -142,40 +117,17 @@ async fn a_job_becomes_tokens_and_a_result_and_a_second_attempt_continues() {
     std::fs::create_dir(&path).unwrap();
     model(&path);
     let tasks = Tasks::new();
-    let runtime = Runtime {
-        bus: bus.clone(),
-        tasks: tasks.clone(),
-        metrics: Default::default(),
-    };
-    serve(
-        Config {
-            models: vec![path],
-            ..Config::default()
-        },
-        runtime,
-    )
-    .await
-    .unwrap();
+    let runtime = Runtime { bus: bus.clone(), tasks: tasks.clone(), metrics: Default::default() };
+    serve(Config { models: vec![path], ..Config::default() }, runtime).await.unwrap();
 
     let first = job("scripted", 1);
     let (frames, body) = run(&bus, &first).await;
-    let FactBody::InferenceCompleted(first) = body else {
-        panic!("{body:?}")
-    };
+    let FactBody::InferenceCompleted(first) = body else { panic!("{body:?}") };
     let ids: Vec<u32> = frames.iter().flat_map(|frame| frame.ids.clone()).collect();
     assert_eq!(ids.len(), 40);
     assert_eq!(first.usage.completion_tokens, 40);
-    assert_eq!(
-        frames
-            .iter()
-            .map(|frame| frame.text.as_str())
-            .collect::<String>(),
-        first.text
-    );
-    assert_eq!(
-        frames.last().map(|frame| (frame.k, frame.n)),
-        Some((FrameKind::End, 40))
-    );
+    assert_eq!(frames.iter().map(|frame| frame.text.as_str()).collect::<String>(), first.text);
+    assert_eq!(frames.last().map(|frame| (frame.k, frame.n)), Some((FrameKind::End, 40)));
 
     // The first attempt died after nine tokens.
     let second = job("scripted", 2);
@@ -188,27 +140,14 @@ async fn a_job_becomes_tokens_and_a_result_and_a_second_attempt_continues() {
         finish: None,
         usage: None,
     };
-    bus.publish_tokens(second.exec, &second.effect, &nine)
-        .await
-        .unwrap();
+    bus.publish_tokens(second.exec, &second.effect, &nine).await.unwrap();
     bus.flush().await.unwrap();
     let (frames, body) = run(&bus, &second).await;
-    let FactBody::InferenceCompleted(second) = body else {
-        panic!("{body:?}")
-    };
-    assert_eq!(
-        frames
-            .iter()
-            .flat_map(|frame| frame.ids.clone())
-            .collect::<Vec<_>>(),
-        ids
-    );
+    let FactBody::InferenceCompleted(second) = body else { panic!("{body:?}") };
+    assert_eq!(frames.iter().flat_map(|frame| frame.ids.clone()).collect::<Vec<_>>(), ids);
     assert_eq!(frames[1].n, 9);
     assert_eq!(second.text, first.text);
 
     tasks.stop();
-    assert!(
-        tasks.drained(Duration::from_secs(5)).await,
-        "the service ends by itself"
-    );
+    assert!(tasks.drained(Duration::from_secs(5)).await, "the service ends by itself");
 }

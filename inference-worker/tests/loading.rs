@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use inference_worker::{architecture::Architecture, model::Decoder, weights::SafetensorsFiles};
 
 fn copy_of(name: &str) -> tempfile::TempDir {
-    let from = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/reference")
-        .join(name);
+    let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(name);
     let directory = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -45,51 +43,27 @@ fn a_file_truncated_anywhere_is_refused() {
     for length in [0, 7, 8, 100, 5_000, whole.len() - 1] {
         std::fs::write(&path, &whole[..length]).unwrap();
         let text = refusal(directory.path());
-        assert!(
-            text.contains("model.safetensors") && text.contains("truncated"),
-            "{length}: {text}"
-        );
+        assert!(text.contains("model.safetensors") && text.contains("truncated"), "{length}: {text}");
     }
 }
 
 #[test]
 fn an_unknown_architecture_is_named() {
     let directory = copy_of("qwen3");
-    replace(
-        &directory.path().join("config.json"),
-        "Qwen3ForCausalLM",
-        "GPT2LMHeadModel",
-    );
+    replace(&directory.path().join("config.json"), "Qwen3ForCausalLM", "GPT2LMHeadModel");
     let text = refusal(directory.path());
-    assert!(
-        text.contains("config.json") && text.contains("GPT2LMHeadModel"),
-        "{text}"
-    );
+    assert!(text.contains("config.json") && text.contains("GPT2LMHeadModel"), "{text}");
 }
 
 #[test]
 fn a_missing_tensor_and_a_wrong_shape_are_named() {
     let directory = copy_of("qwen3");
-    replace(
-        &directory.path().join("config.json"),
-        "\"num_hidden_layers\": 2",
-        "\"num_hidden_layers\": 3",
-    );
+    replace(&directory.path().join("config.json"), "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
     let text = refusal(directory.path());
-    assert!(
-        text.contains("model.layers.2.") && text.contains("missing"),
-        "{text}"
-    );
-    replace(
-        &directory.path().join("config.json"),
-        "\"intermediate_size\": 72",
-        "\"intermediate_size\": 64",
-    );
+    assert!(text.contains("model.layers.2.") && text.contains("missing"), "{text}");
+    replace(&directory.path().join("config.json"), "\"intermediate_size\": 72", "\"intermediate_size\": 64");
     let text = refusal(directory.path());
-    assert!(
-        text.contains("gate_proj") && text.contains("shape"),
-        "{text}"
-    );
+    assert!(text.contains("gate_proj") && text.contains("shape"), "{text}");
 }
 
 #[test]

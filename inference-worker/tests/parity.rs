@@ -14,14 +14,10 @@ use inference_worker::{
 use serde_json::Value;
 
 fn reference(name: &str) -> (Decoder, Value) {
-    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/reference")
-        .join(name);
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(name);
     let architecture = Architecture::read(&directory.join("config.json")).unwrap();
-    let decoder =
-        Decoder::load(architecture, &SafetensorsFiles::open(&directory).unwrap()).unwrap();
-    let json =
-        serde_json::from_slice(&std::fs::read(directory.join("reference.json")).unwrap()).unwrap();
+    let decoder = Decoder::load(architecture, &SafetensorsFiles::open(&directory).unwrap()).unwrap();
+    let json = serde_json::from_slice(&std::fs::read(directory.join("reference.json")).unwrap()).unwrap();
     (decoder, json)
 }
 
@@ -35,8 +31,7 @@ fn logits_and_greedy_tokens_equal_those_of_transformers() {
         let (decoder, json) = reference(name);
         let prompt = ids(&json["prompt"]);
         let blocks: Vec<u32> = (0..prompt.len().div_ceil(BLOCK) as u32).collect();
-        let wanted: BTreeMap<usize, Vec<f32>> =
-            serde_json::from_value(json["logits"].clone()).unwrap();
+        let wanted: BTreeMap<usize, Vec<f32>> = serde_json::from_value(json["logits"].clone()).unwrap();
         let batch = Batch {
             positions: (0..prompt.len()).collect(),
             sequences: vec![0; prompt.len()],
@@ -47,34 +42,12 @@ fn logits_and_greedy_tokens_equal_those_of_transformers() {
         let mut scratch = Scratch::default();
         let mut cache = decoder.cache(blocks.len());
         let logits = decoder.forward(&batch, &mut cache, &mut scratch);
-        for (row, (position, wanted)) in logits
-            .chunks_exact(decoder.architecture().vocabulary)
-            .zip(&wanted)
-        {
-            let scale = wanted
-                .iter()
-                .fold(0.0_f32, |largest, value| largest.max(value.abs()));
-            let worst = row
-                .iter()
-                .zip(wanted)
-                .fold(0.0_f32, |worst, (ours, theirs)| {
-                    worst.max((ours - theirs).abs())
-                });
-            assert!(
-                worst <= 1e-3 * scale,
-                "{name} at {position}: off by {worst} of {scale}"
-            );
+        for (row, (position, wanted)) in logits.chunks_exact(decoder.architecture().vocabulary).zip(&wanted) {
+            let scale = wanted.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+            let worst = row.iter().zip(wanted).fold(0.0_f32, |worst, (ours, theirs)| worst.max((ours - theirs).abs()));
+            assert!(worst <= 1e-3 * scale, "{name} at {position}: off by {worst} of {scale}");
         }
-        let generated = run(
-            &decoder,
-            &[prompt],
-            64,
-            Limits {
-                step_tokens: 512,
-                running: 8,
-            },
-            64,
-        );
+        let generated = run(&decoder, &[prompt], 64, Limits { step_tokens: 512, running: 8 }, 64);
         assert_eq!(generated[0], ids(&json["greedy"]), "{name}");
     }
 }
@@ -95,46 +68,18 @@ fn a_crowd_with_cut_prompts_and_scarce_blocks_gets_the_tokens_of_each_alone() {
         let alone: Vec<Vec<u32>> = prompts
             .iter()
             .map(|prompt| {
-                run(
-                    &decoder,
-                    std::slice::from_ref(prompt),
-                    40,
-                    Limits {
-                        step_tokens: 512,
-                        running: 1,
-                    },
-                    64,
-                )
-                .remove(0)
+                run(&decoder, std::slice::from_ref(prompt), 40, Limits { step_tokens: 512, running: 1 }, 64).remove(0)
             })
             .collect();
         for (step_tokens, blocks) in [(512, 200), (23, 200), (16, 14), (64, 9), (7, 7)] {
-            let crowd = run(
-                &decoder,
-                &prompts,
-                40,
-                Limits {
-                    step_tokens,
-                    running: 10,
-                },
-                blocks,
-            );
-            assert_eq!(
-                crowd, alone,
-                "{name} with {step_tokens} tokens a step and {blocks} blocks"
-            );
+            let crowd = run(&decoder, &prompts, 40, Limits { step_tokens, running: 10 }, blocks);
+            assert_eq!(crowd, alone, "{name} with {step_tokens} tokens a step and {blocks} blocks");
         }
     }
 }
 
 /// Generates greedily for all prompts through the scheduler; logits must agree bit for bit, so tokens do.
-fn run(
-    decoder: &Decoder,
-    prompts: &[Vec<u32>],
-    count: usize,
-    limits: Limits,
-    blocks: usize,
-) -> Vec<Vec<u32>> {
+fn run(decoder: &Decoder, prompts: &[Vec<u32>], count: usize, limits: Limits, blocks: usize) -> Vec<Vec<u32>> {
     let mut scheduler = Scheduler::new(limits, blocks);
     let mut cache = decoder.cache(blocks);
     let mut scratch = Scratch::default();
@@ -165,9 +110,7 @@ fn batch(chunks: &[Chunk]) -> Batch<'_> {
     let mut batch = Batch::default();
     for (index, chunk) in chunks.iter().enumerate() {
         batch.tokens.extend(&chunk.tokens);
-        batch
-            .positions
-            .extend(chunk.start..chunk.start + chunk.tokens.len());
+        batch.positions.extend(chunk.start..chunk.start + chunk.tokens.len());
         batch.sequences.extend(chunk.tokens.iter().map(|_| index));
         batch.tables.push(&chunk.blocks);
         if chunk.yields {

@@ -18,20 +18,9 @@ struct Load {
 }
 
 fn load() -> impl Strategy<Value = Load> {
-    (
-        1..60_usize,
-        0..3_u32,
-        1..40_usize,
-        0..4_u64,
-        proptest::option::weighted(0.2, 0..30_usize),
+    (1..60_usize, 0..3_u32, 1..40_usize, 0..4_u64, proptest::option::weighted(0.2, 0..30_usize)).prop_map(
+        |(prompt, family, answer, tenant, cancelled_at)| Load { prompt, family, answer, tenant, cancelled_at },
     )
-        .prop_map(|(prompt, family, answer, tenant, cancelled_at)| Load {
-            prompt,
-            family,
-            answer,
-            tenant,
-            cancelled_at,
-        })
 }
 
 proptest! {

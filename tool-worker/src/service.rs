@@ -57,13 +57,15 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         Err(reason) => tracing::error!(worker = shell.id, reason, "no sandbox: every tool call is refused"),
     }
     let listing = shell.executor.registry().listing();
+    // Signs of life and cancels matter as long as work is in hand, which is neither the soft nor the hard token.
+    let alive = Tasks::new();
     let holder = shell.clone();
-    bus.serve_liveness(&tasks, &shell.id, move || holder.holds()).await?;
+    bus.serve_liveness(&alive, &shell.id, move || holder.holds()).await?;
     let listed = listing.clone();
     bus.serve(&tasks, subject::RPC_TOOLS, move |(): ()| std::future::ready(listed.clone())).await?;
     let mut cancels = bus.cancels().await?;
     let canceller = shell.clone();
-    tasks.spawn(async move {
+    alive.spawn(async move {
         while let Some(exec) = cancels.next().await {
             canceller.cancel(exec);
         }
@@ -78,7 +80,14 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     };
     announce(&bus, &tasks, worker).await?;
     let queue = bus.tool_jobs().await?;
-    tasks.spawn(take_jobs(shell, tasks.clone(), queue, slots));
+    let free = Arc::new(Semaphore::new(slots as usize));
+    let (intake, working) = (take_jobs(shell, tasks.clone(), queue, free.clone()), alive.hard());
+    tasks.spawn(async move {
+        // Also when this task is dropped at the hard token.
+        let _until_drained = working.drop_guard();
+        intake.await;
+        let _all_slots = free.acquire_many(slots).await;
+    });
     Ok(())
 }
 
@@ -90,9 +99,8 @@ struct Shell {
 }
 
 /// Pulls one job for each free slot, until the soft token falls.
-async fn take_jobs(shell: Arc<Shell>, tasks: Tasks, mut queue: JobQueue<ToolJob>, slots: u32) {
+async fn take_jobs(shell: Arc<Shell>, tasks: Tasks, mut queue: JobQueue<ToolJob>, free: Arc<Semaphore>) {
     let soft = tasks.soft();
-    let free = Arc::new(Semaphore::new(slots as usize));
     loop {
         let slot = tokio::select! {
             () = soft.cancelled() => return,

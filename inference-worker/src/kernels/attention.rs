@@ -54,11 +54,7 @@ impl HeadShape {
 impl KvCache {
     /// A cache of `blocks` blocks, none of them allocated yet.
     pub fn new(blocks: usize, layers: usize, shape: HeadShape) -> Self {
-        Self {
-            blocks: vec![Vec::new(); blocks],
-            layers,
-            shape,
-        }
+        Self { blocks: vec![Vec::new(); blocks], layers, shape }
     }
 
     /// Stores the key and value of one position, `kv_heads * width` values each.
@@ -85,20 +81,12 @@ impl KvCache {
     /// Attention of one token's query heads over positions `from..=position`.
     ///
     /// `scores` is scratch; `out` receives `heads * width` values.
-    pub fn attend(
-        &self,
-        layer: usize,
-        view: View<'_>,
-        query: &[f32],
-        scores: &mut Vec<Lane>,
-        out: &mut [f32],
-    ) {
+    pub fn attend(&self, layer: usize, view: View<'_>, query: &[f32], scores: &mut Vec<Lane>, out: &mut [f32]) {
         attend(self, layer, view, query, scores, out);
     }
 
     fn layer(&self, block: u32, layer: usize) -> (&[Lane], &[Lane]) {
-        let storage = &self.blocks[block as usize][layer * self.shape.layer_block()..]
-            [..self.shape.layer_block()];
+        let storage = &self.blocks[block as usize][layer * self.shape.layer_block()..][..self.shape.layer_block()];
         storage.split_at(self.shape.key_block())
     }
 }
@@ -132,20 +120,11 @@ fn attend_heads<const FUSED: bool>(
     let blocks = view.from / BLOCK..view.position / BLOCK + 1;
     let scale = 1.0 / (shape.width as f32).sqrt();
     scores.resize(blocks.len(), Lane::ZERO);
-    for (head, (query, out)) in query
-        .chunks_exact(shape.width)
-        .zip(out.chunks_exact_mut(shape.width))
-        .enumerate()
-    {
+    for (head, (query, out)) in query.chunks_exact(shape.width).zip(out.chunks_exact_mut(shape.width)).enumerate() {
         let kv_head = head / group;
         for (lane, block) in scores.iter_mut().zip(blocks.clone()) {
             let (keys, _) = cache.layer(view.blocks[block], layer);
-            score_block::<FUSED>(
-                query,
-                &keys[kv_head * shape.width..][..shape.width],
-                scale,
-                lane,
-            );
+            score_block::<FUSED>(query, &keys[kv_head * shape.width..][..shape.width], scale, lane);
         }
         mask(scores, view, blocks.start);
         let sum = exponentiate::<FUSED>(scores);
@@ -158,26 +137,10 @@ fn attend_heads<const FUSED: bool>(
         while first < lanes {
             let rest = &mut out[first * 16..];
             if lanes - first >= 4 {
-                mix::<FUSED, 4>(
-                    scores,
-                    blocks.clone(),
-                    values_of,
-                    lanes,
-                    first,
-                    1.0 / sum,
-                    rest,
-                );
+                mix::<FUSED, 4>(scores, blocks.clone(), values_of, lanes, first, 1.0 / sum, rest);
                 first += 4;
             } else {
-                mix::<FUSED, 1>(
-                    scores,
-                    blocks.clone(),
-                    values_of,
-                    lanes,
-                    first,
-                    1.0 / sum,
-                    rest,
-                );
+                mix::<FUSED, 1>(scores, blocks.clone(), values_of, lanes, first, 1.0 / sum, rest);
                 first += 1;
             }
         }
@@ -233,11 +196,7 @@ fn exponentiate<const FUSED: bool>(scores: &mut [Lane]) -> f32 {
         for (score, sum) in lane.0.iter_mut().zip(&mut sums) {
             // The exponential saturates at a tiny number; a masked score must weigh exactly nothing.
             let weight = exp::<FUSED>(*score - largest);
-            *score = if *score == f32::NEG_INFINITY {
-                0.0
-            } else {
-                weight
-            };
+            *score = if *score == f32::NEG_INFINITY { 0.0 } else { weight };
             *sum += *score;
         }
     }

@@ -29,10 +29,7 @@ for_each_isa! {
 
 #[inline(always)]
 fn rms_norm_rows<const FUSED: bool>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    for (x, out) in x
-        .chunks_exact(weight.len())
-        .zip(out.chunks_exact_mut(weight.len()))
-    {
+    for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
         let scale = inverse_rms::<FUSED>(x, epsilon);
         for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
             *out = x * scale * weight;
@@ -68,10 +65,7 @@ fn inverse_rms<const FUSED: bool>(x: &[f32], epsilon: f32) -> f32 {
 
 #[inline(always)]
 fn silu_multiply_rows<const FUSED: bool>(gate_up: &[f32], width: usize, out: &mut [f32]) {
-    for (row, out) in gate_up
-        .chunks_exact(2 * width)
-        .zip(out.chunks_exact_mut(width))
-    {
+    for (row, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
         let (gate, up) = row.split_at(width);
         for ((out, &gate), up) in out.iter_mut().zip(gate).zip(up) {
             *out = gate / (1.0 + exp::<FUSED>(-gate)) * up;
@@ -106,15 +100,7 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = multiply_add::<FUSED>(n, -LN_2_LOW, multiply_add::<FUSED>(n, -LN_2_HIGH, x));
     let mut p = 1.0 / 5040.0;
-    for coefficient in [
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-        1.0,
-    ] {
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = multiply_add::<FUSED>(p, r, coefficient);
     }
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));

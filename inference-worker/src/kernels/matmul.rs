@@ -32,11 +32,7 @@ impl Packed {
                 lanes[panel + input * LANES].0[output % 16] = value;
             }
         }
-        Self {
-            lanes,
-            inputs,
-            outputs,
-        }
+        Self { lanes, inputs, outputs }
     }
 
     /// Width of an activation row.
@@ -62,11 +58,7 @@ impl Packed {
     pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
         let rows = x.len() / self.inputs;
         assert_eq!(x.len(), rows * self.inputs, "whole activation rows");
-        assert_eq!(
-            y.len(),
-            rows * self.outputs,
-            "one result row for each activation row"
-        );
+        assert_eq!(y.len(), rows * self.outputs, "one result row for each activation row");
         let panels = self.outputs.div_ceil(PANEL);
         let y = Columns(y.as_mut_ptr());
         let threads = rayon::current_num_threads();
@@ -79,8 +71,7 @@ impl Packed {
         rayon::scope(|scope| {
             let y = &y;
             for piece in 1..pieces {
-                scope
-                    .spawn(move |_| self.multiply_panels(x, y, rows, share(panels, pieces, piece)));
+                scope.spawn(move |_| self.multiply_panels(x, y, rows, share(panels, pieces, piece)));
             }
             self.multiply_panels(x, y, rows, share(panels, pieces, 0));
         });
@@ -161,10 +152,7 @@ macro_rules! by_rows {
 }
 
 impl Tile<'_> {
-    #[allow(
-        unsafe_code,
-        reason = "calls functions compiled for an instruction set"
-    )]
+    #[allow(unsafe_code, reason = "calls functions compiled for an instruction set")]
     fn compute(&self, isa: Isa, count: usize) {
         assert!(self.x.len() >= count * self.inputs && self.weights.len() == self.inputs * LANES);
         match isa {
@@ -185,11 +173,7 @@ impl Tile<'_> {
         // SAFETY: `multiply` checked that the output holds every row, `columns` ends with the matrix, and this panel
         // of columns belongs to this thread alone.
         unsafe {
-            std::ptr::copy_nonoverlapping(
-                values.as_ptr(),
-                self.y.add(row * self.y_stride),
-                self.columns,
-            );
+            std::ptr::copy_nonoverlapping(values.as_ptr(), self.y.add(row * self.y_stride), self.columns);
         }
     }
 }
@@ -238,8 +222,7 @@ unsafe fn avx2<const ROWS: usize>(tile: &Tile<'_>) {
     for input in 0..tile.inputs {
         // SAFETY: `input` is below `inputs`, which both slices were checked to hold; lanes are 64-byte aligned.
         unsafe {
-            let panel: [__m256; 4] =
-                std::array::from_fn(|part| _mm256_load_ps(weights.add(input * PANEL + part * 8)));
+            let panel: [__m256; 4] = std::array::from_fn(|part| _mm256_load_ps(weights.add(input * PANEL + part * 8)));
             for (row, sums) in sums.iter_mut().enumerate() {
                 let value = _mm256_set1_ps(*x.add(row * tile.inputs + input));
                 for (sum, weight) in sums.iter_mut().zip(panel) {

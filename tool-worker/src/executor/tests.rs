@@ -83,7 +83,8 @@ async fn no_escape_is_open() {
     let Some(executor) = boxes(base.path()).await else {
         return;
     };
-    assert_eq!(misuse(&executor, base.path(), "escape", SELF_TEST_TIMEOUT).await.unwrap(), "");
+    let sandbox = executor.sandbox.as_ref().unwrap();
+    assert_eq!(self_test(sandbox, base.path()).await.unwrap(), "");
     assert!(!base.path().join("probe").exists());
 }
 
@@ -140,4 +141,50 @@ async fn a_call_through_the_box_is_cheap() {
     times.sort();
     println!("search_code through the box: p50 {:?}, p95 {:?}", times[20], times[38]);
     assert!(times[20] < Duration::from_millis(500));
+}
+
+/// Processes whose command line names the workspace: the box's own, since it is bound by path.
+fn processes_of(workspace: &Path) -> usize {
+    let name = workspace.to_str().unwrap().as_bytes();
+    let named = |entry: std::fs::DirEntry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line.windows(name.len()).any(|window| window == name)
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    processes.map(named).filter(|named| *named).count()
+}
+
+#[tokio::test]
+async fn an_abandoned_call_leaves_no_process() {
+    let base = workspace();
+    let Some(executor) = boxes(base.path()).await else {
+        return;
+    };
+    let call = misuse(&executor, base.path(), "loop", SELF_TEST_TIMEOUT);
+    let abandoned = tokio::time::timeout(Duration::from_millis(300), call).await;
+    assert!(abandoned.is_err(), "it was still running");
+    let gone = async {
+        while processes_of(base.path()) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(Duration::from_millis(500), gone).await;
+    assert!(in_time.is_ok(), "the box outlived its call");
+}
+
+#[tokio::test]
+async fn many_calls_at_once_leave_nothing_open() {
+    let base = workspace();
+    let Some(executor) = boxes(base.path()).await else {
+        return;
+    };
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let read = call("read_file", json!({"path": "a.rs", "end": 1}));
+    executor.execute(&read).await.result.unwrap();
+    let before = open();
+    let calls = futures::future::join_all((0..40).map(|_| executor.execute(&read))).await;
+    for outcome in calls {
+        assert_eq!(outcome.result.unwrap(), "1: use std::fs;");
+    }
+    assert_eq!(open(), before);
 }
