@@ -37,6 +37,8 @@ use crate::{
 
 /// How long to wait before a queue that broke is opened anew, and before a job whose result found no log comes again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long one wait for cancels is, at most: a drained worker ends that much later.
+const CANCEL_LISTEN: Duration = Duration::from_millis(250);
 /// How often presence is renewed: a lost renewal or two do not make a worker vanish.
 const PRESENCE_EVERY: Duration =
     Duration::from_millis(stream::WORKER_ENTRY_TTL.as_millis() as u64 / 3);
@@ -184,16 +186,26 @@ impl Service {
 
     async fn listen_for_cancels(self: &Arc<Self>) -> Result<(), Error> {
         let mut cancels = self.runtime.bus.cancels().await?;
-        let this = Arc::clone(self);
+        let (this, soft) = (Arc::clone(self), self.runtime.tasks.soft());
         self.runtime.tasks.spawn(async move {
-            while let Some(exec) = cancels.next().await {
-                let held = this.held.lock().expect("no panic while the lock is held");
-                held.iter()
-                    .filter(|((other, _), _)| *other == exec)
-                    .for_each(|(_, (_, token))| token.cancel());
+            // Work in hand can be cancelled while it drains; after that nobody needs to listen.
+            while !(soft.is_cancelled() && this.holds().effects.is_empty()) {
+                let next = tokio::time::timeout(CANCEL_LISTEN, cancels.next());
+                match next.await {
+                    Ok(Some(exec)) => this.cancel(exec),
+                    Ok(None) => return,
+                    Err(_) => {}
+                }
             }
         });
         Ok(())
+    }
+
+    fn cancel(&self, exec: ExecutionId) {
+        let held = self.held.lock().expect("no panic while the lock is held");
+        held.iter()
+            .filter(|((other, _), _)| *other == exec)
+            .for_each(|(_, (_, token))| token.cancel());
     }
 
     /// Keeps the entry in the bucket of workers fresh; takes it out at the end.
