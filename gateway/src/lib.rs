@@ -1,38 +1,22 @@
-//! The edge: checks a request, publishes it, streams the answer back.
+//! The edge: checks a request, appends it to the log, and streams back what comes of it.
+//!
+//! It consumes what the log republishes and the token frames of the executions it waits for, publishes the facts
+//! `execution.submitted` and `cancel.requested`, and asks `vl.v1.rpc.*` what is there.
+//!
+//! What must always be true: nothing is answered that is not in the log, an accepted request goes on whatever
+//! happens to its client, and any gateway can serve any execution.
 
-use std::net::SocketAddr;
+mod config;
+mod directory;
+mod follow;
+mod metrics;
+mod problem;
+mod requests;
+mod service;
+mod sse;
+mod submission;
+mod transcript;
+mod view;
 
-use serde::Deserialize;
-
-/// Section `gateway`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Where to listen.
-    pub http: SocketAddr,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { http: SocketAddr::from(([127, 0, 0, 1], 8080)) }
-    }
-}
-
-/// Listens and answers that it lives.
-///
-/// # Errors
-/// When the address cannot be bound.
-pub async fn serve(
-    config: Config,
-    _secret: runtime::config::Secret,
-    runtime: runtime::Runtime,
-) -> std::io::Result<SocketAddr> {
-    let listener = tokio::net::TcpListener::bind(config.http).await?;
-    let address = listener.local_addr()?;
-    let app = axum::Router::new().route("/health", axum::routing::get(|| async { "live" }));
-    let soft = runtime.tasks.soft();
-    runtime.tasks.spawn_essential("gateway", async move {
-        axum::serve(listener, app).with_graceful_shutdown(soft.cancelled_owned()).await
-    });
-    Ok(address)
-}
+pub use config::Config;
+pub use service::{Error, serve};

@@ -1,0 +1,31 @@
+//! Every knob of the gateway.
+
+use serde::Deserialize;
+
+/// Section `gateway`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where to listen, `ADDRESS:PORT`; port 0 takes a free one.
+    pub http: String,
+    /// Bytes of a request's body at most. A request becomes one message of the log, which holds 8 MiB.
+    pub body_bytes_max: usize,
+    /// Seconds of silence after which a stream sends a comment, so that proxies keep it open.
+    pub keep_alive_s: u64,
+    /// Requests that wait for an answer at once; more are told to come again.
+    pub requests_open_max: usize,
+    /// Seconds a single tool call may take.
+    pub tool_deadline_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            http: "127.0.0.1:8080".to_owned(),
+            body_bytes_max: 4 << 20,
+            keep_alive_s: 15,
+            requests_open_max: 4_096,
+            tool_deadline_s: 120,
+        }
+    }
+}

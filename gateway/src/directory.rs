@@ -1,0 +1,137 @@
+//! What there is to ask for: models, tools and agent types, asked on the bus and remembered for a second.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures::TryStreamExt;
+use runtime::{Bus, bus, clock};
+use schemas::presence::Worker;
+use schemas::rpc::{AgentType, Model, Reply, Tool};
+use schemas::wire::decode;
+use schemas::{stream, subject};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::problem::Failure;
+
+/// How long an answer is remembered: a new worker is seen after that.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long a worker may take to say what it has.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+type Remembered<T> = Mutex<Option<(Instant, Arc<Vec<T>>)>>;
+
+/// Looks things up. One for each process.
+pub(crate) struct Directory {
+    bus: Bus,
+    models: Remembered<Model>,
+    tools: Remembered<Tool>,
+    agents: Remembered<AgentType>,
+}
+
+/// A list, bare or in a reply: workers answer in either way.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Listed<T> {
+    Bare(Vec<T>),
+    Reply(Reply<Vec<T>>),
+}
+
+impl Directory {
+    pub(crate) fn new(bus: Bus) -> Self {
+        Self { bus, models: Mutex::default(), tools: Mutex::default(), agents: Mutex::default() }
+    }
+
+    /// Loaded models, sorted by name: what one worker answers, and what the others announce.
+    pub(crate) async fn models(&self) -> Result<Arc<Vec<Model>>, Failure> {
+        if let Some(models) = fresh(&self.models) {
+            return Ok(models);
+        }
+        let mut models = self.ask::<Model>(subject::RPC_MODELS).await?.unwrap_or_default();
+        if !models.is_empty() {
+            models.extend(self.workers().await.unwrap_or_default().into_iter().flat_map(|w| w.models));
+            models.sort();
+            models.dedup_by(|a, b| a.name == b.name);
+        }
+        Ok(remember(&self.models, models))
+    }
+
+    /// Registered tools, or none when no tool worker is there.
+    pub(crate) async fn tools(&self) -> Result<Option<Arc<Vec<Tool>>>, Failure> {
+        if let Some(tools) = fresh(&self.tools) {
+            return Ok(Some(tools));
+        }
+        Ok(self.ask::<Tool>(subject::RPC_TOOLS).await?.map(|tools| remember(&self.tools, tools)))
+    }
+
+    /// Registered agent types, sorted by name.
+    pub(crate) async fn agents(&self) -> Result<Arc<Vec<AgentType>>, Failure> {
+        if let Some(agents) = fresh(&self.agents) {
+            return Ok(agents);
+        }
+        let found: BTreeMap<String, AgentType> = self.bucket(stream::BUCKET_CONFIG, "agent.").await?;
+        Ok(remember(&self.agents, found.into_values().collect()))
+    }
+
+    /// One agent type.
+    pub(crate) async fn agent(&self, name: &str) -> Result<AgentType, Failure> {
+        let agents = self.agents().await?;
+        if agents.is_empty() {
+            let detail = "no agent type is registered: no orchestrator has started yet";
+            return Err(Failure::new(503, "orchestrator_absent", detail, "start one: `vlinders orchestrator`"));
+        }
+        let found = agents.iter().find(|a| a.name == name).cloned();
+        found.ok_or_else(|| Failure::unknown("agent", name, &agents.iter().map(|a| a.name.clone()).collect::<Vec<_>>()))
+    }
+
+    /// Workers that are there.
+    pub(crate) async fn workers(&self) -> Result<Vec<Worker>, Failure> {
+        Ok(self.bucket::<Worker>(stream::BUCKET_WORKERS, "").await?.into_values().collect())
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, subject: &str) -> Result<Option<Vec<T>>, Failure> {
+        match self.bus.ask::<(), Listed<T>>(subject, &(), TIMEOUT).await {
+            Ok(Listed::Bare(list) | Listed::Reply(Reply::Ok(list))) => Ok(Some(list)),
+            Ok(Listed::Reply(Reply::Err(refusal))) => {
+                Err(Failure::new(503, "worker_refused", refusal.detail, "send it again"))
+            }
+            Err(bus::Error::NoResponders(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn bucket<T: DeserializeOwned>(&self, name: &str, prefix: &str) -> Result<BTreeMap<String, T>, Failure> {
+        let broken = |e: String| Failure::from(bus::Error::Broken(e));
+        let read = async {
+            let bucket = self.bus.bucket(name).await?;
+            let keys = bucket.keys().await.map_err(|e| broken(e.to_string()))?;
+            let keys: Vec<String> = keys.try_collect().await.map_err(|e| broken(e.to_string()))?;
+            let mut found = BTreeMap::new();
+            for key in keys.into_iter().filter(|k| k.starts_with(prefix)) {
+                let Some(value) = bucket.get(&key).await.map_err(|e| broken(e.to_string()))? else { continue };
+                match decode(&value) {
+                    Ok(value) => drop(found.insert(key, value)),
+                    Err(error) => tracing::warn!(bucket = name, key, %error, "skipped an entry that cannot be read"),
+                }
+            }
+            Ok(found)
+        };
+        tokio::time::timeout(TIMEOUT, read).await.unwrap_or_else(|_| Err(bus::Error::Timeout(TIMEOUT).into()))
+    }
+}
+
+fn fresh<T>(remembered: &Remembered<T>) -> Option<Arc<Vec<T>>> {
+    let remembered = remembered.lock().expect("no panic while the lock is held");
+    remembered.as_ref().filter(|(at, _)| clock::instant().duration_since(*at) < FRESH).map(|(_, list)| list.clone())
+}
+
+/// Remembers a list, unless it is empty: what is not there yet is asked for each time.
+fn remember<T>(remembered: &Remembered<T>, list: Vec<T>) -> Arc<Vec<T>> {
+    let list = Arc::new(list);
+    if !list.is_empty() {
+        let entry = Some((clock::instant(), list.clone()));
+        *remembered.lock().expect("no panic while the lock is held") = entry;
+    }
+    list
+}

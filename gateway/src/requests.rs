@@ -1,0 +1,227 @@
+//! The requests that start an execution: chat, agent and tool; and embeddings, which are only asked for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, Request, header};
+use axum::response::{IntoResponse, Response};
+use runtime::{Runtime, bus, clock, telemetry};
+use schemas::api::{AgentRequest, ChatRequest, EmbeddingsAnswer, EmbeddingsRequest, ToolRequest};
+use schemas::fact::{CancelRequested, ExecutionSubmitted};
+use schemas::rpc::{Embed, Embeddings, Reply};
+use schemas::wire::Nanos;
+use schemas::{ExecutionId, Fact, FactBody, subject};
+use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::follow::Follow;
+use crate::problem::Failure;
+use crate::service::Gateway;
+use crate::sse::{self, Streamed};
+use crate::submission::{self, Surroundings};
+
+/// How long past an execution's deadline its end is waited for: the orchestrator writes it, not the edge.
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
+/// How long embeddings may take.
+const EMBED_TIMEOUT: Duration = Duration::from_secs(30);
+
+type Answered = Result<Response, Failure>;
+
+pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
+    let (headers, body) = body(request, gateway.config.body_bytes_max).await?;
+    let request: ChatRequest = submission::read(&body)?;
+    if let Some(earlier) = request.conversation_id
+        && gateway.runtime.bus.read_execution(earlier, 0).await?.is_empty()
+    {
+        let detail = format!("there is no conversation {earlier}");
+        return Err(Failure::new(404, "unknown_conversation", detail, "send the whole conversation in `messages`"));
+    }
+    let (agent, models) = (gateway.directory.agent("chat").await?, gateway.directory.models().await?);
+    let with = Surroundings { agent: &agent, models: &models, tools: &[], now: clock::now(), seed: seed() };
+    let stream = request.stream;
+    let submitted = submission::chat(request, &with)?;
+    run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
+}
+
+pub(crate) async fn agent(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
+    let (headers, body) = body(request, gateway.config.body_bytes_max).await?;
+    let request: AgentRequest = submission::read(&body)?;
+    let agent = gateway.directory.agent(&request.agent_type).await?;
+    let models = gateway.directory.models().await?;
+    let tools = match gateway.directory.tools().await? {
+        Some(tools) => tools,
+        None if agent.tools.is_empty() => Arc::default(),
+        None => return Err(no_tool_worker()),
+    };
+    let with = Surroundings { agent: &agent, models: &models, tools: &tools, now: clock::now(), seed: seed() };
+    let stream = request.stream;
+    let submitted = submission::agent(request, &with)?;
+    run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
+}
+
+pub(crate) async fn tool(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
+    let (headers, body) = body(request, gateway.config.body_bytes_max).await?;
+    let request: ToolRequest = submission::read(&body)?;
+    let tools = gateway.directory.tools().await?.ok_or_else(no_tool_worker)?;
+    let submitted = submission::tool(request, &tools, clock::now(), gateway.config.tool_deadline_s)?;
+    run(&gateway, &headers, submitted, false, |follow, exec| follow.execution.tool_answer(exec)).await
+}
+
+pub(crate) async fn embeddings(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
+    let (_, body) = body(request, gateway.config.body_bytes_max).await?;
+    let request: EmbeddingsRequest = submission::read(&body)?;
+    if request.input.0.is_empty() {
+        return Err(Failure::invalid("`input` holds no text", "send one text or several"));
+    }
+    let models = gateway.directory.models().await?;
+    let known: Vec<String> = models.iter().filter(|m| m.kind == "embedding").map(|m| m.name.clone()).collect();
+    if known.is_empty() {
+        let detail = "no embedding model is loaded";
+        return Err(Failure::new(503, "embeddings_absent", detail, "start an inference worker that has one"));
+    }
+    if let Some(name) = request.model.as_ref().filter(|name| !known.contains(name)) {
+        return Err(Failure::unknown("model", name, &known));
+    }
+    let question = Embed { model: request.model, input: request.input.0 };
+    match gateway.runtime.bus.ask(subject::RPC_EMBED, &question, EMBED_TIMEOUT).await {
+        Ok(Reply::Ok(Embeddings { model, embeddings, usage })) => {
+            let dimensions = embeddings.first().map_or(0, Vec::len);
+            Ok(Json(EmbeddingsAnswer { model, embeddings, dimensions, usage }).into_response())
+        }
+        Ok(Reply::Err(refusal)) => {
+            let status = match refusal.code.as_str() {
+                "unknown_model" => 404,
+                "bad_request" => 400,
+                "overflow" => 413,
+                "overloaded" => 503,
+                _ => 502,
+            };
+            Err(Failure::new(status, &refusal.code, refusal.detail, "correct the request or send it again"))
+        }
+        Err(bus::Error::Timeout(after)) => {
+            let detail = format!("no embeddings within {after:?}");
+            Err(Failure::new(504, "deadline", detail, "send fewer texts at once"))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Appends the request, then streams what happens or waits for the end.
+async fn run<T: Serialize>(
+    gateway: &Arc<Gateway>,
+    headers: &HeaderMap,
+    submitted: ExecutionSubmitted,
+    stream: bool,
+    answer: impl Fn(&Follow, ExecutionId) -> Result<T, Failure>,
+) -> Answered {
+    let since = clock::instant();
+    let permit = admit(gateway)?;
+    let (exec, deadline) = (clock::execution_id(), submitted.limits.deadline);
+    let mut follow = Follow::start(&gateway.runtime.bus, exec, stream).await?;
+    let mut fact = Fact::new(exec, clock::now(), FactBody::ExecutionSubmitted(Box::new(submitted)));
+    fact.cause = headers.get("x-request-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
+    fact.trace = telemetry::trace_context();
+    gateway.runtime.bus.append_fact(&fact).await.map_err(|e| Failure::from(e).about(exec))?;
+    let mut cancel = wants_cancel(headers).then(|| CancelOnDrop::new(&gateway.runtime, exec));
+    if stream {
+        let first_token = Some((since, gateway.metrics.clone()));
+        let streamed = Streamed { exec, follow, cancel, first_token, _permit: Some(permit) };
+        return Ok(sse::respond(streamed, Duration::from_secs(gateway.config.keep_alive_s)));
+    }
+    wait(&mut follow, exec, deadline).await?;
+    if let Some(cancel) = &mut cancel {
+        cancel.disarm();
+    }
+    let answer = answer(&follow, exec)?;
+    Ok(([("x-execution-id", exec.to_string())], Json(answer)).into_response())
+}
+
+fn admit(gateway: &Gateway) -> Result<OwnedSemaphorePermit, Failure> {
+    gateway.open.clone().try_acquire_owned().map_err(|_| {
+        let detail = format!("{} requests are open already", gateway.config.requests_open_max);
+        Failure::new(429, "queue_full", detail, "send it again in a second")
+    })
+}
+
+async fn wait(follow: &mut Follow, exec: ExecutionId, deadline: Nanos) -> Result<(), Failure> {
+    match tokio::time::timeout(clock::until(deadline) + GRACE, follow.end()).await {
+        Ok(ended) => ended.map_err(|e| Failure::from(e).about(exec)),
+        Err(_) => Err(not_ended(exec)),
+    }
+}
+
+pub(crate) fn not_ended(exec: ExecutionId) -> Failure {
+    let detail = "the execution did not end by its deadline; is an orchestrator running?";
+    let next = format!("it is kept: look at GET /internal/executions/{exec}");
+    Failure::new(504, "deadline", detail, next).about(exec)
+}
+
+/// The body, unless it is too large. By now the secret has been checked.
+async fn body(request: Request<Body>, bytes_max: usize) -> Result<(HeaderMap, axum::body::Bytes), Failure> {
+    let (parts, body) = request.into_parts();
+    let too_large = || {
+        let detail = format!("the body has more than {bytes_max} bytes");
+        Failure::new(413, "body_too_large", detail, "send less, or raise gateway.body_bytes_max")
+    };
+    let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|bytes| bytes > bytes_max) {
+        return Err(too_large());
+    }
+    let bytes = axum::body::to_bytes(body, bytes_max).await.map_err(|_| too_large())?;
+    Ok((parts.headers, bytes))
+}
+
+fn wants_cancel(headers: &HeaderMap) -> bool {
+    headers.get("x-cancel-on-disconnect").is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"true"))
+}
+
+fn no_tool_worker() -> Failure {
+    let detail = "no tool worker answers";
+    Failure::new(503, "workers_absent", detail, "start one (`vlinders tool-worker`) or wait")
+}
+
+/// A seed of 52 bits: JSON readers keep it exactly.
+fn seed() -> u64 {
+    u64::from_str_radix(&clock::random_hex()[..13], 16).unwrap_or(0)
+}
+
+/// Asks for the end of an execution: the fact counts, the announcement makes it fast.
+pub(crate) async fn cancel(runtime: &Runtime, exec: ExecutionId, reason: Option<String>) -> Result<(), bus::Error> {
+    let body = FactBody::CancelRequested(CancelRequested { by: "gateway".to_owned(), reason });
+    runtime.bus.append_fact(&Fact::new(exec, clock::now(), body)).await?;
+    runtime.bus.announce_cancel(exec).await
+}
+
+/// Cancels an execution when its client goes before the end.
+pub(crate) struct CancelOnDrop {
+    runtime: Runtime,
+    exec: ExecutionId,
+    armed: bool,
+}
+
+impl CancelOnDrop {
+    fn new(runtime: &Runtime, exec: ExecutionId) -> Self {
+        Self { runtime: runtime.clone(), exec, armed: true }
+    }
+
+    pub(crate) fn disarm(&mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let (runtime, exec) = (self.runtime.clone(), self.exec);
+        self.runtime.tasks.spawn(async move {
+            if let Err(error) = cancel(&runtime, exec, Some("the client disconnected".to_owned())).await {
+                tracing::warn!(%exec, %error, "an execution was not cancelled after its client went");
+            }
+        });
+    }
+}

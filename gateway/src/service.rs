@@ -1,0 +1,309 @@
+//! Listens: the router, the secret, and everything that only reads.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, Request, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::sse::{KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::ListenerExt;
+use axum::{Json, Router};
+use runtime::bus::{Kind, Stored};
+use runtime::config::Secret;
+use runtime::{Runtime, clock};
+use schemas::{EffectId, ExecutionId};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
+
+use crate::config::Config;
+use crate::directory::Directory;
+use crate::follow::Follow;
+use crate::metrics::Metrics;
+use crate::problem::Failure;
+use crate::requests;
+use crate::sse::{self, Streamed};
+use crate::view::{Entry, Execution};
+
+/// The gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is taken or not ours.
+    #[error(
+        "listen on {http}: {source}; stop what listens there, or choose another port with --http (0 takes a free one)"
+    )]
+    Listen {
+        /// Where.
+        http: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Two gateways share one registry.
+    #[error("register metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// What every request is given.
+pub(crate) struct Gateway {
+    pub(crate) config: Config,
+    secret: Secret,
+    pub(crate) runtime: Runtime,
+    pub(crate) directory: Directory,
+    pub(crate) metrics: Metrics,
+    pub(crate) open: Arc<Semaphore>,
+}
+
+/// Serves HTTP until the soft token falls, then lets open requests finish. Returns where it listens.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve(config: Config, secret: Secret, runtime: Runtime) -> Result<SocketAddr, Error> {
+    let listen = |source| Error::Listen { http: config.http.clone(), source };
+    let listener = tokio::net::TcpListener::bind(&config.http).await.map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    // Tokens are small and must leave at once.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps its delay");
+        }
+    });
+    let gateway = Arc::new(Gateway {
+        directory: Directory::new(runtime.bus.clone()),
+        metrics: Metrics::new(&runtime.metrics)?,
+        open: Arc::new(Semaphore::new(config.requests_open_max)),
+        secret,
+        config,
+        runtime: runtime.clone(),
+    });
+    let soft = runtime.tasks.soft();
+    let app = router(gateway);
+    runtime.tasks.spawn_essential("gateway", async move {
+        axum::serve(listener, app).with_graceful_shutdown(soft.cancelled_owned()).await
+    });
+    Ok(address)
+}
+
+fn router(gateway: Arc<Gateway>) -> Router {
+    let internal = Router::new()
+        .route("/internal/chat", post(requests::chat))
+        .route("/internal/agent", post(requests::agent))
+        .route("/internal/tools/execute", post(requests::tool))
+        .route("/internal/embeddings", post(requests::embeddings))
+        .route("/internal/executions/{id}", get(execution))
+        .route("/internal/executions/{id}/events", get(events))
+        .route("/internal/executions/{id}/stream", get(stream))
+        .route("/internal/executions/{id}/cancel", post(cancel))
+        .route("/internal/models", get(models))
+        .route("/internal/agents", get(agents))
+        .route("/internal/tools", get(tools))
+        .layer(middleware::from_fn_with_state(gateway.clone(), authorise));
+    Router::new()
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .merge(internal)
+        .fallback(|request: Request<Body>| async move {
+            let detail = format!("there is no {} {}", request.method(), request.uri().path());
+            Failure::new(404, "unknown_endpoint", detail, "the README lists the endpoints")
+        })
+        .layer(middleware::from_fn_with_state(gateway.clone(), count))
+        .with_state(gateway)
+}
+
+/// Nothing of a request is looked at before its secret, which is compared in constant time.
+async fn authorise(State(gateway): State<Arc<Gateway>>, request: Request<Body>, next: Next) -> Response {
+    let given = request.headers().get("x-internal-auth").map_or(&b""[..], |v| v.as_bytes());
+    let secret = gateway.secret.expose().as_bytes();
+    if !secret.is_empty() && bool::from(given.ct_eq(secret)) {
+        return next.run(request).await;
+    }
+    let detail = "the header X-Internal-Auth is missing or wrong";
+    Failure::new(403, "forbidden", detail, "send the secret of this server in X-Internal-Auth").into_response()
+}
+
+async fn count(State(gateway): State<Arc<Gateway>>, request: Request<Body>, next: Next) -> Response {
+    let since = clock::instant();
+    let matched = request.extensions().get::<axum::extract::MatchedPath>().map(|p| p.as_str().to_owned());
+    let endpoint = matched.unwrap_or_else(|| "unknown".to_owned());
+    let response = next.run(request).await;
+    gateway.metrics.answered(&endpoint, response.status().as_u16(), clock::instant().duration_since(since));
+    response
+}
+
+async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
+    let bus = &gateway.runtime.bus;
+    let connected = bus.is_connected();
+    let (workers, models) = if connected {
+        let (workers, models) = tokio::join!(gateway.directory.workers(), gateway.directory.models());
+        (workers.unwrap_or_default(), models.unwrap_or_default())
+    } else {
+        Default::default()
+    };
+    let mut roles = BTreeMap::new();
+    for worker in &workers {
+        *roles.entry(worker.role.as_str()).or_insert(0_u32) += 1;
+    }
+    let ready = connected && models.iter().any(|m| m.kind != "embedding");
+    let body = json!({
+        "status": if ready { "ready" } else { "live" },
+        "live": true,
+        "ready": ready,
+        "parts": {
+            "nats": {"connected": connected, "version": bus.server_version()},
+            "workers": roles,
+            "models": models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(),
+        },
+    });
+    let status = if connected { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(body)).into_response()
+}
+
+async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Response, Failure> {
+    let text = prometheus::TextEncoder::new().encode_to_string(&gateway.runtime.metrics.gather());
+    let text = text.map_err(|e| Failure::new(500, "metrics", e.to_string(), "report it"))?;
+    Ok(([("content-type", "text/plain; version=0.0.4")], text).into_response())
+}
+
+async fn models(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Failure> {
+    Ok(Json(json!({"models": *gateway.directory.models().await?})))
+}
+
+async fn agents(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Failure> {
+    Ok(Json(json!({"agents": *gateway.directory.agents().await?})))
+}
+
+async fn tools(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Failure> {
+    Ok(Json(json!({"tools": *gateway.directory.tools().await?.unwrap_or_default()})))
+}
+
+fn parse(id: &str) -> Result<ExecutionId, Failure> {
+    id.parse()
+        .map_err(|e: schemas::ids::InvalidId| Failure::new(404, "unknown_execution", e.to_string(), "check the id"))
+}
+
+/// The execution's messages; none is an error.
+async fn read(gateway: &Gateway, exec: ExecutionId) -> Result<Vec<Stored>, Failure> {
+    let messages = gateway.runtime.bus.read_execution(exec, 0).await?;
+    if messages.is_empty() { Err(Failure::no_execution(exec)) } else { Ok(messages) }
+}
+
+fn entry(stored: &Stored) -> Entry {
+    Entry::read(stored.kind == Kind::Decision, &stored.payload)
+}
+
+fn fold(messages: &[Stored]) -> Execution {
+    let mut execution = Execution::default();
+    for stored in messages {
+        execution.apply(&entry(stored));
+    }
+    execution
+}
+
+async fn execution(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<Response, Failure> {
+    let exec = parse(&id)?;
+    let view = fold(&read(&gateway, exec).await?).view(exec).ok_or_else(|| Failure::no_execution(exec))?;
+    Ok(Json(view).into_response())
+}
+
+#[derive(Deserialize)]
+struct EventsQuery {
+    #[serde(default)]
+    from: usize,
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn events(
+    State(gateway): State<Arc<Gateway>>,
+    Path(id): Path<String>,
+    Query(query): Query<EventsQuery>,
+) -> Result<Response, Failure> {
+    let exec = parse(&id)?;
+    if query.follow {
+        return follow_events(&gateway, exec, query.from).await;
+    }
+    let messages = read(&gateway, exec).await?;
+    let shown = messages.iter().enumerate().skip(query.from).map(|(n, stored)| entry(stored).json(n, stored.sequence));
+    Ok(Json(shown.collect::<Vec<_>>()).into_response())
+}
+
+/// The log as events, until the execution ends. A live message only says that there is more to read.
+async fn follow_events(gateway: &Arc<Gateway>, exec: ExecutionId, from: usize) -> Result<Response, Failure> {
+    let live = gateway.runtime.bus.live(exec).await?;
+    let messages: Vec<Stored> = read(gateway, exec).await?;
+    let bus = gateway.runtime.bus.clone();
+    let ready: std::collections::VecDeque<Stored> = messages.into();
+    let stream = futures::stream::unfold((live, ready, 0_usize, 0_u64, false), move |state| {
+        let bus = bus.clone();
+        async move {
+            let (mut live, mut ready, mut n, mut sequence, ended) = state;
+            if ended {
+                return None;
+            }
+            loop {
+                while let Some(stored) = ready.pop_front() {
+                    let entry = entry(&stored);
+                    sequence = stored.sequence;
+                    n += 1;
+                    if n > from || entry.is_end() {
+                        let id = (n - 1).to_string();
+                        let event = sse::event("event", Some(&id), &entry.json(n - 1, sequence));
+                        let end = entry.is_end();
+                        return Some((Ok::<_, std::convert::Infallible>(event), (live, ready, n, sequence, end)));
+                    }
+                }
+                let _ = tokio::time::timeout(Duration::from_secs(1), live.next()).await;
+                match bus.read_execution(exec, sequence).await {
+                    Ok(more) => ready.extend(more),
+                    Err(error) => {
+                        let problem = Failure::from(error).about(exec).0;
+                        let event = sse::event("error", None, &json!(problem));
+                        return Some((Ok(event), (live, ready, n, sequence, true)));
+                    }
+                }
+            }
+        }
+    });
+    let keep_alive = KeepAlive::new().interval(Duration::from_secs(gateway.config.keep_alive_s));
+    Ok(Sse::new(stream).keep_alive(keep_alive).into_response())
+}
+
+async fn stream(
+    State(gateway): State<Arc<Gateway>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let exec = parse(&id)?;
+    read(&gateway, exec).await?;
+    let seen = headers.get("last-event-id").and_then(|v| v.to_str().ok()).map(position).transpose()?;
+    let mut follow = Follow::start(&gateway.runtime.bus, exec, true).await?;
+    follow.catch_up_from(seen).await?;
+    let streamed = Streamed { exec, follow, cancel: None, first_token: None, _permit: None };
+    Ok(sse::respond(streamed, Duration::from_secs(gateway.config.keep_alive_s)))
+}
+
+/// `<effect>.<n>`.
+fn position(id: &str) -> Result<(EffectId, u64), Failure> {
+    let parsed = id.rsplit_once('.').and_then(|(effect, n)| Some((effect.parse().ok()?, n.parse().ok()?)));
+    parsed.ok_or_else(|| {
+        let detail = format!("Last-Event-ID {id:?} is no id of this stream");
+        Failure::invalid(detail, "send the id of a token event, for example 1-infer-0.12")
+    })
+}
+
+async fn cancel(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<Response, Failure> {
+    let exec = parse(&id)?;
+    let execution = fold(&read(&gateway, exec).await?);
+    let view = execution.view(exec).ok_or_else(|| Failure::no_execution(exec))?;
+    if execution.is_ended() {
+        return Ok((StatusCode::OK, Json(view)).into_response());
+    }
+    requests::cancel(&gateway.runtime, exec, None).await?;
+    Ok((StatusCode::ACCEPTED, Json(view)).into_response())
+}

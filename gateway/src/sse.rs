@@ -1,0 +1,122 @@
+//! An execution as server-sent events.
+
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures::Stream;
+use runtime::clock;
+use schemas::ExecutionId;
+use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::follow::Follow;
+use crate::metrics::Metrics;
+use crate::problem::Failure;
+use crate::requests::{self, CancelOnDrop, GRACE};
+use crate::transcript::Update;
+
+/// A stream under way: dropped with the client's connection, and with it its subscriptions.
+pub(crate) struct Streamed {
+    pub(crate) exec: ExecutionId,
+    pub(crate) follow: Follow,
+    pub(crate) cancel: Option<CancelOnDrop>,
+    /// When the request came and where to count its first token; none for a stream taken up later.
+    pub(crate) first_token: Option<(Instant, Metrics)>,
+    /// Counts it among the open requests while it lives.
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Sends each update as soon as it exists.
+pub(crate) fn respond(streamed: Streamed, keep_alive: Duration) -> Response {
+    let exec = streamed.exec;
+    let stream = events(streamed);
+    let sse = Sse::new(stream).keep_alive(KeepAlive::new().interval(keep_alive));
+    let headers = [("x-execution-id", exec.to_string()), ("x-accel-buffering", "no".to_owned())];
+    (headers, sse).into_response()
+}
+
+fn events(streamed: Streamed) -> impl Stream<Item = Result<Event, Infallible>> {
+    enum At {
+        Start(Box<Streamed>),
+        Middle(Box<Streamed>),
+        End,
+    }
+    futures::stream::unfold(At::Start(Box::new(streamed)), |at| async move {
+        match at {
+            At::Start(s) => {
+                let started = event("started", None, &json!({"execution_id": s.exec}));
+                Some((Ok(started), At::Middle(s)))
+            }
+            At::Middle(mut s) => match next(&mut s).await {
+                Ok(Some(Update::Ended)) => {
+                    if let Some(cancel) = &mut s.cancel {
+                        cancel.disarm();
+                    }
+                    Some((Ok(last(&s)), At::End))
+                }
+                Ok(Some(update)) => {
+                    if matches!(update, Update::Token { .. })
+                        && let Some((since, metrics)) = s.first_token.take()
+                    {
+                        metrics.first_token(clock::instant().duration_since(since));
+                    }
+                    Some((Ok(shown(&update)), At::Middle(s)))
+                }
+                Ok(None) => None,
+                Err(failure) => Some((Ok(event("error", None, &json!(failure.about(s.exec).0))), At::End)),
+            },
+            At::End => None,
+        }
+    })
+}
+
+/// What comes next, waited for until the execution must have ended.
+async fn next(streamed: &mut Streamed) -> Result<Option<Update>, Failure> {
+    let Some(deadline) = streamed.follow.execution.deadline() else {
+        return Ok(streamed.follow.next().await?);
+    };
+    match tokio::time::timeout(clock::until(deadline) + GRACE, streamed.follow.next()).await {
+        Ok(update) => Ok(update?),
+        Err(_) => Err(requests::not_ended(streamed.exec)),
+    }
+}
+
+fn last(streamed: &Streamed) -> Event {
+    let execution = &streamed.follow.execution;
+    let answer = if execution.is_tool() {
+        execution.tool_answer(streamed.exec).map(|a| json!(a))
+    } else {
+        execution.answer(streamed.exec).map(|a| json!(a))
+    };
+    match answer {
+        Ok(answer) => event("done", None, &answer),
+        Err(failure) => event("error", None, &json!(failure.0)),
+    }
+}
+
+fn shown(update: &Update) -> Event {
+    match update {
+        Update::Token { id, text } => event("token", Some(id), &json!({"text": text})),
+        Update::Restart { id, text } => event("restart", Some(id), &json!({"text": text})),
+        Update::ToolCall(call) => {
+            let data = json!({"call_id": call.call_id, "name": call.name, "arguments": call.arguments});
+            event("tool_call", None, &data)
+        }
+        Update::ToolResult(call) => {
+            let data = json!({"call_id": call.call_id, "success": call.success, "result": call.result});
+            event("tool_result", None, &data)
+        }
+        Update::Ended => event("done", None, &Value::Null),
+    }
+}
+
+/// One event. JSON is written on one line, as the format wants it.
+pub(crate) fn event(name: &str, id: Option<&str>, data: &Value) -> Event {
+    let event = Event::default().event(name).data(data.to_string());
+    match id {
+        Some(id) => event.id(id),
+        None => event,
+    }
+}
