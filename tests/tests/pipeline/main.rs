@@ -1,0 +1,4 @@
+//! The whole pipeline against a real nats-server, real processes and the real model; one module a story.
+
+mod kill;
+mod requests;

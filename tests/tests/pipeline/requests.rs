@@ -1,0 +1,88 @@
+//! Requests that go well, and requests that are refused.
+
+use pipeline_tests::{System, read_events, repository, text};
+use serde_json::json;
+
+#[tokio::test]
+async fn a_chat_is_answered_streamed_and_proven() -> anyhow::Result<()> {
+    let system = System::start().await?;
+    let hello = json!({"messages": [{"role": "user", "content": "hello"}]});
+    let (status, whole) = system.ask("/internal/chat", &hello).await?;
+    assert_eq!(status, 200, "{whole}");
+    assert_eq!(whole["response"], "Hello! Ask me about the code in this workspace.");
+
+    let (exec, mut stream) = system.open("/internal/chat", hello).await?;
+    let events = read_events(&mut stream, |_| false).await?;
+    assert_eq!(events.first().map(|(name, _)| name.as_str()), Some("started"));
+    let (name, done) = events.last().expect("events");
+    assert_eq!((name.as_str(), &done["response"]), ("done", &whole["response"]));
+    assert_eq!(text(&events), whole["response"].as_str().expect("text"), "the stream says what the answer says");
+    system.prove(exec).await
+}
+
+#[tokio::test]
+async fn an_agent_uses_a_tool_and_every_step_is_in_the_log() -> anyhow::Result<()> {
+    let system = System::start().await?;
+    let ask = json!({"agent_type": "coder", "instruction": "Where is FactsDigest defined?", "workspace": repository(), "config": {"max_iterations": 2}});
+    let (exec, mut stream) = system.open("/internal/agent", ask).await?;
+    let events = read_events(&mut stream, |_| false).await?;
+    let call = events.iter().find(|(name, _)| name == "tool_call").expect("a tool call");
+    assert_eq!(call.1["name"], "search_code");
+    assert_eq!(call.1["arguments"], json!({"query": "FactsDigest"}));
+    let result = events.iter().find(|(name, _)| name == "tool_result").expect("its result");
+    let found = result.1["result"].as_str().expect("text");
+    assert!(found.contains("schemas/src/decision.rs:"), "{found}");
+    assert_eq!(events.last().map(|(name, _)| name.as_str()), Some("done"));
+    system.prove(exec).await
+}
+
+#[tokio::test]
+async fn a_single_tool_is_carried_out_confined() -> anyhow::Result<()> {
+    let system = System::start().await?;
+    let read = json!({"tool_name": "read_file", "arguments": {"path": "LICENSE", "start": 1, "end": 1}, "workspace": repository()});
+    let (status, answer) = system.ask("/internal/tools/execute", &read).await?;
+    assert_eq!((status, &answer["success"]), (200, &json!(true)), "{answer}");
+    assert_eq!(answer["sandbox"]["tier"], "bubblewrap");
+    let escape =
+        json!({"tool_name": "read_file", "arguments": {"path": "../../etc/passwd"}, "workspace": repository()});
+    let (_, answer) = system.ask("/internal/tools/execute", &escape).await?;
+    assert_eq!(answer["success"], json!(false), "{answer}");
+    let outside = json!({"tool_name": "read_file", "arguments": {"path": "passwd"}, "workspace": "/etc"});
+    let (_, answer) = system.ask("/internal/tools/execute", &outside).await?;
+    assert_eq!(answer["success"], json!(false), "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused_with_a_next_step() -> anyhow::Result<()> {
+    let system = System::start().await?;
+    let cases = [
+        ("/internal/chat", json!({"messages": []}), 400),
+        ("/internal/chat", json!({"messages": [{"role": "user", "content": "x"}], "modle": "tiny"}), 400),
+        ("/internal/chat", json!({"messages": [{"role": "user", "content": "x"}], "model": "tinny"}), 404),
+        ("/internal/chat", json!({"messages": [{"role": "user", "content": "word ".repeat(5_000)}]}), 413),
+        ("/internal/agent", json!({"agent_type": "codr", "instruction": "x"}), 404),
+        ("/internal/tools/execute", json!({"tool_name": "serch_code", "arguments": {}}), 404),
+        ("/internal/embeddings", json!({"input": "x"}), 503),
+    ];
+    for (path, body, expected) in cases {
+        let (status, problem) = system.ask(path, &body).await?;
+        assert_eq!(status, expected, "{path} {problem}");
+        assert!(problem["next_step"].as_str().is_some_and(|s| !s.is_empty()), "{problem}");
+    }
+    let without = reqwest::Client::new().post(format!("{}/internal/chat", system.http)).body("{}").send().await?;
+    assert_eq!(without.status(), 403);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hundred_chats_at_once_all_complete() -> anyhow::Result<()> {
+    let system = System::start().await?;
+    let hello = json!({"messages": [{"role": "user", "content": "what can you do?"}], "max_tokens": 32});
+    let all = futures::future::try_join_all((0..100).map(|_| system.ask("/internal/chat", &hello))).await?;
+    for (status, answer) in &all {
+        assert_eq!(*status, 200, "{answer}");
+        assert_eq!(answer["response"], all[0].1["response"]);
+    }
+    Ok(())
+}
