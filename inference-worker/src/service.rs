@@ -152,11 +152,15 @@ impl Service {
         let this = Arc::clone(self);
         self.runtime.tasks.spawn_background(async move {
             while let Some(exec) = cancels.next().await {
-                let held = this.held.lock().expect("no panic while the lock is held");
-                held.iter().filter(|((other, _), _)| *other == exec).for_each(|(_, (_, token))| token.cancel());
+                this.cancel(exec);
             }
         });
         Ok(())
+    }
+
+    fn cancel(&self, exec: ExecutionId) {
+        let held = self.held.lock().expect("no panic while the lock is held");
+        held.iter().filter(|((other, _), _)| *other == exec).for_each(|(_, (_, token))| token.cancel());
     }
 
     /// Keeps the entry in the bucket of workers fresh; takes it out at the end.

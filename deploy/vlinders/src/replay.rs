@@ -57,7 +57,8 @@ fn summary(messages: &[Stored]) -> (String, String) {
                 }
             }
             Kind::Decision => {
-                if let Some(event) = Record::read(&message.payload).ok().and_then(|r| r.events.last().map(|e| e.name()))
+                if let Some(event) =
+                    Record::read(&message.payload).ok().and_then(|r| r.events.last().map(schemas::Event::name))
                 {
                     status = event.to_owned();
                 }

@@ -76,12 +76,12 @@ pub(crate) fn program_path() -> Vec<PathBuf> {
 #[expect(clippy::disallowed_methods, reason = "secrets come from the environment or a file it names")]
 pub(crate) fn secret(made: Option<&Path>) -> anyhow::Result<(Secret, Option<PathBuf>)> {
     if let Ok(secret) = std::env::var("VLINDERS_SECRET") {
-        return checked(secret, "VLINDERS_SECRET").map(|s| (s, None));
+        return checked(&secret, "VLINDERS_SECRET").map(|s| (s, None));
     }
     if let Some(file) = std::env::var_os("VLINDERS_SECRET_FILE").map(PathBuf::from) {
         let text = std::fs::read_to_string(&file)
             .map_err(|e| Usage(format!("read VLINDERS_SECRET_FILE {}: {e}", file.display())))?;
-        return checked(text, &file.display().to_string()).map(|s| (s, Some(file)));
+        return checked(&text, &file.display().to_string()).map(|s| (s, Some(file)));
     }
     let Some(file) = made else {
         return Err(Usage("no secret: set VLINDERS_SECRET or VLINDERS_SECRET_FILE".to_owned()).into());
@@ -90,10 +90,10 @@ pub(crate) fn secret(made: Option<&Path>) -> anyhow::Result<(Secret, Option<Path
         make_secret(file).with_context(|| format!("make the secret {}", file.display()))?;
     }
     let text = std::fs::read_to_string(file).with_context(|| format!("read the secret {}", file.display()))?;
-    checked(text, &file.display().to_string()).map(|s| (s, Some(file.to_owned())))
+    checked(&text, &file.display().to_string()).map(|s| (s, Some(file.to_owned())))
 }
 
-fn checked(text: String, from: &str) -> anyhow::Result<Secret> {
+fn checked(text: &str, from: &str) -> anyhow::Result<Secret> {
     let text = text.trim();
     if text.is_empty() {
         return Err(Usage(format!("the secret from {from} is empty")).into());
