@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, Request, StatusCode};
 use axum::middleware::{self, Next};
@@ -111,6 +112,10 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .fallback(|request: Request<Body>| async move {
             let detail = format!("there is no {} {}", request.method(), request.uri().path());
             Failure::new(404, "unknown_endpoint", detail, "the README lists the endpoints")
+        })
+        .method_not_allowed_fallback(|request: Request<Body>| async move {
+            let detail = format!("{} does not take {}", request.uri().path(), request.method());
+            Failure::new(405, "method_not_allowed", detail, "the README lists the endpoints")
         })
         .layer(middleware::from_fn_with_state(gateway.clone(), count))
         .with_state(gateway)
@@ -222,9 +227,10 @@ struct EventsQuery {
 async fn events(
     State(gateway): State<Arc<Gateway>>,
     Path(id): Path<String>,
-    Query(query): Query<EventsQuery>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Result<Response, Failure> {
     let exec = parse(&id)?;
+    let Query(query) = query.map_err(|e| Failure::invalid(e.body_text(), "send ?from=N and follow=true or false"))?;
     if query.follow {
         return follow_events(&gateway, exec, query.from).await;
     }
