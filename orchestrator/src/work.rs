@@ -15,9 +15,10 @@ pub enum AnyJob {
     Tool(Box<ToolJob>),
 }
 
-/// Bytes of tool result a token of window is worth when a result is capped at a quarter of the window: text runs at
-/// about four bytes a token, and a quarter of that is one.
-const RESULT_BYTES_PER_WINDOW_TOKEN: u64 = 1;
+/// One tool result may fill a quarter of the window. Code runs at about five bytes to two tokens.
+fn result_bytes_max(window: u32) -> u64 {
+    u64::from(window) / 4 * 5 / 2
+}
 
 /// The job of an open effect, none when it is not open. `history` stands before the execution's own messages.
 #[must_use]
@@ -61,7 +62,7 @@ pub fn job(
             arguments: call.function.arguments.clone(),
             workspace: request.workspace.clone(),
             user_id: request.user_id.clone(),
-            result_bytes_max: u64::from(request.window) * RESULT_BYTES_PER_WINDOW_TOKEN,
+            result_bytes_max: result_bytes_max(request.window),
         })),
     };
     Some(job)

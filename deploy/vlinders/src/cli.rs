@@ -57,6 +57,10 @@ pub(crate) struct Up {
     /// A configuration file (TOML).
     #[arg(long, value_name = "FILE", env = "VLINDERS_CONFIG")]
     pub(crate) config: Option<PathBuf>,
+    /// Leave a role to processes of its own (`gateway`, `orchestrator`, `inference-worker`, `tool-worker`,
+    /// `analysis-worker`); repeatable.
+    #[arg(long, value_name = "ROLE", value_enum)]
+    pub(crate) without: Vec<crate::roles::Role>,
     /// The nats-server program; searched on PATH when missing.
     #[arg(long, value_name = "FILE")]
     pub(crate) nats_server: Option<PathBuf>,

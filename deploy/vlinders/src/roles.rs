@@ -15,12 +15,15 @@ use crate::settings::{self, Settings, Usage};
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
 /// A role a process can play.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Role {
     Gateway,
     Orchestrator,
+    #[value(name = "inference-worker")]
     Inference,
+    #[value(name = "tool-worker")]
     Tools,
+    #[value(name = "analysis-worker")]
     Analysis,
 }
 

@@ -32,7 +32,7 @@ pub(crate) async fn run(options: Up) -> anyhow::Result<ExitCode> {
     let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
     let models = roles::model_names(&settings);
     let mut http = None;
-    for role in Role::ALL {
+    for role in Role::ALL.into_iter().filter(|role| !options.without.contains(role)) {
         // Each role takes its own section; reading them again is cheap and keeps the roles apart.
         let settings = load(&options, &data)?;
         if let Some(address) = roles::start(role, settings, Some(secret.clone()), &runtime).await? {
