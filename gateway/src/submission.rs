@@ -224,11 +224,9 @@ fn granted(wanted: Option<&[String]>, with: &Surroundings<'_>) -> Result<Vec<Too
             return Err(Failure::invalid(detail, format!("it may use: {}", with.agent.tools.join(", "))));
         }
     }
-    let tools = with.tools.iter().filter(|t| {
-        t.unavailable.is_none()
-            && with.agent.tools.contains(&t.name)
-            && wanted.is_none_or(|wanted| wanted.contains(&t.name))
-    });
+    // In the agent type's order, which is the order its author had in mind for the model.
+    let named = with.agent.tools.iter().filter_map(|name| with.tools.iter().find(|t| &t.name == name));
+    let tools = named.filter(|t| t.unavailable.is_none() && wanted.is_none_or(|wanted| wanted.contains(&t.name)));
     Ok(tools.map(|t| ToolSpec::new(&t.name, &t.description, t.parameters.clone())).collect())
 }
 

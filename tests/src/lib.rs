@@ -178,13 +178,11 @@ impl System {
     }
 
     /// A request with the secret.
-    #[must_use]
     pub fn post(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
         self.client.post(format!("{}{path}", self.http)).header("X-Internal-Auth", SECRET).json(body)
     }
 
     /// A question with the secret.
-    #[must_use]
     pub fn get(&self, path: &str) -> reqwest::RequestBuilder {
         self.client.get(format!("{}{path}", self.http)).header("X-Internal-Auth", SECRET)
     }

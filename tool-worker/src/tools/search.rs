@@ -22,7 +22,7 @@ pub(super) struct Arguments {
 }
 
 /// Lines shown unless asked otherwise; small models read the first one.
-const SHOWN_DEFAULT: usize = 8;
+const SHOWN_DEFAULT: usize = 5;
 /// Matches counted; beyond it the number says nothing.
 const COUNTED_MAX: usize = 1_000;
 /// Matches looked at in the hope of a definition.
@@ -30,7 +30,7 @@ const SCANNED_MAX: usize = 20_000;
 /// Larger files are data.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 /// Longer lines are cut.
-const LINE_CHARS_MAX: usize = 160;
+const LINE_CHARS_MAX: usize = 90;
 /// Memory of a compiled pattern, so that a pattern cannot be the attack.
 const REGEX_BYTES_MAX: usize = 1 << 20;
 
