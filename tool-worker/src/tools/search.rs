@@ -215,7 +215,7 @@ mod tests {
         let base = workspace(&[("a.txt", &"x\n".repeat(1500)), ("b.txt", &"y\n".repeat(20))]);
         assert!(found(&base, serde_json::json!({"query": "x"})).unwrap().starts_with("1000+ matches\na.txt:1: x\n"));
         let text = found(&base, serde_json::json!({"query": "y"})).unwrap();
-        assert_eq!((text.lines().next(), text.lines().count()), (Some("20 matches"), 9));
+        assert_eq!((text.lines().next(), text.lines().count()), (Some("20 matches"), 1 + SHOWN_DEFAULT));
         assert_eq!(found(&base, serde_json::json!({"query": "y", "max": 2})).unwrap().lines().count(), 3);
         assert_eq!(found(&base, serde_json::json!({"query": "Y"})).unwrap(), "no matches", "capitals are meant");
     }
