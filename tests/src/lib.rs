@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use runtime::bus::{self, Bus};
-use schemas::ExecutionId;
+use schemas::chat::Role;
+use schemas::chat::Sampling;
+use schemas::fact::{ExecutionSubmitted, Kind, Limits};
+use schemas::{ExecutionId, Fact, FactBody, Message};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -207,6 +210,33 @@ impl System {
         ensure!(response.status().is_success(), "{}: {}", response.status(), response.text().await?);
         let id = response.headers().get("x-execution-id").context("no X-Execution-Id")?.to_str()?.parse()?;
         Ok((id, response))
+    }
+
+    /// Appends a request to the log without a gateway, as any NATS client may.
+    ///
+    /// # Errors
+    /// When it is not stored.
+    pub async fn submit(&self, question: &str) -> anyhow::Result<ExecutionId> {
+        let exec = runtime::clock::execution_id();
+        let now = runtime::clock::now();
+        let request = ExecutionSubmitted {
+            kind: Kind::Chat,
+            agent: "chat".to_owned(),
+            model: "tiny".to_owned(),
+            window: 1_024,
+            messages: vec![Message::text(Role::User, question)],
+            tools: vec![],
+            call: None,
+            workspace: None,
+            user_id: None,
+            conversation_id: None,
+            sampling: Sampling { seed: Some(1), ..Sampling::default() },
+            limits: Limits { iterations: 1, tokens: 10_000, tool_calls: 0, deadline: now + 60_000_000_000 },
+            reply: None,
+        };
+        let fact = Fact::new(exec, now, FactBody::ExecutionSubmitted(Box::new(request)));
+        self.bus().await?.append_fact(&fact).await?;
+        Ok(exec)
     }
 
     /// Waits for an execution to end; returns its view.

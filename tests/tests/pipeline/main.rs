@@ -1,4 +1,5 @@
 //! The whole pipeline against a real nats-server, real processes and the real model; one module a story.
 
+mod interruptions;
 mod kill;
 mod requests;
