@@ -432,7 +432,7 @@ fn completed(job: &InferenceJob, worker: &str, taken_at: Nanos, outcome: Outcome
     let name = |index: usize| format!("call-{}-{index}", job.effect);
     let calls = outcome.tool_calls.into_iter().map(|call| (call.name, call.arguments.to_string()));
     // A malformed call goes on as a call: the tool worker refuses it, and the model reads why.
-    let malformed = outcome.malformed.into_iter().map(|(text, _)| ("malformed_tool_call".to_owned(), text));
+    let malformed = outcome.malformed.into_iter().map(|(text, _)| (schemas::chat::MALFORMED_CALL.to_owned(), text));
     InferenceCompleted {
         effect: job.effect.clone(),
         attempt: job.attempt,

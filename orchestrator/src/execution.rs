@@ -23,7 +23,7 @@ pub use context::Context;
 pub use control::Control;
 pub use effects::{Effect, Effects, State, Work};
 
-use schemas::chat::FinishReason;
+use schemas::chat::{FinishReason, MALFORMED_CALL};
 use schemas::decision::{
     BudgetExceeded, EffectCancelled, Ended, ExecutionCompleted, ExecutionStarted, InferenceRequested, RetryScheduled,
     ToolOutcome, ToolRequested, ToolsJoined, ToolsRequested, failure_code,
@@ -391,14 +391,15 @@ impl Execution {
         let mut left = self.budget.tool_calls_left();
         let calls = self.calls().iter().enumerate().map(|(ordinal, call)| {
             let name = call.function.name.clone();
-            let refused = if request.kind == Kind::Agent && !request.tools.iter().any(|t| t.function.name == name) {
-                let offered: Vec<&str> = request.tools.iter().map(|t| t.function.name.as_str()).collect();
-                Some(format!("error: no such tool: {name}; tools are {}", offered.join(", ")))
-            } else if left == 0 {
-                Some("error: the limit of tool calls is reached; answer with what is known".to_owned())
-            } else {
-                left -= 1;
-                None
+            let refused = match refusal(request, &name) {
+                Some(why) => Some(why),
+                None if left == 0 => {
+                    Some("error: the limit of tool calls is reached; answer with what is known".to_owned())
+                }
+                None => {
+                    left -= 1;
+                    None
+                }
             };
             ToolRequested {
                 effect: EffectId::tool(turn, ordinal),
@@ -460,6 +461,18 @@ impl Execution {
         let deadline = ("deadline".to_owned(), self.budget.deadline());
         self.effects.wakes().map(|(id, at)| (id.to_string(), at)).chain([deadline]).min_by_key(|(_, at)| *at)
     }
+}
+
+/// Why a call cannot be carried out, in words for the model; none when it can.
+fn refusal(request: &ExecutionSubmitted, name: &str) -> Option<String> {
+    if request.kind != Kind::Agent || request.tools.iter().any(|t| t.function.name == name) {
+        return None;
+    }
+    if name == MALFORMED_CALL {
+        return Some("error: the tool call is not valid JSON".to_owned());
+    }
+    let offered: Vec<&str> = request.tools.iter().map(|t| t.function.name.as_str()).collect();
+    Some(format!("error: no such tool: {name}; tools are {}", offered.join(", ")))
 }
 
 fn start(request: &ExecutionSubmitted) -> Event {

@@ -59,6 +59,9 @@ fn null_as_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<St
     Ok(Option::<String>::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// The name under which a call that could not be read stands in an answer; its arguments are the model's own text.
+pub const MALFORMED_CALL: &str = "malformed_tool_call";
+
 /// A function the model asked to be called.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ToolCall {

@@ -162,6 +162,13 @@ fn a_tool_nobody_granted_is_refused_without_asking_a_worker() {
 }
 
 #[test]
+fn a_call_that_cannot_be_read_is_refused_in_words_the_model_understands() {
+    let (execution, _) = given(vec![submitted(Kind::Agent), answer(1, 1, &[schemas::chat::MALFORMED_CALL])]);
+    let text = execution.context.messages().last().map(|m| m.content.as_str());
+    assert_eq!(text, Some("error: the tool call is not valid JSON"));
+}
+
+#[test]
 fn iterations_tool_calls_and_tokens_are_limited() {
     let turn = |n| vec![answer(n, 1, &["search_code"]), tool_done(n, 0, 1)];
     let (_, last) = given([vec![submitted(Kind::Agent)], turn(1), turn(2), turn(3)].concat());
