@@ -163,7 +163,7 @@ fn a_tool_nobody_granted_is_refused_without_asking_a_worker() {
 
 #[test]
 fn a_call_that_cannot_be_read_is_refused_in_words_the_model_understands() {
-    let (execution, _) = given(vec![submitted(Kind::Agent), answer(1, 1, &[schemas::chat::MALFORMED_CALL])]);
+    let (execution, _) = given(vec![submitted(Kind::Agent), answer(1, 1, &[MALFORMED_CALL])]);
     let text = execution.context.messages().last().map(|m| m.content.as_str());
     assert_eq!(text, Some("error: the tool call is not valid JSON"));
 }
