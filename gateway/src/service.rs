@@ -37,9 +37,7 @@ use crate::view::{Entry, Execution};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address is taken or not ours.
-    #[error(
-        "listen on {http}: {source}; stop what listens there, or choose another port with --http (0 takes a free one)"
-    )]
+    #[error("listen on {http}: stop what listens there, or choose another port with --http (0 takes a free one)")]
     Listen {
         /// Where.
         http: String,

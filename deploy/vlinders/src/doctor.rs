@@ -22,7 +22,12 @@ pub(crate) async fn run(options: Doctor) -> anyhow::Result<ExitCode> {
         if options.json {
             println!("{}", json!({"check": finding.what, "ok": finding.ok, "found": finding.found}));
         } else {
-            println!("{} {:<12} {}", if finding.ok { "ok     " } else { "MISSING" }, finding.what, finding.found);
+            let mark = match (finding.ok, finding.what) {
+                (true, _) => "ok",
+                (false, "gateway") => "at rest",
+                (false, _) => "MISSING",
+            };
+            println!("{mark:<7} {:<12} {}", finding.what, finding.found);
         }
     }
     // The gateway may rest; everything else is needed to start.
