@@ -219,20 +219,13 @@ impl System {
     pub async fn submit(&self, question: &str) -> anyhow::Result<ExecutionId> {
         let exec = runtime::clock::execution_id();
         let now = runtime::clock::now();
+        let limits = Limits { iterations: 1, tokens: 10_000, deadline: now + 60_000_000_000, ..Limits::default() };
         let request = ExecutionSubmitted {
-            kind: Kind::Chat,
-            agent: "chat".to_owned(),
             model: "tiny".to_owned(),
             window: 1_024,
             messages: vec![Message::text(Role::User, question)],
-            tools: vec![],
-            call: None,
-            workspace: None,
-            user_id: None,
-            conversation_id: None,
             sampling: Sampling { seed: Some(1), ..Sampling::default() },
-            limits: Limits { iterations: 1, tokens: 10_000, tool_calls: 0, deadline: now + 60_000_000_000 },
-            reply: None,
+            ..ExecutionSubmitted::new(Kind::Chat, "chat", limits)
         };
         let fact = Fact::new(exec, now, FactBody::ExecutionSubmitted(Box::new(request)));
         self.bus().await?.append_fact(&fact).await?;
@@ -249,7 +242,7 @@ impl System {
             loop {
                 if let Ok(response) = self.get(&path).send().await
                     && let Ok(view) = response.json::<Value>().await
-                    && !["submitted", "running"].contains(&view["status"].as_str().unwrap_or("running"))
+                    && !["submitted", "running", "paused"].contains(&view["status"].as_str().unwrap_or("running"))
                 {
                     return view;
                 }
