@@ -37,7 +37,14 @@ impl Entry {
     }
 
     /// The message as people read it. A decision is named after the last thing it decided.
-    pub(crate) fn json(&self, n: usize, sequence: u64) -> Value {
+    pub(crate) fn json(&self, n: usize, sequence: u64, stored_at: Nanos) -> Value {
+        let mut shown = self.content(n, sequence);
+        shown["stored_at"] = json!(rfc3339(stored_at));
+        shown["stored_at_ns"] = json!(stored_at);
+        shown
+    }
+
+    fn content(&self, n: usize, sequence: u64) -> Value {
         match self {
             Self::Fact(f) => json!({
                 "n": n, "sequence": sequence, "kind": "fact", "type": f.body.name(), "at": rfc3339(f.at), "at_ns": f.at,

@@ -91,7 +91,7 @@ fn any_fact() -> impl Strategy<Value = FactBody> {
 }
 
 fn message(sequence: u64, kind: MessageKind, bytes: Vec<u8>) -> Stored {
-    Stored { exec: exec(), sequence, kind, payload: Bytes::from(bytes) }
+    Stored { exec: exec(), sequence, stored_at: 0, kind, payload: Bytes::from(bytes) }
 }
 
 /// Plays facts through a history as the shell does: each decision follows the fact it rests on. Facts named in

@@ -212,6 +212,18 @@ impl System {
         Ok((id, response))
     }
 
+    /// Runs a client command of `vlinders` against this system's gateway; returns its exit code and its JSON.
+    ///
+    /// # Errors
+    /// When it prints no JSON.
+    pub async fn client(&self, arguments: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
+        let mut command = Command::new(program()?);
+        command.args(arguments).args(["--json", "--url", &self.http]).env("VLINDERS_SECRET", SECRET).kill_on_drop(true);
+        let output = tokio::time::timeout(PATIENCE, command.output()).await.context("the command did not end")??;
+        let json = serde_json::from_slice(&output.stdout);
+        Ok((output.status.code(), json.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?))
+    }
+
     /// Appends a request to the log without a gateway, as any NATS client may.
     ///
     /// # Errors

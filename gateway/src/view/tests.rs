@@ -197,7 +197,7 @@ fn each_end_has_its_status() {
 #[test]
 fn a_corrupt_message_hides_no_other() {
     let corrupt = Entry::read(false, b"\xc1");
-    assert_eq!(corrupt.json(1, 9)["kind"], "corrupt");
+    assert_eq!(corrupt.json(1, 9, 0)["kind"], "corrupt");
     let (execution, _) = given(&[submitted(Kind::Chat), corrupt, decision(0, vec![started(), infer(1)])]);
     assert_eq!(execution.view(exec()).expect("submitted").waiting_for, [EffectId::inference(1)]);
 }
