@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Request, header};
 use axum::response::{IntoResponse, Response};
 use runtime::{Runtime, bus, clock, telemetry};
 use schemas::api::{AgentRequest, ChatRequest, EmbeddingsAnswer, EmbeddingsRequest, ToolRequest};
-use schemas::fact::{CancelRequested, ExecutionSubmitted};
+use schemas::fact::{CancelRequested, ExecutionSubmitted, Kind};
 use schemas::rpc::{Embed, Embeddings, Reply};
 use schemas::wire::Nanos;
 use schemas::{ExecutionId, Fact, FactBody, subject};
@@ -118,6 +118,10 @@ async fn run<T: Serialize>(
     answer: impl Fn(&Follow, ExecutionId) -> Result<T, Failure>,
 ) -> Answered {
     let since = clock::instant();
+    let uses_tools = submitted.kind == Kind::Tool || !submitted.tools.is_empty();
+    if let Some(name) = submitted.workspace.as_deref().filter(|_| uses_tools) {
+        gateway.directory.workspace(name).await?;
+    }
     let permit = admit(gateway)?;
     let (exec, deadline) = (clock::execution_id(), submitted.limits.deadline);
     let mut follow = Follow::start(&gateway.runtime.bus, exec, stream).await?;
