@@ -128,8 +128,14 @@ async fn run<T: Serialize>(
     let mut fact = Fact::new(exec, clock::now(), FactBody::ExecutionSubmitted(Box::new(submitted)));
     fact.cause = headers.get("x-request-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
     fact.trace = telemetry::trace_context();
-    gateway.runtime.bus.append_fact(&fact).await.map_err(|e| Failure::from(e).about(exec))?;
+    // Armed before the request is in the log: a client that goes at this very moment is heard, too.
     let mut cancel = wants_cancel(headers).then(|| CancelOnDrop::new(&gateway.runtime, exec));
+    if let Err(error) = gateway.runtime.bus.append_fact(&fact).await {
+        if let Some(cancel) = &mut cancel {
+            cancel.disarm();
+        }
+        return Err(Failure::from(error).about(exec));
+    }
     if stream {
         let first_token = Some((since, gateway.metrics.clone()));
         let streamed = Streamed { exec, follow, cancel, first_token, _permit: Some(permit) };
