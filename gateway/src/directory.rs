@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::TryStreamExt;
 use runtime::{Bus, bus, clock};
 use schemas::presence::Worker;
-use schemas::rpc::{AgentType, Model, Reply, Tool};
+use schemas::rpc::{AgentType, FindWorkspace, Model, Reply, Tool, Workspace};
 use schemas::wire::decode;
 use schemas::{stream, subject};
 use serde::Deserialize;
@@ -88,6 +88,26 @@ impl Directory {
     /// Workers that are there.
     pub(crate) async fn workers(&self) -> Result<Vec<Worker>, Failure> {
         Ok(self.bucket::<Worker>(stream::BUCKET_WORKERS, "").await?.into_values().collect())
+    }
+
+    /// Refuses a workspace in which no tool may work. Where nobody can say, the tool worker will, at the call.
+    pub(crate) async fn workspace(&self, name: &str) -> Result<(), Failure> {
+        let question = FindWorkspace { name: name.to_owned() };
+        let answer = self.bus.ask::<_, Reply<Workspace>>(subject::RPC_WORKSPACE, &question, TIMEOUT).await;
+        let refusal = match answer {
+            Ok(Reply::Err(refusal)) => refusal,
+            Ok(Reply::Ok(_)) => return Ok(()),
+            Err(error) => {
+                tracing::debug!(%error, workspace = name, "nobody says whether tools may work there");
+                return Ok(());
+            }
+        };
+        let (status, next) = match refusal.code.as_str() {
+            "unknown_workspace" => (404, "name a directory that exists under an allowed root"),
+            "workspaces_absent" => (503, "start the tool worker with --workspace DIR"),
+            _ => (400, "name a directory under an allowed root, or allow another one at the start with --workspace"),
+        };
+        Err(Failure::new(status, &refusal.code, refusal.detail, next))
     }
 
     async fn ask<T: DeserializeOwned>(&self, subject: &str) -> Result<Option<Vec<T>>, Failure> {

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Request, header};
 use axum::response::{IntoResponse, Response};
 use runtime::{Runtime, bus, clock, telemetry};
 use schemas::api::{AgentRequest, ChatRequest, EmbeddingsAnswer, EmbeddingsRequest, ToolRequest};
-use schemas::fact::{CancelMode, CancelRequested, ExecutionSubmitted};
+use schemas::fact::{CancelMode, CancelRequested, ExecutionSubmitted, Kind};
 use schemas::rpc::{Embed, Embeddings, Reply};
 use schemas::wire::Nanos;
 use schemas::{ExecutionId, Fact, FactBody, subject};
@@ -118,14 +118,24 @@ async fn run<T: Serialize>(
     answer: impl Fn(&Follow, ExecutionId) -> Result<T, Failure>,
 ) -> Answered {
     let since = clock::instant();
+    let uses_tools = submitted.kind == Kind::Tool || !submitted.tools.is_empty();
+    if let Some(name) = submitted.workspace.as_deref().filter(|_| uses_tools) {
+        gateway.directory.workspace(name).await?;
+    }
     let permit = admit(gateway)?;
     let (exec, deadline) = (clock::execution_id(), submitted.limits.deadline);
     let mut follow = Follow::start(&gateway.runtime.bus, exec, stream).await?;
     let mut fact = Fact::new(exec, clock::now(), FactBody::ExecutionSubmitted(Box::new(submitted)));
     fact.cause = headers.get("x-request-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
     fact.trace = telemetry::trace_context();
-    gateway.runtime.bus.append_fact(&fact).await.map_err(|e| Failure::from(e).about(exec))?;
+    // Armed before the request is in the log: a client that goes at this very moment is heard, too.
     let mut cancel = wants_cancel(headers).then(|| CancelOnDrop::new(&gateway.runtime, exec));
+    if let Err(error) = gateway.runtime.bus.append_fact(&fact).await {
+        if let Some(cancel) = &mut cancel {
+            cancel.disarm();
+        }
+        return Err(Failure::from(error).about(exec));
+    }
     if stream {
         let first_token = Some((since, gateway.metrics.clone()));
         let streamed = Streamed { exec, follow, cancel, first_token, _permit: Some(permit) };

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -47,8 +48,17 @@ const PRESENCE_EVERY: Duration = Duration::from_millis(stream::WORKER_ENTRY_TTL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A model cannot be loaded.
-    #[error(transparent)]
-    Model(#[from] model_directory::Error),
+    #[error(
+        "load the model in {}: complete the directory (config.json, *.safetensors, tokenizer.json, tokenizer_config.json; an interrupted download leaves such files), or name another with --models",
+        directory.display()
+    )]
+    Model {
+        /// Its directory.
+        directory: PathBuf,
+        /// Which file, and what is wrong with it.
+        #[source]
+        source: model_directory::Error,
+    },
     /// The bus does not do what is asked.
     #[error(transparent)]
     Bus(#[from] bus::Error),
@@ -84,13 +94,17 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
 
 fn load(config: &Config) -> Result<(Vec<Engine>, Vec<Embedder>), Error> {
     let engine_config = config.engine();
-    let start = |directory: &std::path::PathBuf| {
-        let model = Arc::new(Model::load(directory)?);
+    let unusable = |directory: &Path, source| Error::Model { directory: directory.to_owned(), source };
+    let start = |directory: &PathBuf| {
+        let model = Arc::new(Model::load(directory).map_err(|source| unusable(directory, source))?);
         tracing::info!(model = model.name, "loaded");
         Engine::start(model, &engine_config).map_err(Error::Engine)
     };
     let engines = config.models.iter().map(start).collect::<Result<_, _>>()?;
-    let embedders = config.embedding_models.iter().map(|directory| Embedder::load(directory));
+    let embedders = config
+        .embedding_models
+        .iter()
+        .map(|directory| Embedder::load(directory).map_err(|source| unusable(directory, source)));
     Ok((engines, embedders.collect::<Result<_, _>>()?))
 }
 

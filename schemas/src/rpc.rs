@@ -71,6 +71,22 @@ pub struct Tool {
     pub unavailable: Option<String>,
 }
 
+/// Question on `vl.v1.rpc.workspace`, answered by a tool worker; the answer is [`Workspace`], or a refusal of code
+/// `unknown_workspace`, `workspace_outside` or `workspaces_absent`. The edge asks, so that a request that no tool
+/// could carry out is refused before it is in the log; the worker looks again at each call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindWorkspace {
+    /// The workspace as the caller named it.
+    pub name: String,
+}
+
+/// A workspace in which tools may work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workspace {
+    /// The directory on the tool worker's machine, absolute and without symbolic links.
+    pub path: String,
+}
+
 /// Question on `vl.v1.rpc.analysis`; the answer is [`Outline`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Analyse {

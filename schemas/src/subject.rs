@@ -86,6 +86,8 @@ pub const RPC_EMBED: &str = "vl.v1.rpc.embed";
 pub const RPC_MODELS: &str = "vl.v1.rpc.models";
 /// Question: registered tools.
 pub const RPC_TOOLS: &str = "vl.v1.rpc.tools";
+/// Question: whether tools may work in a workspace.
+pub const RPC_WORKSPACE: &str = "vl.v1.rpc.workspace";
 /// Question: symbols and imports of a file.
 pub const RPC_ANALYSIS: &str = "vl.v1.rpc.analysis";
 

@@ -424,6 +424,8 @@ fn jobs_tokens_presence_and_questions() {
             detail: "no embedding model is loaded".into(),
         }),
     );
+    check("rpc.find_workspace", &rpc::FindWorkspace { name: "repo/app".into() });
+    check("rpc.workspace", &rpc::Reply::Ok(rpc::Workspace { path: "/srv/repo/app".into() }));
     check("rpc.analyse", &rpc::Analyse { path: "src/lib.rs".into(), code: "fn a() {}".into() });
     check(
         "rpc.outline",

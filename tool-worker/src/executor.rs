@@ -20,7 +20,7 @@ use crate::registry::{Registry, Tool};
 use crate::sandbox::bubblewrap::{Bubblewrap, ENFORCED};
 use crate::sandbox::{BoxedAnswer, BoxedCall, PROBE, TIER, probe};
 use crate::tools::outline_text;
-use crate::workspace::{self, Roots};
+use crate::workspace::{self, Roots, Workspace};
 
 /// Wall time of the self-test: a box on a busy machine, many times over.
 const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,6 +80,11 @@ impl Executor {
     /// Whether calls can be confined; if not, why not.
     pub fn sandbox(&self) -> Result<(), &str> {
         self.sandbox.as_ref().map(|_| ()).map_err(String::as_str)
+    }
+
+    /// Finds a workspace, as each call does again.
+    pub fn workspace(&self, name: &str) -> Result<Workspace, workspace::Error> {
+        self.roots.find(Some(name))
     }
 
     /// Carries out one call. Dropping the future kills its box.

@@ -10,7 +10,7 @@ use runtime::bus::{self, Bus, Delivery, JobQueue};
 use runtime::{Runtime, Tasks, clock};
 use schemas::fact::{Fact, FactBody, FailureClass, Sandbox, ToolCompleted, ToolFailed};
 use schemas::presence::{Hold, Holds, Worker};
-use schemas::rpc::{Analyse, Outline, Reply};
+use schemas::rpc::{self, Analyse, FindWorkspace, Outline, Refusal, Reply};
 use schemas::{ToolJob, stream, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::executor::{Analyst, Call, Executor, Outcome};
 use crate::failure::Failure;
-use crate::workspace;
+use crate::workspace::{self, Workspace};
 
 /// Why the worker does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,9 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     bus.serve_liveness(&alive, &shell.id, move || holder.holds()).await?;
     let listed = listing.clone();
     bus.serve(&tasks, subject::RPC_TOOLS, move |(): ()| std::future::ready(listed.clone())).await?;
+    let finder = shell.clone();
+    let find = move |question: FindWorkspace| std::future::ready(found(finder.executor.workspace(&question.name)));
+    bus.serve(&tasks, subject::RPC_WORKSPACE, find).await?;
     let mut cancels = bus.cancels().await?;
     let canceller = shell.clone();
     alive.spawn(async move {
@@ -241,6 +244,20 @@ async fn announce(bus: &Bus, tasks: &Tasks, worker: Worker) -> Result<(), Error>
         }
     });
     Ok(())
+}
+
+/// Whether tools may work there, for those who ask before they submit.
+fn found(workspace: Result<Workspace, workspace::Error>) -> Reply<rpc::Workspace> {
+    let error = match workspace {
+        Ok(workspace) => return Reply::Ok(rpc::Workspace { path: workspace.path().display().to_string() }),
+        Err(error) => error,
+    };
+    let code = match &error {
+        workspace::Error::NoRoots | workspace::Error::BadRoot { .. } => "workspaces_absent",
+        workspace::Error::Missing { .. } => "unknown_workspace",
+        workspace::Error::Outside { .. } => "workspace_outside",
+    };
+    Reply::Err(Refusal { code: code.to_owned(), detail: error.to_string() })
 }
 
 /// Asks the analysis workers over the bus.

@@ -91,6 +91,16 @@ pub enum Error {
         /// One line each.
         differences: String,
     },
+    /// A stream does not fit what the server may store.
+    #[error(
+        "the NATS server has no room for {what}: {reason}; free disk space where it keeps its data, or raise max_file_store or max_memory_store in the jetstream section of its configuration"
+    )]
+    NoRoom {
+        /// What could not be created.
+        what: String,
+        /// What the server said.
+        reason: String,
+    },
     /// The server did not answer in time; what was asked may have happened.
     #[error("no answer from NATS within {0:?}")]
     Timeout(Duration),

@@ -1,8 +1,10 @@
 //! `vlinders up`: a private nats-server and all roles in one process.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use runtime::config::Secret;
 use runtime::{Bus, Runtime, Tasks, bus, telemetry};
 
 use crate::cli::Up;
@@ -20,30 +22,47 @@ pub(crate) async fn run(options: Up) -> anyhow::Result<ExitCode> {
     let _telemetry = telemetry::start(&settings.telemetry, "up")?;
     settings.log();
     let _lock = lock(&data)?;
+    // What an earlier run left when it was killed leads clients nowhere.
+    Ready::withdraw(&data);
     let program = nats::find(options.nats_server.as_deref())?;
     let (secret, secret_file) = settings::secret(Some(&data.join("secret")))?;
     let nats_data = data.join("nats");
     std::fs::create_dir_all(&nats_data).with_context(|| format!("create {}", nats_data.display()))?;
     let mut server = Server::start(&program, &nats_data).await?;
+    let code = serve(&options, &data, &settings, &secret, secret_file, &mut server).await;
+    // However it ended, also in the middle of the start: nobody is led here any more, and no server is left behind.
+    Ready::withdraw(&data);
+    server.stop().await;
+    code
+}
 
+/// Starts the roles on the server that runs, and serves until a signal or a failure.
+async fn serve(
+    options: &Up,
+    data: &Path,
+    settings: &Settings,
+    secret: &Secret,
+    secret_file: Option<PathBuf>,
+    server: &mut Server,
+) -> anyhow::Result<ExitCode> {
     let nats = bus::Config { url: server.url.clone(), ..settings.nats.clone() };
     let bus = Bus::connect(&nats, "up").await?;
     bus::provision(&bus).await?;
     let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
-    let models = roles::model_names(&settings);
+    let models = roles::model_names(settings);
     let mut http = None;
     for role in Role::ALL.into_iter().filter(|role| !options.without.contains(role)) {
         // Each role takes its own section; reading them again is cheap and keeps the roles apart.
-        let settings = load(&options, &data)?;
+        let settings = load(options, data)?;
         if let Some(address) = roles::start(role, settings, Some(secret.clone()), &runtime).await? {
             http = Some(format!("http://{address}"));
         }
     }
     let ready = Ready { ready: true, http, nats: server.url.clone(), secret_file, models };
-    ready.publish(&data)?;
+    ready.publish(data)?;
     roles::announce(&ready, "vlinders", options.json)?;
     if !options.json {
-        explain(&ready, &data);
+        explain(&ready, data);
     }
 
     let tasks = runtime.tasks.clone();
@@ -52,16 +71,14 @@ pub(crate) async fn run(options: Up) -> anyhow::Result<ExitCode> {
         why = server.ended() => {
             tasks.fail(why.clone());
             let _ = tasks.drained(std::time::Duration::from_secs(1)).await;
-            Err(anyhow::anyhow!("{why}; see {}/nats.log", nats_data.display()))
+            Err(anyhow::anyhow!("{why}; see {}/nats/nats.log", data.display()))
         }
     };
-    Ready::withdraw(&data);
     let _ = runtime.bus.flush().await;
-    server.stop().await;
     code
 }
 
-fn load(options: &Up, data: &std::path::Path) -> anyhow::Result<Settings> {
+fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
     let mut flags = Vec::new();
     if let Some(http) = &options.http {
         flags.push(("gateway", "http", toml::Value::String(http.to_string())));
@@ -85,7 +102,7 @@ fn load(options: &Up, data: &std::path::Path) -> anyhow::Result<Settings> {
 }
 
 /// One `vlinders up` for each data directory.
-fn lock(data: &std::path::Path) -> anyhow::Result<std::fs::File> {
+fn lock(data: &Path) -> anyhow::Result<std::fs::File> {
     let file = data.join("lock");
     let lock = std::fs::File::create(&file).with_context(|| format!("create {}", file.display()))?;
     match lock.try_lock() {
@@ -98,7 +115,7 @@ fn lock(data: &std::path::Path) -> anyhow::Result<std::fs::File> {
     }
 }
 
-fn explain(ready: &Ready, data: &std::path::Path) {
+fn explain(ready: &Ready, data: &Path) {
     let models = if ready.models.is_empty() { "none (say --models DIR)".to_owned() } else { ready.models.join(", ") };
     println!("  models   {models}");
     println!("  data     {}", data.display());

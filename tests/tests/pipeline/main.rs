@@ -1,5 +1,11 @@
 //! The whole pipeline against a real nats-server, real processes and the real model; one module a story.
 
+mod agents;
 mod interruptions;
 mod kill;
+mod moments;
+mod proof;
+mod refusals;
 mod requests;
+mod starting;
+mod storage;

@@ -10,6 +10,10 @@ use schemas::{Partition, subject};
 use super::log::FACTS_CONSUMER;
 use super::{Bus, Error};
 
+/// Codes of a server that may not store as much as a stream needs.
+const NO_ROOM: [ErrorCode; 3] =
+    [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::MEMORY_RESOURCES_EXCEEDED, ErrorCode::INSUFFICIENT_RESOURCES];
+
 /// Creates what is missing.
 ///
 /// # Errors
@@ -31,6 +35,11 @@ async fn ensure_stream(bus: &Bus, definition: &StreamDefinition) -> Result<(), E
             // Somebody created it at the same moment.
             Err(e) if is_code(&e.kind(), ErrorCode::STREAM_NAME_EXIST) => {
                 bus.js.get_stream(&definition.name).await.map_err(Error::broken)?.cached_info().config.clone()
+            }
+            Err(e) if NO_ROOM.iter().any(|code| is_code(&e.kind(), *code)) => {
+                let room = definition.max_bytes.map_or_else(String::new, |b| format!(" of {} MiB", b >> 20));
+                let what = format!("stream {}{room}", definition.name);
+                return Err(Error::NoRoom { what, reason: e.to_string() });
             }
             Err(e) => {
                 return Err(Error::Broken(format!("create stream {}: {e}", definition.name)));
