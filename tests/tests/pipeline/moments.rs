@@ -138,7 +138,10 @@ async fn a_worker_may_die_with_its_result_in_the_log_and_its_job_still_queued() 
 
     // Takes the inference's job, stores its result twice (the second beyond the reach of deduplication), and dies.
     let mut jobs = bus.inference_jobs("tiny").await?;
-    let taken = async { anyhow::Ok(while jobs.next().await?.is_none() {}) };
+    let taken = async {
+        while jobs.next().await?.is_none() {}
+        anyhow::Ok(())
+    };
     tokio::time::timeout(PATIENCE, taken).await.expect("a job")?;
     let call = ("read_file", json!({"path": "src/main.rs"}));
     let result = answered(exec, 1, "", &[call]);
