@@ -166,22 +166,25 @@ impl Shell {
     }
 
     async fn recover(&mut self, exec: ExecutionId) {
-        if self.owned.contains_key(&exec) {
-            return;
-        }
-        let mut owned = Owned::new(exec);
-        owned.indexed = true;
-        let result = match catch_up(&self.runtime, &mut owned.history).await {
-            Ok(()) => {
-                self.owned.insert(exec, owned);
-                self.advance(exec).await
-            }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = result {
+        if let Err(error) = self.take_up(exec).await {
             tracing::warn!(%exec, %error, "an open execution was not taken up; its next fact will");
             self.forget(exec);
         }
+    }
+
+    /// Takes up an execution that the index lists. One of its facts may have come before: then what it owns is the
+    /// entry, which must go when the execution has ended.
+    async fn take_up(&mut self, exec: ExecutionId) -> Result<(), bus::Error> {
+        if !self.owned.contains_key(&exec) {
+            let mut owned = Owned::new(exec);
+            catch_up(&self.runtime, &mut owned.history).await?;
+            self.owned.insert(exec, owned);
+        }
+        if let Some(owned) = self.owned.get_mut(&exec).filter(|o| !o.indexed) {
+            owned.indexed = true;
+            self.metrics.open.inc();
+        }
+        self.advance(exec).await
     }
 
     async fn republish(&mut self) {
