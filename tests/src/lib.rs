@@ -1,16 +1,22 @@
 //! Starts the real thing for tests: a nats-server of our own and `vlinders` processes, on free ports, in a temporary
 //! directory, and ends exactly the processes it started.
 
+mod account;
+mod program;
+
+pub use account::account;
+pub use program::{Ended, Up, nats_server, processes_about, run};
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use runtime::bus::{self, Bus};
-use schemas::chat::Role;
-use schemas::chat::Sampling;
-use schemas::fact::{ExecutionSubmitted, Kind, Limits};
-use schemas::{ExecutionId, Fact, FactBody, Message};
+use orchestrator::history::History;
+use runtime::bus::{self, Bus, Stored};
+use schemas::chat::{FinishReason, Role, Sampling};
+use schemas::fact::{ExecutionSubmitted, InferenceCompleted, Kind, Limits};
+use schemas::{EffectId, Event, ExecutionId, Fact, FactBody, Message, Record, ToolCall, ToolSpec, Usage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -25,11 +31,22 @@ pub const ROLES: [&str; 5] = ["orchestrator", "inference-worker", "analysis-work
 /// The secret of every test's gateway.
 const SECRET: &str = "test-secret";
 
+/// A small workspace whose search results fit a small model's window, and do not change with this repository.
+const SOURCES: [(&str, &str); 3] = [
+    ("src/reader.rs", "//! Reads tokens.\n\npub struct TokenReader {\n    position: u64,\n}\n"),
+    ("src/liveness.rs", "//! Signs of life.\n\npub struct Liveness {\n    watched: u64,\n}\n"),
+    ("src/main.rs", "use crate::reader::TokenReader;\n\nfn main() {}\n"),
+];
+
 /// A whole system, each role a process of its own.
 pub struct System {
     directory: TempDir,
     nats: Option<Child>,
     nats_port: u16,
+    /// Where nats-server keeps its files.
+    pub store: PathBuf,
+    /// Bytes nats-server may keep in files; none for its own default.
+    pub store_bytes_max: Option<u64>,
     roles: Vec<(String, Child)>,
     /// Where the gateway listens.
     pub http: String,
@@ -42,26 +59,11 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the repository").to_owned()
 }
 
-/// The `vlinders` program that was built with these tests.
-fn program() -> anyhow::Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let program = test.ancestors().nth(2).context("a test lies in target/PROFILE/deps")?.join("vlinders");
-    ensure!(program.is_file(), "{} is not built: run the tests with --workspace", program.display());
-    Ok(program)
-}
-
-#[expect(clippy::disallowed_methods, reason = "where deploy/install puts programs stands in the environment")]
-fn nats_server() -> anyhow::Result<PathBuf> {
-    let mut path: Vec<PathBuf> =
-        std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default();
-    path.extend(std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache/vlinders/bin")));
-    path.into_iter()
-        .map(|d| d.join("nats-server"))
-        .find(|f| f.is_file())
-        .context("nats-server is missing: deploy/install installs it")
-}
-
-fn free_port() -> anyhow::Result<u16> {
+/// A port that nobody listens on.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> anyhow::Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
@@ -71,8 +73,32 @@ impl System {
     /// # Errors
     /// When something does not start.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_without(&[]).await
+    }
+
+    /// The same without some roles, which a test starts later or plays itself.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn start_without(missing: &[&str]) -> anyhow::Result<Self> {
+        let mut system = Self::new()?;
+        system.start_nats().await?;
+        bus::provision(&system.bus().await?).await?;
+        for role in ROLES.into_iter().filter(|role| !missing.contains(role)) {
+            system.start_role(role).await?;
+        }
+        Ok(system)
+    }
+
+    /// A system of which nothing runs yet.
+    ///
+    /// # Errors
+    /// When there is no directory or no port for it.
+    pub fn new() -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
-        let mut system = Self {
+        let system = Self {
+            store: directory.path().join("nats"),
+            store_bytes_max: None,
             directory,
             nats: None,
             nats_port: free_port()?,
@@ -80,11 +106,24 @@ impl System {
             http: String::new(),
             client: reqwest::Client::new(),
         };
-        system.start_nats().await?;
-        for role in ROLES {
-            system.start_role(role).await?;
+        for (path, text) in SOURCES {
+            let file = system.workspace().join(path);
+            std::fs::create_dir_all(file.parent().context("a file lies in a directory")?)?;
+            std::fs::write(file, text)?;
         }
         Ok(system)
+    }
+
+    /// A small workspace of this system's own, allowed beside the repository.
+    #[must_use]
+    pub fn workspace(&self) -> PathBuf {
+        self.directory.path().join("workspace")
+    }
+
+    /// This system's directory, for what a test adds.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Starts the nats-server, with what an earlier one left on disk.
@@ -92,12 +131,19 @@ impl System {
     /// # Errors
     /// When it does not open its port.
     pub async fn start_nats(&mut self) -> anyhow::Result<()> {
-        let store = self.directory.path().join("nats");
+        let limit = self.store_bytes_max.map(|bytes| format!("max_file_store: {bytes}")).unwrap_or_default();
+        let text = format!(
+            "listen: \"127.0.0.1:{}\"\nmax_payload: 9MB\njetstream {{\n  store_dir: {:?}\n  {limit}\n}}\n",
+            self.nats_port, self.store
+        );
+        let config = self.directory.path().join("nats.conf");
+        std::fs::write(&config, text)?;
+        let log = std::fs::File::options().append(true).create(true).open(self.directory.path().join("nats.log"))?;
         let child = Command::new(nats_server()?)
-            .args(["-js", "-a", "127.0.0.1", "-p", &self.nats_port.to_string(), "-sd"])
-            .arg(store)
+            .arg("-c")
+            .arg(config)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()?;
         self.nats = Some(child);
@@ -129,12 +175,18 @@ impl System {
     /// # Errors
     /// When it ends or says nothing.
     pub async fn start_role(&mut self, role: &str) -> anyhow::Result<()> {
-        let mut command = Command::new(program()?);
+        let mut command = Command::new(program::program()?);
         command.arg(role).args(["--json", "--nats", &self.nats_url()]);
         match role {
-            "gateway" => drop(command.args(["--http", "127.0.0.1:0"])),
-            "tool-worker" => drop(command.arg("--workspace").arg(repository())),
-            "inference-worker" => drop(command.arg("--models").arg(repository().join("inference-worker/models/tiny"))),
+            "gateway" => {
+                command.args(["--http", "127.0.0.1:0"]);
+            }
+            "tool-worker" => {
+                command.arg("--workspace").arg(repository()).arg("--workspace").arg(self.workspace());
+            }
+            "inference-worker" => {
+                command.arg("--models").arg(repository().join("inference-worker/models/tiny"));
+            }
             _ => {}
         }
         let log = std::fs::File::options().append(true).create(true).open(self.directory.path().join("log"))?;
@@ -218,25 +270,76 @@ impl System {
     /// When it is not stored.
     pub async fn submit(&self, question: &str) -> anyhow::Result<ExecutionId> {
         let exec = runtime::clock::execution_id();
+        self.bus().await?.append_fact(&self.request(exec, question, &[])).await?;
+        Ok(exec)
+    }
+
+    /// The fact of a request: of a chat, or of an agent when it is offered tools.
+    #[must_use]
+    pub fn request(&self, exec: ExecutionId, question: &str, tools: &[&str]) -> Fact {
         let now = runtime::clock::now();
         let request = ExecutionSubmitted {
-            kind: Kind::Chat,
-            agent: "chat".to_owned(),
+            kind: if tools.is_empty() { Kind::Chat } else { Kind::Agent },
+            agent: if tools.is_empty() { "chat" } else { "coder" }.to_owned(),
             model: "tiny".to_owned(),
             window: 1_024,
             messages: vec![Message::text(Role::User, question)],
-            tools: vec![],
+            tools: tools.iter().map(|name| ToolSpec::new(*name, "", json!({"type": "object"}))).collect(),
             call: None,
-            workspace: None,
+            workspace: Some(self.workspace().display().to_string()),
             user_id: None,
             conversation_id: None,
             sampling: Sampling { seed: Some(1), ..Sampling::default() },
-            limits: Limits { iterations: 1, tokens: 10_000, tool_calls: 0, deadline: now + 60_000_000_000 },
+            limits: Limits { iterations: 8, tokens: 100_000, tool_calls: 16, deadline: now + 120_000_000_000 },
             reply: None,
         };
-        let fact = Fact::new(exec, now, FactBody::ExecutionSubmitted(Box::new(request)));
+        Fact::new(exec, now, FactBody::ExecutionSubmitted(Box::new(request)))
+    }
+
+    /// Waits until the log of an execution holds what `enough` looks for; returns it.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub async fn log_until(
+        &self,
+        exec: ExecutionId,
+        enough: impl Fn(&[Stored]) -> bool,
+    ) -> anyhow::Result<Vec<Stored>> {
+        let bus = self.bus().await?;
+        let mut live = bus.live(exec).await?;
+        let wait = async {
+            loop {
+                if let Ok(messages) = bus.read_execution(exec, 0).await
+                    && enough(&messages)
+                {
+                    return messages;
+                }
+                // What is republished may be lost with a connection; a second later the log is read anyway.
+                let _ = tokio::time::timeout(Duration::from_secs(1), live.next()).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait)
+            .await
+            .with_context(|| format!("the log of {exec} stands still:\n{}", self.log()))
+    }
+
+    /// Answers in place of the model: waits until the inference of `turn` is asked for and appends its result.
+    ///
+    /// # Errors
+    /// When it is not asked for.
+    pub async fn answer(
+        &self,
+        exec: ExecutionId,
+        turn: u32,
+        text: &str,
+        calls: &[(&str, Value)],
+    ) -> anyhow::Result<()> {
+        let effect = EffectId::inference(turn);
+        let asked = |event: &Event| matches!(event, Event::InferenceRequested(asked) if asked.effect == effect);
+        self.log_until(exec, |messages| events(messages).iter().flatten().any(asked)).await?;
+        let fact = answered(exec, turn, text, calls);
         self.bus().await?.append_fact(&fact).await?;
-        Ok(exec)
+        Ok(())
     }
 
     /// Waits for an execution to end; returns its view.
@@ -244,33 +347,71 @@ impl System {
     /// # Errors
     /// When it does not end.
     pub async fn ended(&self, exec: ExecutionId) -> anyhow::Result<Value> {
-        let path = format!("/internal/executions/{exec}");
-        let end = async {
-            loop {
-                if let Ok(response) = self.get(&path).send().await
-                    && let Ok(view) = response.json::<Value>().await
-                    && !["submitted", "running"].contains(&view["status"].as_str().unwrap_or("running"))
-                {
-                    return view;
-                }
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, end).await.with_context(|| format!("{exec} did not end:\n{}", self.log()))
+        self.log_until(exec, |messages| events(messages).iter().flatten().any(Event::is_terminal)).await?;
+        let response = self.get(&format!("/internal/executions/{exec}")).send().await?;
+        Ok(response.json().await?)
     }
 
-    /// Proves an execution's log: every decision comes out again, and it ended exactly once.
+    /// Proves an execution's log: every decision comes out again, it ended exactly once, and no effect was carried
+    /// out or counted where a result stood already. Returns its messages.
     ///
     /// # Errors
     /// When it does not.
-    pub async fn prove(&self, exec: ExecutionId) -> anyhow::Result<()> {
+    pub async fn prove(&self, exec: ExecutionId) -> anyhow::Result<Vec<Stored>> {
         let messages = self.bus().await?.read_execution(exec, 0).await?;
         orchestrator::history::verify(exec, &messages)?;
-        let records = messages.iter().filter_map(|m| schemas::Record::read(&m.payload).ok());
-        let ends = records.flat_map(|r| r.events).filter(schemas::Event::is_terminal).count();
+        let ends = events(&messages).iter().flatten().filter(|e| e.is_terminal()).count();
         ensure!(ends == 1, "{exec} ended {ends} times");
-        Ok(())
+        account(&messages).with_context(|| format!("{exec}"))?;
+        Ok(messages)
     }
+}
+
+/// The events of each decision, in order.
+#[must_use]
+pub fn events(messages: &[Stored]) -> Vec<Vec<Event>> {
+    messages.iter().filter_map(|m| Record::read(&m.payload).ok()).map(|record| record.events).collect()
+}
+
+/// The conversation that the model read last, or would read next.
+#[must_use]
+pub fn conversation(exec: ExecutionId, messages: &[Stored]) -> Vec<Message> {
+    let mut history = History::new(exec);
+    for message in messages {
+        let _ = history.fold(message);
+    }
+    history.execution.context.messages().to_vec()
+}
+
+/// The names of the tools that each decision asked for at once; decisions that asked for none are left out.
+#[must_use]
+pub fn tools_asked(messages: &[Stored]) -> Vec<Vec<String>> {
+    let asked = |event: &Event| match event {
+        Event::ToolsRequested(asked) => Some(asked.calls.iter().map(|c| c.name.clone()).collect()),
+        _ => None,
+    };
+    events(messages).iter().flatten().filter_map(asked).collect()
+}
+
+/// The result of the first attempt of a turn's inference, as a worker writes it.
+#[must_use]
+pub fn answered(exec: ExecutionId, turn: u32, text: &str, calls: &[(&str, Value)]) -> Fact {
+    let effect = EffectId::inference(turn);
+    let tool_calls = calls.iter().enumerate();
+    let body = FactBody::InferenceCompleted(InferenceCompleted {
+        attempt: 1,
+        worker: "played-by-the-test".to_owned(),
+        text: text.to_owned(),
+        tool_calls: tool_calls
+            .map(|(i, (name, arguments))| ToolCall::new(format!("call-{effect}-{i}"), *name, arguments.to_string()))
+            .collect(),
+        finish: if calls.is_empty() { FinishReason::Stop } else { FinishReason::ToolCalls },
+        usage: Usage::new(10, 5),
+        cached_tokens: 0,
+        timing: Default::default(),
+        effect,
+    });
+    Fact::new(exec, runtime::clock::now(), body)
 }
 
 /// Reads server-sent events until `until` says enough; returns name and data of each.

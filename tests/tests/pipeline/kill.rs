@@ -69,7 +69,8 @@ async fn a_client_sees_one_text_across_the_death_of_its_worker() -> anyhow::Resu
     let (name, done) = events.last().expect("events");
     assert_eq!(name, "done", "{events:?}");
     assert_eq!(text(&events), done["response"].as_str().expect("text"), "neither a hole nor a repeat");
-    system.prove(exec).await
+    system.prove(exec).await?;
+    Ok(())
 }
 
 #[tokio::test]

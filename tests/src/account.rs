@@ -1,0 +1,104 @@
+//! Accounts for every result in a log, from the messages alone: not with the state machine, which might err in the
+//! same way as the log it wrote.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, ensure};
+use runtime::bus::{Kind, Stored};
+use schemas::{EffectId, Event, Fact, FactBody, Record};
+
+/// What is known of the effects while the log is read.
+#[derive(Default)]
+struct Books {
+    /// The attempt whose result would count.
+    open: BTreeMap<EffectId, u32>,
+    /// Whether the result that counted was a success.
+    settled: BTreeMap<EffectId, bool>,
+}
+
+/// Checks that decisions are numbered without a hole or a repeat, that an effect with a result was never asked for
+/// again, that no effect has two results that count, and that every outcome that was joined is backed by one.
+///
+/// # Errors
+/// The first thing that does not add up.
+pub fn account(messages: &[Stored]) -> anyhow::Result<()> {
+    let mut books = Books::default();
+    let mut decisions = 0;
+    for message in messages {
+        match message.kind {
+            Kind::Fact => {
+                if let Ok(fact) = Fact::read(&message.payload) {
+                    books.fact(&fact.body)?;
+                }
+            }
+            Kind::Decision => {
+                let record = Record::read(&message.payload)?;
+                ensure!(record.n == decisions, "decision {} stands where {decisions} belongs", record.n);
+                decisions += 1;
+                for event in &record.events {
+                    books.event(event).with_context(|| format!("decision {}", record.n))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Books {
+    fn fact(&mut self, body: &FactBody) -> anyhow::Result<()> {
+        let (effect, attempt, success) = match body {
+            FactBody::InferenceCompleted(f) => (&f.effect, f.attempt, true),
+            FactBody::ToolCompleted(f) => (&f.effect, f.attempt, true),
+            FactBody::InferenceFailed(f) => (&f.effect, f.attempt, false),
+            FactBody::ToolFailed(f) => (&f.effect, f.attempt, false),
+            FactBody::EffectLost(f) => {
+                if self.open.get(&f.effect) == Some(&f.attempt) {
+                    self.open.remove(&f.effect);
+                }
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        if self.open.get(effect) == Some(&attempt) {
+            self.open.remove(effect);
+            let before = self.settled.insert(effect.clone(), success);
+            ensure!(before != Some(true), "{effect} has two results that count");
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: &Event) -> anyhow::Result<()> {
+        match event {
+            Event::InferenceRequested(asked) => self.ask(&asked.effect, asked.attempt)?,
+            Event::ToolsRequested(asked) => {
+                for call in &asked.calls {
+                    if call.refused.is_some() {
+                        self.settled.insert(call.effect.clone(), false);
+                    } else {
+                        self.ask(&call.effect, call.attempt)?;
+                    }
+                }
+            }
+            Event::RetryScheduled(retry) => drop(self.open.remove(&retry.effect)),
+            Event::EffectCancelled(cancelled) => drop(self.open.remove(&cancelled.effect)),
+            Event::ToolsJoined(joined) => {
+                for outcome in &joined.outcomes {
+                    let result = self.settled.get(&outcome.effect);
+                    ensure!(result == Some(&outcome.success), "{outcome:?} was joined, the facts say {result:?}");
+                }
+            }
+            Event::ExecutionCompleted(end) => {
+                ensure!(self.settled.contains_key(&end.result), "ended with {}, which has no result", end.result);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, effect: &EffectId, attempt: u32) -> anyhow::Result<()> {
+        ensure!(self.settled.get(effect) != Some(&true), "{effect} was asked for again although it has a result");
+        let before = self.open.insert(effect.clone(), attempt);
+        ensure!(before.is_none_or(|before| before < attempt), "attempt {attempt} of {effect} was asked for twice");
+        Ok(())
+    }
+}
