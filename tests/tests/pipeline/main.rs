@@ -3,4 +3,5 @@
 mod agents;
 mod interruptions;
 mod kill;
+mod refusals;
 mod requests;

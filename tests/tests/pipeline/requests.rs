@@ -17,7 +17,8 @@ async fn a_chat_is_answered_streamed_and_proven() -> anyhow::Result<()> {
     let (name, done) = events.last().expect("events");
     assert_eq!((name.as_str(), &done["response"]), ("done", &whole["response"]));
     assert_eq!(text(&events), whole["response"].as_str().expect("text"), "the stream says what the answer says");
-    system.prove(exec).await
+    system.prove(exec).await?;
+    Ok(())
 }
 
 #[tokio::test]
@@ -33,7 +34,8 @@ async fn an_agent_uses_a_tool_and_every_step_is_in_the_log() -> anyhow::Result<(
     let found = result.1["result"].as_str().expect("text");
     assert!(found.contains("schemas/src/decision.rs:"), "{found}");
     assert_eq!(events.last().map(|(name, _)| name.as_str()), Some("done"));
-    system.prove(exec).await
+    system.prove(exec).await?;
+    Ok(())
 }
 
 #[tokio::test]
@@ -47,31 +49,7 @@ async fn a_single_tool_is_carried_out_confined() -> anyhow::Result<()> {
         json!({"tool_name": "read_file", "arguments": {"path": "../../etc/passwd"}, "workspace": repository()});
     let (_, answer) = system.ask("/internal/tools/execute", &escape).await?;
     assert_eq!(answer["success"], json!(false), "{answer}");
-    let outside = json!({"tool_name": "read_file", "arguments": {"path": "passwd"}, "workspace": "/etc"});
-    let (_, answer) = system.ask("/internal/tools/execute", &outside).await?;
-    assert_eq!(answer["success"], json!(false), "{answer}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn bad_requests_are_refused_with_a_next_step() -> anyhow::Result<()> {
-    let system = System::start().await?;
-    let cases = [
-        ("/internal/chat", json!({"messages": []}), 400),
-        ("/internal/chat", json!({"messages": [{"role": "user", "content": "x"}], "modle": "tiny"}), 400),
-        ("/internal/chat", json!({"messages": [{"role": "user", "content": "x"}], "model": "tinny"}), 404),
-        ("/internal/chat", json!({"messages": [{"role": "user", "content": "word ".repeat(5_000)}]}), 413),
-        ("/internal/agent", json!({"agent_type": "codr", "instruction": "x"}), 404),
-        ("/internal/tools/execute", json!({"tool_name": "serch_code", "arguments": {}}), 404),
-        ("/internal/embeddings", json!({"input": "x"}), 503),
-    ];
-    for (path, body, expected) in cases {
-        let (status, problem) = system.ask(path, &body).await?;
-        assert_eq!(status, expected, "{path} {problem}");
-        assert!(problem["next_step"].as_str().is_some_and(|s| !s.is_empty()), "{problem}");
-    }
-    let without = reqwest::Client::new().post(format!("{}/internal/chat", system.http)).body("{}").send().await?;
-    assert_eq!(without.status(), 403);
+    assert!(answer["error"].as_str().is_some_and(|e| e.contains("outside the workspace")), "{answer}");
     Ok(())
 }
 
