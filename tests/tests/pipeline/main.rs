@@ -3,5 +3,6 @@
 mod agents;
 mod interruptions;
 mod kill;
+mod moments;
 mod refusals;
 mod requests;
