@@ -6,3 +6,4 @@ mod kill;
 mod moments;
 mod refusals;
 mod requests;
+mod starting;
