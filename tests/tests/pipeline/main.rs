@@ -4,6 +4,8 @@ mod agents;
 mod interruptions;
 mod kill;
 mod moments;
+mod proof;
 mod refusals;
 mod requests;
 mod starting;
+mod storage;
