@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Request, header};
 use axum::response::{IntoResponse, Response};
 use runtime::{Runtime, bus, clock, telemetry};
 use schemas::api::{AgentRequest, ChatRequest, EmbeddingsAnswer, EmbeddingsRequest, ToolRequest};
-use schemas::fact::{CancelRequested, ExecutionSubmitted, Kind};
+use schemas::fact::{CancelMode, CancelRequested, ExecutionSubmitted, Kind};
 use schemas::rpc::{Embed, Embeddings, Reply};
 use schemas::wire::Nanos;
 use schemas::{ExecutionId, Fact, FactBody, subject};
@@ -200,7 +200,7 @@ fn seed() -> u64 {
 
 /// Asks for the end of an execution: the fact counts, the announcement makes it fast.
 pub(crate) async fn cancel(runtime: &Runtime, exec: ExecutionId, reason: Option<String>) -> Result<(), bus::Error> {
-    let body = FactBody::CancelRequested(CancelRequested { by: "gateway".to_owned(), reason });
+    let body = FactBody::CancelRequested(CancelRequested { by: "gateway".to_owned(), reason, mode: CancelMode::Now });
     runtime.bus.append_fact(&Fact::new(exec, clock::now(), body)).await?;
     runtime.bus.announce_cancel(exec).await
 }

@@ -233,7 +233,8 @@ async fn events(
         return follow_events(&gateway, exec, query.from).await;
     }
     let messages = read(&gateway, exec).await?;
-    let shown = messages.iter().enumerate().skip(query.from).map(|(n, stored)| entry(stored).json(n, stored.sequence));
+    let shown = messages.iter().enumerate().skip(query.from);
+    let shown = shown.map(|(n, stored)| entry(stored).json(n, stored.sequence, stored.stored_at));
     Ok(Json(shown.collect::<Vec<_>>()).into_response())
 }
 
@@ -257,7 +258,7 @@ async fn follow_events(gateway: &Arc<Gateway>, exec: ExecutionId, from: usize) -
                     n += 1;
                     if n > from || entry.is_end() {
                         let id = (n - 1).to_string();
-                        let event = sse::event("event", Some(&id), &entry.json(n - 1, sequence));
+                        let event = sse::event("event", Some(&id), &entry.json(n - 1, sequence, stored.stored_at));
                         let end = entry.is_end();
                         return Some((Ok::<_, std::convert::Infallible>(event), (live, ready, n, sequence, end)));
                     }

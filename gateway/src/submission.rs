@@ -61,19 +61,14 @@ pub(crate) fn chat(request: ChatRequest, with: &Surroundings<'_>) -> Result<Exec
         messages.insert(0, Message::text(Role::System, &with.agent.system));
     }
     Ok(ExecutionSubmitted {
-        kind: Kind::Chat,
-        agent: with.agent.name.clone(),
         model: model.name.clone(),
         window: model.window,
         messages,
         tools: request.tools,
-        call: None,
-        workspace: None,
         user_id: request.user_id,
         conversation_id: request.conversation_id,
         sampling,
-        limits: limits(with, None, None, None),
-        reply: None,
+        ..ExecutionSubmitted::new(Kind::Chat, &with.agent.name, limits(with, None, None, None))
     })
 }
 
@@ -98,9 +93,8 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
         Some(Value::String(text)) => format!("{text}\n\n"),
         Some(value) => format!("{}\n\n", serde_json::to_string_pretty(&value).unwrap_or_default()),
     };
+    let limits = limits(with, config.max_iterations, config.max_tokens, config.deadline_ms);
     Ok(ExecutionSubmitted {
-        kind: Kind::Agent,
-        agent: with.agent.name.clone(),
         model: model.name.clone(),
         window: model.window,
         messages: vec![
@@ -108,13 +102,10 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
             Message::text(Role::User, format!("{context}{}", request.instruction)),
         ],
         tools: granted(config.tools.as_deref(), with)?,
-        call: None,
         workspace: request.workspace,
         user_id: request.user_id,
-        conversation_id: None,
         sampling,
-        limits: limits(with, config.max_iterations, config.max_tokens, config.deadline_ms),
-        reply: None,
+        ..ExecutionSubmitted::new(Kind::Agent, &with.agent.name, limits)
     })
 }
 
@@ -133,20 +124,13 @@ pub(crate) fn tool(
         let detail = format!("the tool {} cannot be used here: {why}", tool.name);
         return Err(Failure::new(503, "tool_unavailable", detail, "see GET /internal/tools for those that can"));
     }
+    let deadline = after(now, deadline_s * 1_000);
+    let limits = Limits { iterations: 1, tokens: 1, tool_calls: 1, deadline, ..Limits::default() };
     Ok(ExecutionSubmitted {
-        kind: Kind::Tool,
-        agent: "tool".to_owned(),
-        model: String::new(),
-        window: 0,
-        messages: Vec::new(),
-        tools: Vec::new(),
         call: Some(ToolCall::new("call-0", &request.tool_name, request.arguments.to_string())),
         workspace: request.workspace,
         user_id: request.user_id,
-        conversation_id: None,
-        sampling: Sampling::default(),
-        limits: Limits { iterations: 1, tokens: 1, tool_calls: 1, deadline: after(now, deadline_s * 1_000) },
-        reply: None,
+        ..ExecutionSubmitted::new(Kind::Tool, "tool", limits)
     })
 }
 
@@ -238,6 +222,7 @@ fn limits(with: &Surroundings<'_>, iterations: Option<u32>, tokens: Option<u64>,
         tokens: tokens.unwrap_or(u64::MAX).min(agent.max_tokens),
         tool_calls: agent.max_tool_calls,
         deadline: after(with.now, deadline_ms.unwrap_or(u64::MAX).min(agent.deadline_ms)),
+        ..Limits::default()
     }
 }
 

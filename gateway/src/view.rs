@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use schemas::api::{Answer, ExecutionView, Status, ToolAnswer, ToolCallReport};
-use schemas::decision::{Ended, Event};
-use schemas::fact::{ExecutionSubmitted, FactBody, InferenceCompleted, Kind, Sandbox};
+use schemas::decision::{ChildRequested, Ended, Event};
+use schemas::fact::{ExecutionSubmitted, FactBody, InferenceCompleted, Kind, Outcome, Sandbox, Verdict};
 use schemas::wire::Nanos;
 use schemas::{EffectId, ExecutionId, Fact, FinishReason, Record, Usage};
 use serde_json::{Value, json};
@@ -37,7 +37,14 @@ impl Entry {
     }
 
     /// The message as people read it. A decision is named after the last thing it decided.
-    pub(crate) fn json(&self, n: usize, sequence: u64) -> Value {
+    pub(crate) fn json(&self, n: usize, sequence: u64, stored_at: Nanos) -> Value {
+        let mut shown = self.content(n, sequence);
+        shown["stored_at"] = json!(rfc3339(stored_at));
+        shown["stored_at_ns"] = json!(stored_at);
+        shown
+    }
+
+    fn content(&self, n: usize, sequence: u64) -> Value {
         match self {
             Self::Fact(f) => json!({
                 "n": n, "sequence": sequence, "kind": "fact", "type": f.body.name(), "at": rfc3339(f.at), "at_ns": f.at,
@@ -167,6 +174,16 @@ impl Execution {
                 self.open.remove(&f.effect);
                 self.outcome(&f.effect, true, &f.result, f.duration_us, &f.sandbox)
             }
+            FactBody::ChildClosed(f) if self.is_current(&f.effect, f.attempt) => {
+                self.open.remove(&f.effect);
+                self.usage = self.usage.plus(f.usage);
+                self.outcome(&f.effect, f.outcome == Outcome::Completed, &f.text, 0, &Sandbox::default())
+            }
+            FactBody::CompressionCompleted(f) if self.is_current(&f.effect, f.attempt) => {
+                self.open.remove(&f.effect);
+                self.usage = self.usage.plus(f.usage);
+                Vec::new()
+            }
             // It may be tried again: the client hears of it when the calls are joined.
             FactBody::ToolFailed(f) if self.is_current(&f.effect, f.attempt) => {
                 self.outcome(&f.effect, false, &f.detail, f.duration_us, &f.sandbox);
@@ -210,7 +227,21 @@ impl Execution {
             Event::ToolsJoined(e) => {
                 return e.outcomes.iter().flat_map(|o| self.joined(&o.effect, o.success)).collect();
             }
-            Event::BudgetExceeded(_) => {}
+            Event::ChildRequested(e) => return self.child_requested(e).into_iter().collect(),
+            Event::CompressionRequested(e) => drop(self.open.insert(e.effect.clone(), e.attempt)),
+            Event::ApprovalRequested(e) => drop(self.open.insert(e.approval.clone(), 1)),
+            Event::ApprovalResolved(e) if e.verdict == Verdict::Deny => drop(self.open.remove(&e.approval)),
+            Event::ExecutionPaused(_) => self.status = Some(Status::Paused),
+            Event::ExecutionResumed(_) => self.status = Some(Status::Running),
+            Event::ApprovalResolved(_)
+            | Event::ContextMeasured(_)
+            | Event::ContextReplaced(_)
+            | Event::BudgetReserved(_)
+            | Event::BudgetSettled(_)
+            | Event::BudgetExceeded(_)
+            | Event::TimerSet(_)
+            | Event::TimerCancelled(_)
+            | Event::StuckDetected(_) => {}
             Event::ExecutionCompleted(e) => {
                 (self.finish, self.iterations, self.usage) = (e.finish, e.iterations, e.usage);
                 return self.end(Status::Completed, at, None);
@@ -252,6 +283,18 @@ impl Execution {
         }
         self.calls.push((call.effect.clone(), Call { report, duration_us: 0, sandbox: Sandbox::default() }));
         Some(happening)
+    }
+
+    fn child_requested(&mut self, asked: &ChildRequested) -> Option<Happening> {
+        let call = schemas::decision::ToolRequested {
+            effect: asked.effect.clone(),
+            attempt: asked.attempt,
+            ordinal: asked.ordinal,
+            name: "delegate".to_owned(),
+            deadline: asked.limits.deadline,
+            refused: None,
+        };
+        self.requested(&call)
     }
 
     fn joined(&mut self, effect: &EffectId, success: bool) -> Option<Happening> {

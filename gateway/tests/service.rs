@@ -91,6 +91,10 @@ impl House {
             max_tokens: 1_000,
             max_tool_calls: 0,
             deadline_ms: 20_000,
+            agents: vec![],
+            max_children: 0,
+            max_depth: 0,
+            policy: Default::default(),
         };
         let config = bus.bucket(stream::BUCKET_CONFIG).await.unwrap();
         config.put("agent.chat", encode(&chat).into()).await.unwrap();

@@ -18,7 +18,10 @@ use runtime::{
 };
 use schemas::{
     EffectId, ExecutionId, Fact, FactBody, Frame, InferenceJob, Usage,
-    fact::{FailureClass, InferenceCompleted, InferenceFailed, InferenceTiming},
+    fact::{
+        CompressionCompleted, CompressionFailed, FailureClass, InferenceCompleted, InferenceFailed, InferenceTiming,
+    },
+    job::Purpose,
     presence::{Hold, Holds, Worker},
     rpc, stream, subject,
     token::FrameKind,
@@ -303,7 +306,10 @@ impl Service {
             end.usage = Some(completed.usage);
         }
         self.publish(job, &end).await;
-        body
+        match job.purpose {
+            Purpose::Answer => body,
+            Purpose::Summary => as_summary(body),
+        }
     }
 
     /// Runs the model and publishes tokens as they come; `published` counts them.
@@ -373,6 +379,10 @@ impl Service {
     }
 
     async fn publish(&self, job: &InferenceJob, frame: &Frame) {
+        // Nobody reads a summary along.
+        if job.purpose == Purpose::Summary {
+            return;
+        }
         if let Err(error) = self.runtime.bus.publish_tokens(job.exec, &job.effect, frame).await {
             tracing::debug!(%error, exec = %job.exec, "tokens were not published; the log will have them");
         }
@@ -469,6 +479,27 @@ fn completed(job: &InferenceJob, worker: &str, taken_at: Nanos, outcome: Outcome
             prefill_us: micros(outcome.first_token),
             decode_us: micros(outcome.total.saturating_sub(outcome.first_token)),
         },
+    }
+}
+
+/// The same end, as the fact about a summary.
+fn as_summary(body: FactBody) -> FactBody {
+    match body {
+        FactBody::InferenceCompleted(f) => FactBody::CompressionCompleted(CompressionCompleted {
+            effect: f.effect,
+            attempt: f.attempt,
+            worker: f.worker,
+            summary: f.text,
+            usage: f.usage,
+        }),
+        FactBody::InferenceFailed(f) => FactBody::CompressionFailed(CompressionFailed {
+            effect: f.effect,
+            attempt: f.attempt,
+            worker: f.worker,
+            class: f.class,
+            detail: f.detail,
+        }),
+        other => other,
     }
 }
 

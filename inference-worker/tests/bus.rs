@@ -92,6 +92,7 @@ fn job(model: &str, attempt: u32) -> InferenceJob {
         sampling: Sampling { temperature: Some(0.8), seed: Some(11), ..Sampling::default() },
         tokens_max: 40,
         user_id: None,
+        purpose: Default::default(),
     }
 }
 

@@ -19,6 +19,10 @@ pub fn builtin() -> Vec<AgentType> {
         max_tokens: 200_000,
         max_tool_calls: iterations * 8,
         deadline_ms: 300_000,
+        agents: vec![],
+        max_children: 0,
+        max_depth: 0,
+        policy: Default::default(),
     };
     vec![
         agent("chat", "Answers without tools.", &[], 1),

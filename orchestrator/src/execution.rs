@@ -1,76 +1,63 @@
 //! The state machine of one execution. Pure: no I/O, no clock, no randomness, no logging.
 //!
-//! An execution is five small regions side by side:
+//! An execution is five small machines side by side. Each has its transitions in one table, which the tests hold against
+//! what really happens, in both directions:
 //!
-//! | region | states | moved by |
+//! | region | states | table |
 //! |---|---|---|
-//! | [`Phase`] (main) | `New → Ready → Inferring → (Acting → Ready)* → Closed` | decisions |
-//! | [`Effects`] | `Open → Done / Failed / Lost`, `Failed → Backoff / Dead`, `→ Cancelled` | results and decisions |
-//! | [`Context`] | the messages a prompt is made of; grows only | results and joins |
-//! | [`Control`] | `Running → Cancelling / Expired` | cancel and time |
-//! | [`Budget`] | limits and what was spent | results |
+//! | [`Phase`] (main) | `New → Ready → Inferring → (Acting → Ready)* → Closed` | [`phase::TABLE`] |
+//! | [`Effects`] | `Open → Done / Failed / Lost → …`, one for each effect | [`effects::TABLE`] |
+//! | [`Context`] | `Calm ↔ Compressing` | [`context::TABLE`] |
+//! | [`Control`] | `Running ↔ Paused`, `→ Draining / Cancelling / Expired` | [`control::TABLE`] |
+//! | [`Budget`] | `Within ↔ Exceeded` | [`budget::TABLE`] |
 //!
-//! `apply_fact` and `apply` change the state and never refuse: it has already happened. `decide` looks and changes
-//! nothing. Time is the time of the newest fact.
+//! [`Execution::apply_fact`] and [`Execution::apply`] change the state and never refuse: it has already happened.
+//! [`Execution::decide`] looks and changes nothing. Time is the time of the newest fact.
 
-mod budget;
-mod context;
-mod control;
-mod effects;
+pub mod budget;
+pub mod context;
+pub mod control;
+mod decide;
+pub mod effects;
+pub mod phase;
+mod rules;
 
 pub use budget::Budget;
-pub use context::Context;
+pub use context::{Compressing, Context};
 pub use control::Control;
+pub(crate) use decide::calls::Delegate;
 pub use effects::{Effect, Effects, State, Work};
+pub use phase::Phase;
+pub use rules::{MACHINE, MACHINE_NEXT, Rules};
 
-use schemas::chat::{FinishReason, MALFORMED_CALL};
-use schemas::decision::{
-    BudgetExceeded, EffectCancelled, Ended, ExecutionCompleted, ExecutionStarted, InferenceRequested, RetryScheduled,
-    ToolOutcome, ToolRequested, ToolsJoined, ToolsRequested, failure_code,
-};
-use schemas::fact::{ExecutionSubmitted, FailureClass, Kind};
+use std::collections::BTreeMap;
+
+use schemas::decision::{ChildRequested, CompressionRequested, InferenceRequested, ToolsJoined, ToolsRequested};
+use schemas::fact::{ChildClosed, ExecutionSubmitted, Kind, Outcome};
 use schemas::wire::Nanos;
-use schemas::{EffectId, Event, Fact, FactBody, ToolCall};
+use schemas::{Event, ExecutionId, Fact, FactBody, Message, Role, ToolCall, Usage};
+use serde::{Deserialize, Serialize};
 
-/// Version of the rules below. A change of what is decided is a new version beside the old one, which stays as long
-/// as a log may hold its decisions.
-pub const MACHINE: u32 = 1;
+/// A row of a region's table: from which state, on what (the name of a fact, of a decision, or `deadline`), to which.
+pub type Transition = (&'static str, &'static str, &'static str);
 
-/// Attempts of an effect that keeps failing.
-const ATTEMPTS_MAX: u32 = 4;
-/// Attempts of an effect whose workers keep dying. Dying is the machine's fault, so it has more patience; without a
-/// bound, a request that kills its worker would kill them all.
-const ATTEMPTS_LOST_MAX: u32 = 12;
-/// First pause before a failed effect is tried again; it doubles with each attempt.
-const BACKOFF: Nanos = 200_000_000;
-/// How long a tool may take before its effect is given up, whatever its worker says.
-const TOOL_DEADLINE: Nanos = 120_000_000_000;
-/// Rounds in which deciding must come to rest.
-const ROUNDS_MAX: usize = 64;
-
-/// Where an execution stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Not taken up.
-    New,
-    /// Between two steps.
-    Ready,
-    /// The model is asked.
-    Inferring(EffectId),
-    /// Tools are asked; the calls in order.
-    Acting(Vec<EffectId>),
-    /// Nothing follows.
-    Closed,
-}
+/// The tool that asks for an execution of another agent type. It is carried out here, by no worker.
+pub const DELEGATE: &str = "delegate";
+/// The tool that finds what earlier executions left.
+pub const RECALL: &str = "recall";
 
 /// One execution.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Execution {
+    /// Its id; none before its request arrived.
+    pub exec: Option<ExecutionId>,
     /// The request; none before its fact arrived.
     pub request: Option<Box<ExecutionSubmitted>>,
+    /// W3C trace context of the request, which travels with everything that follows from it.
+    pub trace: BTreeMap<String, String>,
     /// Where it stands.
     pub phase: Phase,
-    /// What was asked of workers.
+    /// What was asked of others.
     pub effects: Effects,
     /// What the next prompt is made of.
     pub context: Context,
@@ -82,60 +69,97 @@ pub struct Execution {
     pub turn: u32,
     /// Time of the newest fact.
     pub now: Nanos,
+    /// How it ended.
+    pub end: Option<End>,
+    /// The call that recalls what is known, made before the first turn.
+    recall: Option<ToolCall>,
 }
 
-impl Default for Execution {
-    fn default() -> Self {
-        Self {
-            request: None,
-            phase: Phase::New,
-            effects: Effects::default(),
-            context: Context::default(),
-            control: Control::Running,
-            budget: Budget::default(),
-            turn: 0,
-            now: 0,
-        }
-    }
+/// How an execution ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// In one word.
+    pub outcome: Outcome,
+    /// The answer, or what went wrong.
+    pub text: String,
 }
-
-// --- apply: what has happened ------------------------------------------------------------------------------------
 
 impl Execution {
+    // --- apply: what has happened --------------------------------------------------------------------------------
+
     /// Takes in a fact. Facts that no longer matter (a second submission, a late or unknown result) leave everything
     /// but the time as it is.
     pub fn apply_fact(&mut self, fact: &Fact) {
         self.now = self.now.max(fact.at);
         match &fact.body {
-            FactBody::ExecutionSubmitted(request) => self.submit(request),
-            FactBody::InferenceCompleted(result) => {
-                if self.effects.complete(&result.effect, result.attempt, result.text.clone()) {
-                    self.budget.spend(result.usage);
-                    self.context.answer(result.text.clone(), result.tool_calls.clone(), result.finish);
+            FactBody::ExecutionSubmitted(request) => self.submit(fact, request),
+            FactBody::InferenceCompleted(f) => {
+                if self.effects.complete(&f.effect, f.attempt, &f.text, f.usage) {
+                    self.budget.spend(f.usage);
+                    let tokens = (f.usage.prompt_tokens, f.usage.completion_tokens);
+                    self.context.answer(f.text.clone(), f.tool_calls.clone(), f.finish, tokens);
                 }
             }
-            FactBody::InferenceFailed(f) => self.effects.fail(&f.effect, f.attempt, f.class, &f.detail),
-            FactBody::ToolCompleted(result) => {
-                self.effects.complete(&result.effect, result.attempt, result.result.clone());
+            FactBody::ToolCompleted(f) => {
+                self.effects.complete(&f.effect, f.attempt, &f.result, Usage::default());
             }
-            FactBody::ToolFailed(f) => self.effects.fail(&f.effect, f.attempt, f.class, &f.detail),
+            FactBody::CompressionCompleted(f) => {
+                if self.effects.complete(&f.effect, f.attempt, &f.summary, f.usage) {
+                    self.budget.spend(f.usage);
+                }
+            }
+            FactBody::ChildClosed(f) => self.child_closed(f),
+            FactBody::InferenceFailed(f) => drop(self.effects.fail(&f.effect, f.attempt, f.class, &f.detail)),
+            FactBody::ToolFailed(f) => drop(self.effects.fail(&f.effect, f.attempt, f.class, &f.detail)),
+            FactBody::CompressionFailed(f) => drop(self.effects.fail(&f.effect, f.attempt, f.class, &f.detail)),
             FactBody::EffectLost(f) => self.effects.lose(&f.effect, f.attempt),
-            FactBody::CancelRequested(cancel) => self.control.cancel(&cancel.by, cancel.reason.as_deref()),
+            FactBody::CancelRequested(f) => self.control.cancel(&f.by, f.reason.as_deref(), f.mode),
+            FactBody::PauseRequested(f) => self.control.want_pause(&f.by, f.reason.as_deref()),
+            FactBody::ResumeRequested(f) => self.control.want_resume(&f.by),
+            FactBody::UserMessage(f) => self.context.say(&f.text),
+            FactBody::BudgetGranted(f) => {
+                self.budget.grant(&f.dimension, f.amount);
+                self.control.granted(&f.by);
+            }
+            FactBody::ApprovalDecided(f) => {
+                let (by, reason, arguments) = (f.by.clone(), f.reason.clone(), f.arguments.clone());
+                self.effects.hear(&f.approval, effects::Word { by, verdict: f.verdict, arguments, reason }, self.now);
+            }
             FactBody::TimerFired(_) => {}
         }
         if self.request.is_some() {
             self.control.expire(self.now, self.budget.deadline());
-            if self.control == Control::Running {
+            if !matches!(self.control, Control::Cancelling { .. } | Control::Expired) {
                 self.effects.expire(self.now);
             }
         }
     }
 
-    fn submit(&mut self, request: &ExecutionSubmitted) {
-        if self.request.is_none() {
-            self.budget = Budget::new(request.limits);
-            self.context = Context::new(request.messages.clone());
-            self.request = Some(Box::new(request.clone()));
+    fn submit(&mut self, fact: &Fact, request: &ExecutionSubmitted) {
+        if self.request.is_some() {
+            return;
+        }
+        self.budget = Budget::new(request.limits);
+        self.context = Context::new(request.messages.clone(), &request.tools);
+        self.trace.clone_from(&fact.trace);
+        self.exec = Some(fact.exec);
+        let offered = request.tools.iter().any(|t| t.function.name == RECALL);
+        let asked = request.messages.iter().rev().find(|m: &&Message| m.role == Role::User);
+        self.recall = asked
+            .filter(|_| request.policy.recall && offered)
+            .map(|said| ToolCall::new("recall-0", RECALL, serde_json::json!({"query": said.content}).to_string()));
+        self.request = Some(Box::new(request.clone()));
+    }
+
+    fn child_closed(&mut self, closed: &ChildClosed) {
+        let (id, attempt) = (&closed.effect, closed.attempt);
+        let counts = if closed.outcome == Outcome::Completed {
+            self.effects.complete(id, attempt, &closed.text, closed.usage)
+        } else {
+            self.effects.child_failed(id, attempt, &closed.text, closed.usage)
+        };
+        if counts {
+            self.budget.spend(closed.usage);
         }
     }
 
@@ -143,305 +167,126 @@ impl Execution {
     pub fn apply(&mut self, event: &Event) {
         match event {
             Event::ExecutionStarted(_) => self.phase = Phase::Ready,
-            Event::InferenceRequested(asked) => {
-                self.turn = asked.turn;
-                if asked.attempt == 1 {
-                    self.budget.iterations += 1;
-                }
-                self.effects.open(
-                    asked.effect.clone(),
-                    Work::Inference { tokens_max: asked.tokens_max },
-                    asked.attempt,
-                    asked.deadline,
-                );
-                self.phase = Phase::Inferring(asked.effect.clone());
-            }
+            Event::InferenceRequested(asked) => self.infer(asked),
             Event::ToolsRequested(asked) => self.act(asked),
-            Event::ToolsJoined(joined) => {
-                for outcome in &joined.outcomes {
-                    let (call, text) = self.effects.result(&outcome.effect);
-                    self.context.tool_result(call, text);
+            Event::ChildRequested(asked) => self.delegate(asked),
+            Event::ApprovalRequested(asked) => {
+                if let Some(call) = self.effects.get(&asked.approval).and_then(call_of) {
+                    self.effects.await_approval(&asked.approval, call, asked.expires);
                 }
-                self.phase = Phase::Ready;
             }
+            Event::ApprovalResolved(resolved) => {
+                self.effects.resolve(&resolved.approval, resolved.verdict, resolved.deadline);
+            }
+            Event::ToolsJoined(joined) => self.join(joined),
+            Event::ContextMeasured(measured) => self.context.measure(measured.messages),
+            Event::CompressionRequested(asked) => self.compress(asked),
+            Event::ContextReplaced(replaced) => {
+                let summary = replaced.summary.as_ref().map(|effect| self.effects.text(effect).to_owned());
+                self.context.replace(replaced.from, replaced.to, summary, replaced.tokens);
+            }
+            Event::BudgetReserved(reserved) => {
+                self.effects.reserve(&reserved.effect, reserved.tokens);
+                self.budget.reserve(reserved.tokens);
+            }
+            Event::BudgetSettled(settled) => {
+                let reserved = self.effects.settle(&settled.effect);
+                self.budget.release(reserved);
+            }
+            Event::BudgetExceeded(_) => self.budget.exceed(),
             Event::RetryScheduled(retry) => self.effects.back_off(&retry.effect, retry.at),
             Event::EffectCancelled(cancelled) => self.effects.cancel(&cancelled.effect),
-            Event::BudgetExceeded(_) => {}
-            Event::ExecutionRejected(_)
-            | Event::ExecutionCompleted(_)
-            | Event::ExecutionFailed(_)
-            | Event::ExecutionCancelled(_)
-            | Event::ExecutionTimedOut(_)
-            | Event::ExecutionBudgetExhausted(_) => self.phase = Phase::Closed,
+            Event::ExecutionPaused(paused) => self.control.paused(&paused.by),
+            Event::ExecutionResumed(_) => self.control.resumed(),
+            // Timers follow from the state; the log names them for people.
+            Event::TimerSet(_) | Event::TimerCancelled(_) | Event::StuckDetected(_) => {}
+            Event::ExecutionCompleted(_) => {
+                let tool = self.request.as_deref().is_some_and(|r| r.kind == Kind::Tool);
+                let role = if tool { Role::Tool } else { Role::Assistant };
+                self.close(Outcome::Completed, self.context.last(role).to_owned());
+            }
+            Event::ExecutionRejected(ended) => self.close(Outcome::Rejected, ended.detail.clone()),
+            Event::ExecutionFailed(ended) => self.close(Outcome::Failed, ended.detail.clone()),
+            Event::ExecutionCancelled(ended) => self.close(Outcome::Cancelled, ended.detail.clone()),
+            Event::ExecutionTimedOut(ended) => self.close(Outcome::TimedOut, ended.detail.clone()),
+            Event::ExecutionBudgetExhausted(ended) => self.close(Outcome::BudgetExhausted, ended.detail.clone()),
         }
+    }
+
+    fn infer(&mut self, asked: &InferenceRequested) {
+        self.turn = asked.turn;
+        if asked.attempt == 1 {
+            self.budget.iterations += 1;
+            self.context.take_pending();
+        }
+        let work = Work::Inference { tokens_max: asked.tokens_max, replacements: self.context.replacements() };
+        self.effects.open(&asked.effect, work, asked.attempt, asked.deadline);
+        self.phase = Phase::Inferring(asked.effect.clone());
     }
 
     fn act(&mut self, asked: &ToolsRequested) {
-        let calls = self.calls().to_vec();
         for request in &asked.calls {
-            let Some(call) = calls.get(request.ordinal as usize) else {
+            // Arguments that a person edited stay edited when the call is made again.
+            let known = self.effects.get(&request.effect).and_then(call_of);
+            let Some(call) = known.or_else(|| self.calls().get(request.ordinal as usize).cloned()) else {
                 continue;
             };
-            let work = Work::Tool { call: call.clone() };
-            self.effects.open(request.effect.clone(), work, request.attempt, request.deadline);
             match &request.refused {
-                Some(why) => self.effects.refuse(&request.effect, why),
-                None if request.attempt == 1 => self.budget.tool_calls += 1,
-                None => {}
-            }
-        }
-        if !matches!(self.phase, Phase::Acting(_)) {
-            self.phase = Phase::Acting(asked.calls.iter().map(|c| c.effect.clone()).collect());
-        }
-    }
-}
-
-// --- decide: what follows ----------------------------------------------------------------------------------------
-
-impl Execution {
-    /// Decides until nothing more follows, applying each event. The returned events are one decision; empty when
-    /// nothing follows.
-    pub fn settle(&mut self) -> Vec<Event> {
-        let mut decided = Vec::new();
-        for _ in 0..ROUNDS_MAX {
-            let events = self.decide();
-            if events.is_empty() {
-                return decided;
-            }
-            for event in &events {
-                self.apply(event);
-            }
-            decided.extend(events);
-        }
-        unreachable!("deciding came to no rest within {ROUNDS_MAX} rounds: a rule repeats itself");
-    }
-
-    /// What follows from the state as it is. The first rule that has something to say wins: closed, cancel,
-    /// deadline, start, failures, joins, budget, the next step.
-    #[must_use]
-    pub fn decide(&self) -> Vec<Event> {
-        let Some(request) = self.request.as_deref() else {
-            return vec![];
-        };
-        if self.phase == Phase::Closed {
-            return vec![];
-        }
-        if let Some(events) = self.stop() {
-            return events;
-        }
-        if self.phase == Phase::New {
-            return vec![start(request)];
-        }
-        let failures = self.after_failures(request);
-        if !failures.is_empty() {
-            return failures;
-        }
-        match &self.phase {
-            Phase::Ready => self.next_step(request),
-            Phase::Inferring(effect) if self.effects.is_done(effect) => self.after_answer(request, effect),
-            Phase::Acting(calls) if calls.iter().all(|c| self.effects.is_settled(c)) => {
-                vec![self.join(calls)]
-            }
-            _ => vec![],
-        }
-    }
-
-    /// Cancel and deadline beat everything but an end.
-    fn stop(&self) -> Option<Vec<Event>> {
-        let end = match &self.control {
-            Control::Running => return None,
-            Control::Cancelling { by, reason } => {
-                let why = reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
-                Event::ExecutionCancelled(self.ended("cancelled", format!("cancelled by {by}{why}")))
-            }
-            Control::Expired => Event::ExecutionTimedOut(self.ended(
-                "deadline",
-                "the deadline passed before the answer was complete; allow more time or ask for less".to_owned(),
-            )),
-        };
-        Some(self.end_with(end))
-    }
-
-    /// Cancels what is open, then ends.
-    fn end_with(&self, end: Event) -> Vec<Event> {
-        let mut events: Vec<Event> = self
-            .effects
-            .unfinished()
-            .map(|(effect, attempt)| Event::EffectCancelled(EffectCancelled { effect: effect.clone(), attempt }))
-            .collect();
-        events.push(end);
-        events
-    }
-
-    /// Retries, re-issues, gives up.
-    fn after_failures(&self, request: &ExecutionSubmitted) -> Vec<Event> {
-        let mut events = Vec::new();
-        for (id, effect) in self.effects.iter() {
-            match &effect.state {
-                State::Lost if effect.attempt < ATTEMPTS_LOST_MAX => events.push(self.ask_again(id, effect)),
-                State::Lost => {
-                    return self.give_up(
-                        request,
-                        id,
-                        FailureClass::Internal,
-                        "the workers that carried it out kept dying",
-                    );
-                }
-                State::Failed { class, .. } if class.retryable() && effect.attempt < ATTEMPTS_MAX => {
-                    events.push(Event::RetryScheduled(RetryScheduled {
-                        effect: id.clone(),
-                        attempt: effect.attempt + 1,
-                        at: self.now + (BACKOFF << (effect.attempt - 1)),
-                        reason: failure_code(*class).to_owned(),
-                    }))
-                }
-                State::Failed { class, detail } if matches!(effect.work, Work::Inference { .. }) => {
-                    return self.give_up(request, id, *class, detail);
-                }
-                State::Backoff { until } if *until <= self.now => events.push(self.ask_again(id, effect)),
-                _ => {}
-            }
-        }
-        events
-    }
-
-    fn ask_again(&self, id: &EffectId, effect: &Effect) -> Event {
-        let attempt = effect.attempt + 1;
-        match &effect.work {
-            Work::Inference { tokens_max } => Event::InferenceRequested(InferenceRequested {
-                effect: id.clone(),
-                attempt,
-                turn: self.turn,
-                context: self.context.len(),
-                tokens_max: *tokens_max,
-                deadline: self.budget.deadline(),
-            }),
-            Work::Tool { call } => Event::ToolsRequested(ToolsRequested {
-                turn: self.turn,
-                calls: vec![ToolRequested {
-                    effect: id.clone(),
-                    attempt,
-                    ordinal: self.calls().iter().position(|c| c.id == call.id).unwrap_or(0) as u32,
-                    name: call.function.name.clone(),
-                    deadline: self.tool_deadline(),
-                    refused: None,
-                }],
-            }),
-        }
-    }
-
-    fn give_up(
-        &self,
-        request: &ExecutionSubmitted,
-        effect: &EffectId,
-        class: FailureClass,
-        detail: &str,
-    ) -> Vec<Event> {
-        let what = if request.kind == Kind::Tool { "the tool" } else { "the model" };
-        self.end_with(Event::ExecutionFailed(
-            self.ended(failure_code(class), format!("{what} failed ({effect}): {detail}")),
-        ))
-    }
-
-    fn next_step(&self, request: &ExecutionSubmitted) -> Vec<Event> {
-        if request.kind == Kind::Tool {
-            return self.single_tool(request);
-        }
-        if let Some(exceeded) = self.budget.exceeded() {
-            return self.exhausted(exceeded);
-        }
-        let turn = self.turn + 1;
-        vec![Event::InferenceRequested(InferenceRequested {
-            effect: EffectId::inference(turn),
-            attempt: 1,
-            turn,
-            context: self.context.len(),
-            tokens_max: self.budget.tokens_left().min(request.sampling.max_tokens.map_or(u64::MAX, u64::from)),
-            deadline: self.budget.deadline(),
-        })]
-    }
-
-    fn exhausted(&self, exceeded: BudgetExceeded) -> Vec<Event> {
-        let detail = format!(
-            "{} of {} {} used before the answer was complete",
-            exceeded.used, exceeded.limit, exceeded.dimension
-        );
-        let code = exceeded.dimension.clone();
-        vec![Event::BudgetExceeded(exceeded), Event::ExecutionBudgetExhausted(self.ended(&code, detail))]
-    }
-
-    /// The whole life of a request for one tool: ask, then end.
-    fn single_tool(&self, request: &ExecutionSubmitted) -> Vec<Event> {
-        let effect = EffectId::tool(0, 0);
-        if self.effects.is_settled(&effect) {
-            return vec![self.completed(effect, None)];
-        }
-        vec![self.request_tools(request, 0)]
-    }
-
-    fn after_answer(&self, request: &ExecutionSubmitted, effect: &EffectId) -> Vec<Event> {
-        if request.kind == Kind::Agent && !self.calls().is_empty() {
-            return vec![self.request_tools(request, self.turn)];
-        }
-        vec![self.completed(effect.clone(), self.context.finish())]
-    }
-
-    /// Asks all tools of a turn at once. A call that cannot be carried out is refused here, in words for the model.
-    fn request_tools(&self, request: &ExecutionSubmitted, turn: u32) -> Event {
-        let mut left = self.budget.tool_calls_left();
-        let calls = self.calls().iter().enumerate().map(|(ordinal, call)| {
-            let name = call.function.name.clone();
-            let refused = match refusal(request, &name) {
-                Some(why) => Some(why),
-                None if left == 0 => {
-                    Some("error: the limit of tool calls is reached; answer with what is known".to_owned())
-                }
+                Some(why) => self.effects.refuse(&request.effect, call, why),
                 None => {
-                    left -= 1;
-                    None
+                    self.effects.open(&request.effect, Work::Tool { call }, request.attempt, request.deadline);
+                    if request.attempt == 1 {
+                        self.budget.tool_calls += 1;
+                    }
                 }
-            };
-            ToolRequested {
-                effect: EffectId::tool(turn, ordinal),
-                attempt: 1,
-                ordinal: ordinal as u32,
-                name,
-                deadline: self.tool_deadline(),
-                refused,
             }
-        });
-        Event::ToolsRequested(ToolsRequested { turn, calls: calls.collect() })
-    }
-
-    fn join(&self, calls: &[EffectId]) -> Event {
-        let outcomes =
-            calls.iter().map(|effect| ToolOutcome { effect: effect.clone(), success: self.effects.is_done(effect) });
-        Event::ToolsJoined(ToolsJoined { turn: self.turn, outcomes: outcomes.collect() })
-    }
-
-    fn completed(&self, result: EffectId, finish: Option<FinishReason>) -> Event {
-        Event::ExecutionCompleted(ExecutionCompleted {
-            result,
-            finish,
-            iterations: self.budget.iterations,
-            usage: self.budget.usage,
-        })
-    }
-
-    fn ended(&self, code: &str, detail: String) -> Ended {
-        Ended { code: code.to_owned(), detail, iterations: self.budget.iterations, usage: self.budget.usage }
-    }
-
-    fn tool_deadline(&self) -> Nanos {
-        self.budget.deadline().min(self.now + TOOL_DEADLINE)
-    }
-
-    /// The calls that are to be carried out: of the last answer, or of the request itself.
-    fn calls(&self) -> &[ToolCall] {
-        match self.request.as_deref() {
-            Some(ExecutionSubmitted { kind: Kind::Tool, call: Some(call), .. }) => std::slice::from_ref(call),
-            _ => self.context.calls(),
+            self.phase.act(request.ordinal, &request.effect);
         }
+    }
+
+    fn delegate(&mut self, asked: &ChildRequested) {
+        let Some(call) = self.calls().get(asked.ordinal as usize).cloned() else {
+            return;
+        };
+        let (child, agent, limits) = (asked.child, asked.agent.clone(), asked.limits);
+        let work = Work::Child { call, child, agent, limits };
+        self.effects.open(&asked.effect, work, asked.attempt, limits.deadline);
+        self.budget.children += 1;
+        self.phase.act(asked.ordinal, &asked.effect);
+    }
+
+    fn join(&mut self, joined: &ToolsJoined) {
+        let mut print = Fingerprint::default();
+        for outcome in &joined.outcomes {
+            let (call, text) = self.effects.take_result(&outcome.effect);
+            if let Some(call) = &call {
+                print.add(&[&call.function.name, &call.function.arguments, &text]);
+            }
+            match (&self.recall, joined.turn) {
+                (Some(_), 0) if outcome.success => self.context.recalled(&text),
+                (Some(_), 0) => {}
+                _ => self.context.tool_result(call, text),
+            }
+        }
+        if joined.turn == 0 {
+            self.recall = None;
+        }
+        self.context.turn_ended(joined.turn, print.0);
+        self.phase = Phase::Ready;
+    }
+
+    fn compress(&mut self, asked: &CompressionRequested) {
+        let history = self.context.as_history(asked.from, asked.to);
+        let work = Work::Compression { history, tokens_max: asked.tokens_max };
+        self.effects.open(&asked.effect, work, asked.attempt, asked.deadline);
+        if asked.attempt == 1 {
+            self.context.compress(Compressing { effect: asked.effect.clone(), from: asked.from, to: asked.to });
+        }
+    }
+
+    fn close(&mut self, outcome: Outcome, text: String) {
+        self.phase = Phase::Closed;
+        self.end = Some(End { outcome, text });
     }
 
     // --- what the shell asks -------------------------------------------------------------------------------------
@@ -459,37 +304,46 @@ impl Execution {
             return None;
         }
         let deadline = ("deadline".to_owned(), self.budget.deadline());
-        self.effects.wakes().map(|(id, at)| (id.to_string(), at)).chain([deadline]).min_by_key(|(_, at)| *at)
+        // While it waits for somebody, nothing is asked for again.
+        let waits = matches!(self.control, Control::Paused { .. } | Control::Draining { .. });
+        let wakes = self
+            .effects
+            .wakes()
+            .filter(|(id, _)| !waits || matches!(self.effects.get(id).map(|e| &e.state), Some(State::Open { .. })));
+        wakes.map(|(id, at)| (id.to_string(), at)).chain([deadline]).min_by_key(|(_, at)| *at)
+    }
+
+    /// The calls that are to be carried out: of the last answer, of the request itself, or the one that recalls.
+    fn calls(&self) -> &[ToolCall] {
+        match (self.request.as_deref(), &self.recall) {
+            (Some(ExecutionSubmitted { kind: Kind::Tool, call: Some(call), .. }), _) => std::slice::from_ref(call),
+            (_, Some(recall)) if self.turn == 0 => std::slice::from_ref(recall),
+            _ => self.context.calls(),
+        }
     }
 }
 
-/// Why a call cannot be carried out, in words for the model; none when it can.
-fn refusal(request: &ExecutionSubmitted, name: &str) -> Option<String> {
-    if request.kind != Kind::Agent || request.tools.iter().any(|t| t.function.name == name) {
-        return None;
+fn call_of(effect: &Effect) -> Option<ToolCall> {
+    match &effect.work {
+        Work::Tool { call } | Work::Child { call, .. } => Some(call.clone()),
+        Work::Inference { .. } | Work::Compression { .. } => None,
     }
-    if name == MALFORMED_CALL {
-        return Some("error: the tool call is not valid JSON".to_owned());
-    }
-    let offered: Vec<&str> = request.tools.iter().map(|t| t.function.name.as_str()).collect();
-    Some(format!("error: no such tool: {name}; tools are {}", offered.join(", ")))
 }
 
-fn start(request: &ExecutionSubmitted) -> Event {
-    let problem = match request.kind {
-        Kind::Tool if request.call.is_none() => Some("a tool request names no call"),
-        Kind::Chat | Kind::Agent if request.messages.is_empty() => Some("there are no messages"),
-        Kind::Chat | Kind::Agent if request.model.is_empty() => Some("no model is named"),
-        _ => None,
-    };
-    match problem {
-        None => Event::ExecutionStarted(ExecutionStarted { model: request.model.clone() }),
-        Some(detail) => Event::ExecutionRejected(Ended {
-            code: "bad_request".to_owned(),
-            detail: detail.to_owned(),
-            iterations: 0,
-            usage: Default::default(),
-        }),
+/// FNV-1a over the parts of a turn, to see whether it comes again.
+struct Fingerprint(u64);
+
+impl Default for Fingerprint {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fingerprint {
+    fn add(&mut self, parts: &[&str]) {
+        for byte in parts.iter().flat_map(|part| part.bytes().chain([0])) {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
     }
 }
 

@@ -2,9 +2,11 @@
 
 use runtime::bus::{Kind, Stored};
 use schemas::decision::{Draft, FactsDigest};
+use schemas::wire::{Schema, decode, encode};
 use schemas::{Event, ExecutionId, Fact, Record};
+use serde::{Deserialize, Serialize};
 
-use crate::execution::{Execution, MACHINE};
+use crate::execution::{Execution, Rules};
 
 /// One execution as far as its log was read.
 #[derive(Clone, Debug)]
@@ -18,6 +20,36 @@ pub struct History {
     facts: FactsDigest,
     decisions: u64,
     last_hash: String,
+}
+
+/// A history as it was right after a decision: a cache that saves reading what came before. It is never the truth.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// `snapshot/1.0`.
+    pub schema: String,
+    /// The execution.
+    pub exec: ExecutionId,
+    /// Log sequence of the decision.
+    pub sequence: u64,
+    /// Decisions up to it.
+    pub decisions: u64,
+    /// Its hash.
+    pub last_hash: String,
+    /// The state.
+    pub execution: Execution,
+}
+
+impl Schema for Snapshot {
+    // The state is not part of the wire: a change of it is a new major version, and older snapshots are not read.
+    const SCHEMA: &'static str = "snapshot/1.0";
+}
+
+impl Snapshot {
+    /// Reads a snapshot of this version; none when the bytes are anything else.
+    #[must_use]
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        decode::<Self>(bytes).ok().filter(|snapshot| Self::reads(&snapshot.schema))
+    }
 }
 
 /// A message that is neither a fact nor a decision this version can read.
@@ -41,6 +73,38 @@ impl History {
             decisions: 0,
             last_hash: String::new(),
         }
+    }
+
+    /// What a snapshot holds; the log goes on behind it.
+    #[must_use]
+    pub fn restore(snapshot: Snapshot) -> Self {
+        Self {
+            exec: snapshot.exec,
+            execution: snapshot.execution,
+            sequence: snapshot.sequence,
+            facts: FactsDigest::default(),
+            decisions: snapshot.decisions,
+            last_hash: snapshot.last_hash,
+        }
+    }
+
+    /// A snapshot, if the newest message is a decision.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        self.facts.is_empty().then(|| Snapshot {
+            schema: Snapshot::SCHEMA.to_owned(),
+            exec: self.exec,
+            sequence: self.sequence,
+            decisions: self.decisions,
+            last_hash: self.last_hash.clone(),
+            execution: self.execution.clone(),
+        })
+    }
+
+    /// Decisions so far.
+    #[must_use]
+    pub const fn decisions(&self) -> u64 {
+        self.decisions
     }
 
     /// Takes in the next message of the log. One that was taken in already is passed over.
@@ -72,17 +136,17 @@ impl History {
 
     /// What follows from the state, sealed; none when nothing follows. Nothing is changed.
     #[must_use]
-    pub fn decide(&self) -> Option<Record> {
-        let events = self.execution.clone().settle();
-        (!events.is_empty()).then(|| self.seal(events))
+    pub fn decide(&self, rules: Rules) -> Option<Record> {
+        let events = self.execution.clone().settle(rules);
+        (!events.is_empty()).then(|| self.seal(rules, events))
     }
 
-    fn seal(&self, events: Vec<Event>) -> Record {
+    fn seal(&self, rules: Rules, events: Vec<Event>) -> Record {
         let draft = Draft {
             exec: self.exec,
             n: self.decisions,
             at: self.execution.now,
-            machine: MACHINE,
+            machine: rules.version,
             facts_upto: self.sequence,
             facts: &self.facts,
             prev_hash: &self.last_hash,
@@ -127,11 +191,29 @@ pub struct Difference {
     pub difference: String,
 }
 
-/// Folds a whole log and decides every decision again; each must come out byte for byte as it was written.
+/// Folds a whole log and decides every decision again, by the rules of the version that made it; each must come out
+/// byte for byte as it was written.
 ///
 /// # Errors
 /// The first difference.
 pub fn verify(exec: ExecutionId, messages: &[Stored]) -> Result<Verified, Difference> {
+    walk(exec, messages, |history, message| check(history, message, None))
+}
+
+/// Decides every decision again by the rules of `version`, and compares what was decided: what a change of the rules
+/// would do to executions that are under way.
+///
+/// # Errors
+/// The first decision that would come out otherwise.
+pub fn verify_as(exec: ExecutionId, messages: &[Stored], rules: Rules) -> Result<Verified, Difference> {
+    walk(exec, messages, |history, message| check(history, message, Some(rules)))
+}
+
+fn walk(
+    exec: ExecutionId,
+    messages: &[Stored],
+    check: impl Fn(&History, &Stored) -> Result<Record, Difference>,
+) -> Result<Verified, Difference> {
     let mut history = History::new(exec);
     let mut verified = Verified { events: 0, decisions: 0, final_hash: String::new(), unreadable: Vec::new() };
     for message in messages {
@@ -148,16 +230,21 @@ pub fn verify(exec: ExecutionId, messages: &[Stored]) -> Result<Verified, Differ
     Ok(verified)
 }
 
-fn check(history: &History, message: &Stored) -> Result<Record, Difference> {
+fn check(history: &History, message: &Stored, other: Option<Rules>) -> Result<Record, Difference> {
     let differs = |difference: String| Difference { n: history.decisions, sequence: message.sequence, difference };
     let found = Record::read(&message.payload).map_err(|e| differs(e.to_string()))?;
-    if found.machine != MACHINE {
+    let Some(rules) = other.or(Rules::of(found.machine)) else {
         return Err(differs(format!("made by machine version {}, which this program does not hold", found.machine)));
-    }
-    let Some(decided) = history.decide() else {
+    };
+    let Some(decided) = history.decide(rules) else {
         return Err(differs(format!("the log holds {}, the rules decide nothing", names(&found.events))));
     };
-    if schemas::wire::encode(&decided) == message.payload {
+    let same = match other {
+        // Other rules have another number, and with it another hash.
+        Some(_) => decided.events == found.events,
+        None => encode(&decided) == message.payload,
+    };
+    if same {
         return Ok(found);
     }
     Err(differs(describe(&found, &decided)))

@@ -12,11 +12,12 @@
 //! |---|---|
 //! | [`execution`] | **the state machine**: `apply` and `decide`, five regions, all pure |
 //! | [`history`] | folds a log into an execution, seals decisions, verifies them |
-//! | [`work`] | what an open effect asks of a worker, as a job |
+//! | [`work`] | what an open effect asks of others: a job, or the request of a child |
 //! | [`agents`] | the built-in agent types |
-//! | `service`, `partition`, `liveness` | the shell: receive, ask the core, do what it answered |
+//! | `service`, `partition`, `carry_out`, `liveness` | the shell: receive, ask the core, do what it answered |
 
 pub mod agents;
+mod carry_out;
 pub mod config;
 pub mod execution;
 pub mod history;

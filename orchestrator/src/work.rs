@@ -1,18 +1,22 @@
-//! What an open effect asks of a worker, as a self-contained job. Pure: the same state gives the same job.
+//! What an open effect asks of others: a job for a worker, or the request of another execution. Pure: the same state
+//! gives the same work.
 
-use schemas::job::{InferenceJob, ToolJob};
+use schemas::fact::{ChildClosed, ExecutionSubmitted, Kind, Limits, Outcome, Parent};
+use schemas::job::{InferenceJob, Purpose, ToolJob};
 use schemas::wire::{Nanos, Schema};
-use schemas::{EffectId, ExecutionId, Message};
+use schemas::{EffectId, ExecutionId, Fact, FactBody, Message, Role, Sampling};
 
-use crate::execution::{Effect, Execution, State, Work};
+use crate::execution::{Delegate, Effect, Execution, State, Work};
 
-/// A job of either kind.
+/// What is to be done about an open effect.
 #[derive(Clone, Debug, PartialEq)]
-pub enum AnyJob {
+pub enum Order {
     /// For an inference worker.
     Inference(Box<InferenceJob>),
     /// For a tool worker.
     Tool(Box<ToolJob>),
+    /// The first fact of another execution.
+    Child(Box<Fact>),
 }
 
 /// One tool result may fill a quarter of the window. Code runs at about five bytes to two tokens.
@@ -20,50 +24,112 @@ fn result_bytes_max(window: u32) -> u64 {
     u64::from(window) / 4 * 5 / 2
 }
 
-/// The job of an open effect, none when it is not open. `history` stands before the execution's own messages.
+/// The order of an open effect, none when it is not open. `history` stands before the execution's own messages.
 #[must_use]
-pub fn job(
-    exec: ExecutionId,
-    execution: &Execution,
-    id: &EffectId,
-    effect: &Effect,
-    history: &[Message],
-    queued_at: Nanos,
-) -> Option<AnyJob> {
-    let request = execution.request.as_deref()?;
+pub fn order(execution: &Execution, id: &EffectId, effect: &Effect, history: &[Message], now: Nanos) -> Option<Order> {
+    let (exec, request) = (execution.exec?, execution.request.as_deref()?);
     let State::Open { deadline } = effect.state else {
         return None;
     };
-    let job = match &effect.work {
-        Work::Inference { tokens_max } => AnyJob::Inference(Box::new(InferenceJob {
-            schema: InferenceJob::SCHEMA.to_owned(),
-            exec,
-            effect: id.clone(),
-            attempt: effect.attempt,
-            deadline,
-            queued_at,
-            trace: Default::default(),
-            model: request.model.clone(),
-            messages: history.iter().chain(execution.context.messages()).cloned().collect(),
-            tools: request.tools.clone(),
-            sampling: request.sampling.clone(),
-            tokens_max: *tokens_max,
-            user_id: request.user_id.clone(),
-        })),
-        Work::Tool { call } => AnyJob::Tool(Box::new(ToolJob {
+    let inference = |model: &str, messages: Vec<Message>, tokens_max: u64| InferenceJob {
+        schema: InferenceJob::SCHEMA.to_owned(),
+        exec,
+        effect: id.clone(),
+        attempt: effect.attempt,
+        deadline,
+        queued_at: now,
+        trace: execution.trace.clone(),
+        model: model.to_owned(),
+        messages,
+        tools: request.tools.clone(),
+        sampling: request.sampling.clone(),
+        tokens_max,
+        user_id: request.user_id.clone(),
+        purpose: Purpose::Answer,
+    };
+    Some(match &effect.work {
+        Work::Inference { tokens_max, .. } => {
+            let messages = history.iter().chain(execution.context.messages()).cloned().collect();
+            Order::Inference(Box::new(inference(&request.model, messages, *tokens_max)))
+        }
+        Work::Compression { history, tokens_max } => {
+            let model = request.policy.small_model.as_deref().unwrap_or(&request.model);
+            let job = inference(model, vec![Message::text(Role::User, history)], *tokens_max);
+            let sampling = Sampling { temperature: Some(0.0), ..Sampling::default() };
+            Order::Inference(Box::new(InferenceJob { tools: vec![], sampling, purpose: Purpose::Summary, ..job }))
+        }
+        Work::Tool { call } => Order::Tool(Box::new(ToolJob {
             schema: ToolJob::SCHEMA.to_owned(),
             exec,
             effect: id.clone(),
             attempt: effect.attempt,
             deadline,
-            queued_at,
-            trace: Default::default(),
+            queued_at: now,
+            trace: execution.trace.clone(),
             tool: call.function.name.clone(),
             arguments: call.function.arguments.clone(),
             workspace: request.workspace.clone(),
             user_id: request.user_id.clone(),
             result_bytes_max: result_bytes_max(request.window),
         })),
+        Work::Child { call, child, agent, limits } => {
+            let parent = Parent { exec, effect: id.clone(), attempt: effect.attempt };
+            let task = serde_json::from_str::<Delegate>(&call.function.arguments).ok()?.task;
+            let body = submission(request, parent, agent, &task, *limits)?;
+            let mut fact = Fact::new(*child, now, FactBody::ExecutionSubmitted(Box::new(body)));
+            fact.cause = Some(format!("{exec}/{id}"));
+            fact.trace = execution.trace.clone();
+            Order::Child(Box::new(fact))
+        }
+    })
+}
+
+/// The request of a child: its agent type as the parent's request brought it, within its part of the limits.
+fn submission(
+    request: &ExecutionSubmitted,
+    parent: Parent,
+    agent: &str,
+    task: &str,
+    limits: Limits,
+) -> Option<ExecutionSubmitted> {
+    let spec = request.agents.iter().find(|a| a.name == agent)?;
+    Some(ExecutionSubmitted {
+        model: spec.model.clone(),
+        window: spec.window,
+        messages: vec![Message::text(Role::System, &spec.system), Message::text(Role::User, task)],
+        tools: spec.tools.clone(),
+        workspace: request.workspace.clone(),
+        user_id: request.user_id.clone(),
+        sampling: Sampling { seed: request.sampling.seed, ..Sampling::default() },
+        parent: Some(parent),
+        depth: request.depth + 1,
+        policy: spec.policy.clone(),
+        agents: request.agents.clone(),
+        ..ExecutionSubmitted::new(Kind::Agent, agent, limits)
+    })
+}
+
+/// What the parent of an execution that has ended hears; none when it has no parent or has not ended.
+#[must_use]
+pub fn report(execution: &Execution, now: Nanos) -> Option<Fact> {
+    let (child, end) = (execution.exec?, execution.end.as_ref()?);
+    let Parent { exec, effect, attempt } = execution.request.as_deref()?.parent.clone()?;
+    let text = match end.outcome {
+        Outcome::Completed => end.text.clone(),
+        _ => format!("the agent gave no answer: {}", end.text),
     };
-    Some(job)
+    let usage = execution.budget.usage;
+    let closed = ChildClosed { effect, attempt, child, outcome: end.outcome, text, usage };
+    let mut fact = Fact::new(exec, now, FactBody::ChildClosed(closed));
+    fact.trace = execution.trace.clone();
+    Some(fact)
+}
+
+/// The execution that carries out an effect, if one does.
+#[must_use]
+pub fn child_of(effect: &Effect) -> Option<ExecutionId> {
+    match &effect.work {
+        Work::Child { child, .. } => Some(*child),
+        _ => None,
+    }
 }

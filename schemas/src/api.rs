@@ -260,6 +260,8 @@ pub enum Status {
     Submitted,
     /// Under way.
     Running,
+    /// Waits for somebody to let it go on.
+    Paused,
     /// Ended with an answer.
     Completed,
     /// Refused before it began.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::chat::{FinishReason, Usage};
-use crate::fact::FailureClass;
+use crate::fact::{FailureClass, Limits, Verdict};
 use crate::ids::{EffectId, ExecutionId};
 use crate::wire::{DecodeError, Nanos, Schema, decode, encode};
 
@@ -40,18 +40,28 @@ impl Schema for Record {
 
 /// Running digest over the facts a decision consumes.
 #[derive(Clone, Debug, Default)]
-pub struct FactsDigest(Sha256);
+pub struct FactsDigest {
+    digest: Sha256,
+    count: u64,
+}
 
 impl FactsDigest {
     /// Adds one fact's bytes as they stand in the log at `sequence`.
     pub fn add(&mut self, sequence: u64, payload: &[u8]) {
-        self.0.update(sequence.to_be_bytes());
-        self.0.update((payload.len() as u64).to_be_bytes());
-        self.0.update(payload);
+        self.digest.update(sequence.to_be_bytes());
+        self.digest.update((payload.len() as u64).to_be_bytes());
+        self.digest.update(payload);
+        self.count += 1;
+    }
+
+    /// Whether no fact has been added.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
     }
 
     fn finish(&self) -> [u8; 32] {
-        self.0.clone().finalize().into()
+        self.digest.clone().finalize().into()
     }
 }
 
@@ -140,6 +150,45 @@ pub enum Event {
     /// Every call of a turn has an outcome.
     #[serde(rename = "tools.joined")]
     ToolsJoined(ToolsJoined),
+    /// Another execution is asked to do a part of the work.
+    #[serde(rename = "child.requested")]
+    ChildRequested(ChildRequested),
+    /// A person is asked about a tool call.
+    #[serde(rename = "approval.requested")]
+    ApprovalRequested(ApprovalRequested),
+    /// The person's word, or the end of waiting for it, takes effect.
+    #[serde(rename = "approval.resolved")]
+    ApprovalResolved(ApprovalResolved),
+    /// How full the window is.
+    #[serde(rename = "context.measured")]
+    ContextMeasured(ContextMeasured),
+    /// A part of the context is to be summarised.
+    #[serde(rename = "compression.requested")]
+    CompressionRequested(CompressionRequested),
+    /// A part of the context was replaced.
+    #[serde(rename = "context.replaced")]
+    ContextReplaced(ContextReplaced),
+    /// An effect may use this much.
+    #[serde(rename = "budget.reserved")]
+    BudgetReserved(BudgetReserved),
+    /// An effect has used this much; the rest of what was reserved is free again.
+    #[serde(rename = "budget.settled")]
+    BudgetSettled(BudgetSettled),
+    /// The execution wants to be woken.
+    #[serde(rename = "timer.set")]
+    TimerSet(TimerSet),
+    /// It no longer does.
+    #[serde(rename = "timer.cancelled")]
+    TimerCancelled(TimerCancelled),
+    /// Nothing more is asked for until somebody says so.
+    #[serde(rename = "execution.paused")]
+    ExecutionPaused(ExecutionPaused),
+    /// It goes on.
+    #[serde(rename = "execution.resumed")]
+    ExecutionResumed(ExecutionResumed),
+    /// The execution repeats itself.
+    #[serde(rename = "stuck.detected")]
+    StuckDetected(StuckDetected),
     /// An effect failed and will be tried again.
     #[serde(rename = "retry.scheduled")]
     RetryScheduled(RetryScheduled),
@@ -176,6 +225,19 @@ impl Event {
             Self::InferenceRequested(_) => "inference.requested",
             Self::ToolsRequested(_) => "tools.requested",
             Self::ToolsJoined(_) => "tools.joined",
+            Self::ChildRequested(_) => "child.requested",
+            Self::ApprovalRequested(_) => "approval.requested",
+            Self::ApprovalResolved(_) => "approval.resolved",
+            Self::ContextMeasured(_) => "context.measured",
+            Self::CompressionRequested(_) => "compression.requested",
+            Self::ContextReplaced(_) => "context.replaced",
+            Self::BudgetReserved(_) => "budget.reserved",
+            Self::BudgetSettled(_) => "budget.settled",
+            Self::TimerSet(_) => "timer.set",
+            Self::TimerCancelled(_) => "timer.cancelled",
+            Self::ExecutionPaused(_) => "execution.paused",
+            Self::ExecutionResumed(_) => "execution.resumed",
+            Self::StuckDetected(_) => "stuck.detected",
             Self::RetryScheduled(_) => "retry.scheduled",
             Self::EffectCancelled(_) => "effect.cancelled",
             Self::BudgetExceeded(_) => "budget.exceeded",
@@ -253,6 +315,153 @@ pub struct ToolRequested {
     pub refused: Option<String>,
 }
 
+/// Another execution is asked to do a part of the work. Its request is derived from this one's; its id from the effect.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChildRequested {
+    /// The effect.
+    pub effect: EffectId,
+    /// Which attempt of it, from 1.
+    pub attempt: u32,
+    /// The turn whose answer asked for it.
+    pub turn: u32,
+    /// Position of the call in the model's answer.
+    pub ordinal: u32,
+    /// The child's id.
+    pub child: ExecutionId,
+    /// Its agent type.
+    pub agent: String,
+    /// Its part of what this execution may still use.
+    pub limits: Limits,
+}
+
+/// A person is asked whether a call may be carried out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApprovalRequested {
+    /// The effect that waits.
+    pub approval: EffectId,
+    /// The tool.
+    pub name: String,
+    /// When waiting counts as a denial.
+    pub expires: Nanos,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApprovalResolved {
+    /// The effect that waited.
+    pub approval: EffectId,
+    /// What counts now.
+    pub verdict: Verdict,
+    /// `person` or `expiry`.
+    pub via: String,
+    /// When the call is given up, if it is carried out.
+    pub deadline: Nanos,
+}
+
+/// How full the window is: exact up to the newest answer, from the model's own count; what came after is estimated from
+/// its length.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContextMeasured {
+    /// Tokens of the whole prompt.
+    pub tokens: u64,
+    /// What the window holds.
+    pub window: u32,
+    /// How many messages were measured.
+    pub messages: u64,
+}
+
+/// A part of the context is to be summarised, beside the work that goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CompressionRequested {
+    /// The effect.
+    pub effect: EffectId,
+    /// Which attempt of it, from 1.
+    pub attempt: u32,
+    /// The first message that is summarised, counted from the start of the context as it is now.
+    pub from: u64,
+    /// The first that is not any more.
+    pub to: u64,
+    /// Tokens the summary may have.
+    pub tokens_max: u64,
+    /// The moment at which it is given up.
+    pub deadline: Nanos,
+}
+
+/// A part of the context was replaced. The messages themselves stand in the log for ever.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContextReplaced {
+    /// The first message that went.
+    pub from: u64,
+    /// The first that stayed.
+    pub to: u64,
+    /// The compression whose summary stands there now; none when only the outputs of tools were dropped, each one
+    /// replaced by a note of its length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<EffectId>,
+    /// Tokens of the whole prompt afterwards, estimated.
+    pub tokens: u64,
+}
+
+/// An effect may use this much.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BudgetReserved {
+    /// The effect.
+    pub effect: EffectId,
+    /// Tokens.
+    pub tokens: u64,
+}
+
+/// An effect has used this much.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BudgetSettled {
+    /// The effect.
+    pub effect: EffectId,
+    /// Tokens.
+    pub tokens: u64,
+}
+
+/// The execution wants to be woken.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimerSet {
+    /// `deadline`, or the effect it is about.
+    pub timer: String,
+    /// When.
+    pub at: Nanos,
+}
+
+/// It no longer does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimerCancelled {
+    /// Which timer.
+    pub timer: String,
+}
+
+/// Nothing more is asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExecutionPaused {
+    /// Who wants it; `budget` when a limit does.
+    pub by: String,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// It goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExecutionResumed {
+    /// Who wants it.
+    pub by: String,
+}
+
+/// The execution repeats itself: the same calls with the same results.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StuckDetected {
+    /// `repeat` (the same turn) or `alternate` (the same two turns).
+    pub pattern: String,
+    /// The turns that show it.
+    pub turns: Vec<u32>,
+}
+
 /// Every call of a turn has an outcome; the results stand in the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ToolsJoined {
@@ -296,7 +505,7 @@ pub struct EffectCancelled {
 /// A limit was reached.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BudgetExceeded {
-    /// `iterations`, `tokens` or `tool_calls`.
+    /// `iterations`, `tokens`, `tokens_in`, `tokens_out` or `tool_calls`.
     pub dimension: String,
     /// The limit.
     pub limit: u64,

@@ -66,6 +66,14 @@ impl Fact {
             FactBody::EffectLost(f) => format!("{exec}/{}/{}/lost", f.effect, f.attempt),
             FactBody::TimerFired(f) => format!("{exec}/timer/{}/{}", f.timer, f.due),
             FactBody::CancelRequested(_) => format!("{exec}/cancel/{}", self.at),
+            FactBody::UserMessage(f) => format!("{exec}/message/{}", f.id),
+            FactBody::ChildClosed(f) => format!("{exec}/{}/{}/result", f.effect, f.attempt),
+            FactBody::CompressionCompleted(f) => format!("{exec}/{}/{}/result", f.effect, f.attempt),
+            FactBody::CompressionFailed(f) => format!("{exec}/{}/{}/result", f.effect, f.attempt),
+            FactBody::ApprovalDecided(f) => format!("{exec}/{}/approval/{}", f.approval, self.at),
+            FactBody::BudgetGranted(f) => format!("{exec}/grant/{}/{}", f.dimension, self.at),
+            FactBody::PauseRequested(_) => format!("{exec}/pause/{}", self.at),
+            FactBody::ResumeRequested(_) => format!("{exec}/resume/{}", self.at),
         }
     }
 }
@@ -98,6 +106,30 @@ pub enum FactBody {
     /// The worker that held an effect is gone.
     #[serde(rename = "effect.lost")]
     EffectLost(EffectLost),
+    /// Somebody says more while the execution runs.
+    #[serde(rename = "user.message")]
+    UserMessage(UserMessage),
+    /// An execution that this one asked for has ended.
+    #[serde(rename = "child.closed")]
+    ChildClosed(ChildClosed),
+    /// A worker summarised a part of the context.
+    #[serde(rename = "compression.completed")]
+    CompressionCompleted(CompressionCompleted),
+    /// A worker could not.
+    #[serde(rename = "compression.failed")]
+    CompressionFailed(CompressionFailed),
+    /// A person decided about a tool call.
+    #[serde(rename = "approval.decided")]
+    ApprovalDecided(ApprovalDecided),
+    /// A person allows more.
+    #[serde(rename = "budget.granted")]
+    BudgetGranted(BudgetGranted),
+    /// Somebody wants the execution to wait.
+    #[serde(rename = "pause.requested")]
+    PauseRequested(PauseRequested),
+    /// Somebody wants it to go on.
+    #[serde(rename = "resume.requested")]
+    ResumeRequested(ResumeRequested),
 }
 
 impl FactBody {
@@ -113,6 +145,14 @@ impl FactBody {
             Self::CancelRequested(_) => "cancel.requested",
             Self::TimerFired(_) => "timer.fired",
             Self::EffectLost(_) => "effect.lost",
+            Self::UserMessage(_) => "user.message",
+            Self::ChildClosed(_) => "child.closed",
+            Self::CompressionCompleted(_) => "compression.completed",
+            Self::CompressionFailed(_) => "compression.failed",
+            Self::ApprovalDecided(_) => "approval.decided",
+            Self::BudgetGranted(_) => "budget.granted",
+            Self::PauseRequested(_) => "pause.requested",
+            Self::ResumeRequested(_) => "resume.requested",
         }
     }
 }
@@ -168,10 +208,165 @@ pub struct ExecutionSubmitted {
     /// A subject that receives the end as a core message, for plain NATS clients.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<String>,
+    /// The execution that asked for this one, and which of its effects this one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// How many executions stand above this one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub depth: u32,
+    /// What the agent type says beside its limits.
+    #[serde(default, skip_serializing_if = "Policy::is_default")]
+    pub policy: Policy,
+    /// Agent types that it, and those below it, may delegate to: complete, so that replaying needs nothing else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<AgentSpec>,
+}
+
+impl ExecutionSubmitted {
+    /// A request for nothing yet: fill in what is asked.
+    #[must_use]
+    pub fn new(kind: Kind, agent: impl Into<String>, limits: Limits) -> Self {
+        Self {
+            kind,
+            agent: agent.into(),
+            model: String::new(),
+            window: 0,
+            messages: Vec::new(),
+            tools: Vec::new(),
+            call: None,
+            workspace: None,
+            user_id: None,
+            conversation_id: None,
+            sampling: Sampling::default(),
+            limits,
+            reply: None,
+            parent: None,
+            depth: 0,
+            policy: Policy::default(),
+            agents: Vec::new(),
+        }
+    }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Whose child an execution is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// The parent.
+    pub exec: ExecutionId,
+    /// The parent's effect that this execution carries out.
+    pub effect: EffectId,
+    /// The attempt of that effect.
+    pub attempt: u32,
+}
+
+/// The rules of an agent type that are no limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// Tools that a person must allow, call by call.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub approve: Vec<String>,
+    /// How long a call waits for that person before it counts as denied, milliseconds; 0 means ten minutes.
+    #[serde(skip_serializing_if = "is_zero_ms")]
+    pub approval_ms: u64,
+    /// When the children of a turn have done enough.
+    #[serde(skip_serializing_if = "Join::is_all")]
+    pub join: Join,
+    /// What happens at a limit.
+    #[serde(skip_serializing_if = "AtLimit::is_end")]
+    pub at_limit: AtLimit,
+    /// The model that summarises; the execution's own when missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub small_model: Option<String>,
+    /// Whether what is remembered of earlier executions is recalled at the start (with the tool `recall`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub recall: bool,
+}
+
+impl Policy {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+fn is_zero_ms(number: &u64) -> bool {
+    *number == 0
+}
+
+/// When the children of one turn are joined. Those still running are cancelled then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Join {
+    /// When every one has ended.
+    #[default]
+    All,
+    /// When one has succeeded.
+    Any,
+    /// When that many have succeeded.
+    Quorum(u32),
+    /// When every one has ended, or one has failed.
+    FirstError,
+}
+
+impl Join {
+    fn is_all(&self) -> bool {
+        *self == Self::All
+    }
+}
+
+/// What happens when a limit is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AtLimit {
+    /// The execution ends.
+    #[default]
+    End,
+    /// It pauses until somebody grants more.
+    Ask,
+}
+
+impl AtLimit {
+    fn is_end(&self) -> bool {
+        *self == Self::End
+    }
+}
+
+/// An agent type as it was when the request was accepted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentSpec {
+    /// Its name.
+    pub name: String,
+    /// Its system prompt.
+    pub system: String,
+    /// The model that serves it.
+    pub model: String,
+    /// The model's window, tokens.
+    pub window: u32,
+    /// The tools it may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<ToolSpec>,
+    /// Agent types it may delegate to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<String>,
+    /// Inferences at most.
+    pub iterations: u32,
+    /// Tokens at most; its share of the parent's is the other bound.
+    pub tokens: u64,
+    /// Tool calls at most.
+    pub tool_calls: u32,
+    /// Wall time at most, milliseconds; the parent's deadline is the other bound.
+    pub deadline_ms: u64,
+    /// Its other rules.
+    #[serde(default, skip_serializing_if = "Policy::is_default")]
+    pub policy: Policy,
 }
 
 /// What an execution may use before it is stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Inferences.
     pub iterations: u32,
@@ -181,6 +376,18 @@ pub struct Limits {
     pub tool_calls: u32,
     /// The moment at which it ends whatever happens.
     pub deadline: Nanos,
+    /// Prompt tokens over all inferences; no limit of its own when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_in: Option<u64>,
+    /// Generated tokens over all inferences; no limit of its own when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_out: Option<u64>,
+    /// Executions it may ask for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub children: u32,
+    /// How many levels may stand below the topmost execution.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub depth: u32,
 }
 
 /// The answer of one inference.
@@ -321,6 +528,26 @@ pub struct CancelRequested {
     /// Why, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How.
+    #[serde(default, skip_serializing_if = "CancelMode::is_now")]
+    pub mode: CancelMode,
+}
+
+/// How an execution is cancelled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CancelMode {
+    /// What is open is stopped.
+    #[default]
+    Now,
+    /// What is open may finish; nothing more is asked for.
+    Graceful,
+}
+
+impl CancelMode {
+    fn is_now(&self) -> bool {
+        *self == Self::Now
+    }
 }
 
 /// A moment came.
@@ -342,4 +569,138 @@ pub struct EffectLost {
     /// Who held it, when known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
+}
+
+/// Something said while the execution runs. The next inference reads it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UserMessage {
+    /// Names it, so that a repeated request says it once.
+    pub id: String,
+    /// Who.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// What.
+    pub text: String,
+}
+
+/// How an execution ended, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// With an answer.
+    Completed,
+    /// An effect failed for good.
+    Failed,
+    /// Somebody asked for it.
+    Cancelled,
+    /// Its time was over.
+    TimedOut,
+    /// A limit was reached.
+    BudgetExhausted,
+    /// It could not be carried out.
+    Rejected,
+}
+
+/// A child's end, as its parent hears of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChildClosed {
+    /// The parent's effect.
+    pub effect: EffectId,
+    /// Which attempt of it.
+    pub attempt: u32,
+    /// The child.
+    pub child: ExecutionId,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Its answer, or what went wrong.
+    pub text: String,
+    /// What it used, its own children included.
+    pub usage: Usage,
+}
+
+/// A summary of a part of the context.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CompressionCompleted {
+    /// Which effect.
+    pub effect: EffectId,
+    /// Which attempt of it.
+    pub attempt: u32,
+    /// Who did it.
+    pub worker: String,
+    /// The summary.
+    pub summary: String,
+    /// Tokens read and generated.
+    pub usage: Usage,
+}
+
+/// A part of the context that was not summarised.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CompressionFailed {
+    /// Which effect.
+    pub effect: EffectId,
+    /// Which attempt of it.
+    pub attempt: u32,
+    /// Who tried.
+    pub worker: String,
+    /// What kind of failure.
+    pub class: FailureClass,
+    /// For people: fits after "failed to".
+    pub detail: String,
+}
+
+/// What a person decided about a tool call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApprovalDecided {
+    /// The effect that waits.
+    pub approval: EffectId,
+    /// Who decided.
+    pub by: String,
+    /// What.
+    pub verdict: Verdict,
+    /// With [`Verdict::Edit`]: the arguments to use instead, JSON text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<String>,
+    /// Why, for the model and for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A person's word about a tool call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Carry it out.
+    Allow,
+    /// Do not.
+    Deny,
+    /// Carry it out with other arguments.
+    Edit,
+}
+
+/// More of something limited.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BudgetGranted {
+    /// Who allows it.
+    pub by: String,
+    /// `iterations`, `tokens`, `tokens_in`, `tokens_out`, `tool_calls` or `children`.
+    pub dimension: String,
+    /// How much more.
+    pub amount: u64,
+}
+
+/// A request to wait: open effects may finish, nothing more is asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PauseRequested {
+    /// Who asked.
+    pub by: String,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A request to go on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResumeRequested {
+    /// Who asked.
+    pub by: String,
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 /// Number of partitions of the log. Fixed when the log is created and recorded in its streams.
@@ -19,6 +20,17 @@ impl ExecutionId {
     #[must_use]
     pub const fn new(id: Uuid) -> Self {
         Self(id)
+    }
+
+    /// The id of the execution that `effect` of `parent` asks for at `at` (nanoseconds): a UUIDv7 whose random part is
+    /// a hash, so that deciding again names the same child.
+    #[must_use]
+    pub fn child(parent: Self, effect: &EffectId, attempt: u32, at: i64) -> Self {
+        let digest = Sha256::digest(format!("{parent}/{effect}/{attempt}"));
+        let mut random = [0; 10];
+        random.copy_from_slice(&digest[..10]);
+        let millis = u64::try_from(at / 1_000_000).unwrap_or(0);
+        Self(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
     }
 
     /// The partition that holds this execution: `partition(16, exec)` as the NATS server computes it, which is
@@ -114,6 +126,18 @@ impl EffectId {
     #[must_use]
     pub fn tool(turn: u32, ordinal: usize) -> Self {
         Self(format!("{turn}-tool-{ordinal}"))
+    }
+
+    /// The execution that the `ordinal`-th call of a turn asks for.
+    #[must_use]
+    pub fn child(turn: u32, ordinal: usize) -> Self {
+        Self(format!("{turn}-child-{ordinal}"))
+    }
+
+    /// The `n`-th compression, from 1.
+    #[must_use]
+    pub fn compression(n: u32) -> Self {
+        Self(format!("{n}-compress-0"))
     }
 
     /// The id as it stands in subjects and SSE ids.

@@ -61,6 +61,26 @@ pub struct InferenceJob {
     /// On whose behalf; the scheduler is fair between them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
+    /// What the text is for.
+    #[serde(default, skip_serializing_if = "Purpose::is_answer")]
+    pub purpose: Purpose,
+}
+
+/// What the text of an inference is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// An answer: streamed, and a fact `inference.completed`.
+    #[default]
+    Answer,
+    /// A summary: not streamed, and a fact `compression.completed`.
+    Summary,
+}
+
+impl Purpose {
+    fn is_answer(&self) -> bool {
+        *self == Self::Answer
+    }
 }
 
 impl Schema for InferenceJob {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::chat::Usage;
+use crate::fact::Policy;
 
 /// What a service answers: a value, or why not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -153,4 +154,16 @@ pub struct AgentType {
     pub max_tool_calls: u32,
     /// Wall time at most, milliseconds.
     pub deadline_ms: u64,
+    /// Agent types it may delegate to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<String>,
+    /// Executions it may ask for.
+    #[serde(default)]
+    pub max_children: u32,
+    /// How many levels of agents may stand below it.
+    #[serde(default)]
+    pub max_depth: u32,
+    /// Its rules that are no limits.
+    #[serde(default)]
+    pub policy: Policy,
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use schemas::chat::{FinishReason, Message, Role, Sampling, ToolCall, ToolSpec, Usage};
 use schemas::decision::*;
 use schemas::fact::*;
-use schemas::job::{InferenceJob, ToolJob};
+use schemas::job::{InferenceJob, Purpose, ToolJob};
 use schemas::presence::{Hold, Holds, Worker};
 use schemas::rpc;
 use schemas::token::{Frame, FrameKind};
@@ -35,6 +35,30 @@ fn tool() -> ToolSpec {
 
 fn sandbox() -> Sandbox {
     Sandbox { tier: "bubblewrap".into(), enforced: vec!["seccomp".into(), "landlock".into()] }
+}
+
+fn limits() -> Limits {
+    Limits {
+        iterations: 8,
+        tokens: 10_000,
+        tool_calls: 16,
+        deadline: 1_790_000_060_000_000_000,
+        tokens_in: Some(9_000),
+        tokens_out: Some(1_000),
+        children: 4,
+        depth: 2,
+    }
+}
+
+fn policy() -> Policy {
+    Policy {
+        approve: vec!["run_command".into()],
+        approval_ms: 60_000,
+        join: Join::Quorum(2),
+        at_limit: AtLimit::Ask,
+        small_model: Some("tiny".into()),
+        recall: true,
+    }
 }
 
 /// Writes or compares one sample: the bytes as hex, then the same value as people read it.
@@ -86,8 +110,24 @@ fn facts() {
                 seed: Some(7),
                 stop: vec!["END".into()],
             },
-            limits: Limits { iterations: 8, tokens: 10_000, tool_calls: 16, deadline: 1_790_000_060_000_000_000 },
+            limits: limits(),
             reply: Some("_INBOX.x".into()),
+            parent: Some(Parent { exec: exec(), effect: EffectId::child(1, 0), attempt: 1 }),
+            depth: 1,
+            policy: policy(),
+            agents: vec![AgentSpec {
+                name: "helper".into(),
+                system: "You help.".into(),
+                model: "tiny".into(),
+                window: 1024,
+                tools: vec![tool()],
+                agents: vec!["coder".into()],
+                iterations: 4,
+                tokens: 5_000,
+                tool_calls: 8,
+                deadline_ms: 60_000,
+                policy: policy(),
+            }],
         })),
         FactBody::InferenceCompleted(InferenceCompleted {
             effect: effect.clone(),
@@ -124,9 +164,46 @@ fn facts() {
             duration_us: 5,
             sandbox: sandbox(),
         }),
-        FactBody::CancelRequested(CancelRequested { by: "user".into(), reason: Some("changed my mind".into()) }),
+        FactBody::CancelRequested(CancelRequested {
+            by: "user".into(),
+            reason: Some("changed my mind".into()),
+            mode: CancelMode::Graceful,
+        }),
         FactBody::TimerFired(TimerFired { timer: "deadline".into(), due: 1_790_000_060_000_000_000 }),
         FactBody::EffectLost(EffectLost { effect, attempt: 1, worker: Some("inference-1".into()) }),
+        FactBody::UserMessage(UserMessage { id: "m1".into(), by: Some("u1".into()), text: "and y?".into() }),
+        FactBody::ChildClosed(ChildClosed {
+            effect: EffectId::child(1, 0),
+            attempt: 1,
+            child: exec(),
+            outcome: Outcome::Completed,
+            text: "x is in a.rs".into(),
+            usage: Usage::new(40, 12),
+        }),
+        FactBody::CompressionCompleted(CompressionCompleted {
+            effect: EffectId::compression(1),
+            attempt: 1,
+            worker: "inference-1".into(),
+            summary: "x is in a.rs".into(),
+            usage: Usage::new(400, 12),
+        }),
+        FactBody::CompressionFailed(CompressionFailed {
+            effect: EffectId::compression(1),
+            attempt: 1,
+            worker: "inference-1".into(),
+            class: FailureClass::Overloaded,
+            detail: "generate: no room".into(),
+        }),
+        FactBody::ApprovalDecided(ApprovalDecided {
+            approval: EffectId::tool(1, 0),
+            by: "alice".into(),
+            verdict: Verdict::Edit,
+            arguments: Some(r#"{"query": "y"}"#.into()),
+            reason: Some("narrower".into()),
+        }),
+        FactBody::BudgetGranted(BudgetGranted { by: "alice".into(), dimension: "tokens".into(), amount: 1_000 }),
+        FactBody::PauseRequested(PauseRequested { by: "alice".into(), reason: Some("lunch".into()) }),
+        FactBody::ResumeRequested(ResumeRequested { by: "alice".into() }),
     ];
     for body in all {
         check(&format!("fact.{}", body.name()), &fact(body));
@@ -168,6 +245,48 @@ fn decisions() {
             turn: 1,
             outcomes: vec![ToolOutcome { effect: EffectId::tool(1, 0), success: true }],
         }),
+        Event::ChildRequested(ChildRequested {
+            effect: EffectId::child(1, 0),
+            attempt: 1,
+            turn: 1,
+            ordinal: 0,
+            child: ExecutionId::child(exec(), &EffectId::child(1, 0), 1, 1_790_000_000_000_000_000),
+            agent: "helper".into(),
+            limits: limits(),
+        }),
+        Event::ApprovalRequested(ApprovalRequested {
+            approval: EffectId::tool(1, 0),
+            name: "run_command".into(),
+            expires: 9,
+        }),
+        Event::ApprovalResolved(ApprovalResolved {
+            approval: EffectId::tool(1, 0),
+            verdict: Verdict::Allow,
+            via: "person".into(),
+            deadline: 9,
+        }),
+        Event::ContextMeasured(ContextMeasured { tokens: 800, window: 1024, messages: 9 }),
+        Event::CompressionRequested(CompressionRequested {
+            effect: EffectId::compression(1),
+            attempt: 1,
+            from: 2,
+            to: 6,
+            tokens_max: 122,
+            deadline: 9,
+        }),
+        Event::ContextReplaced(ContextReplaced {
+            from: 2,
+            to: 6,
+            summary: Some(EffectId::compression(1)),
+            tokens: 300,
+        }),
+        Event::BudgetReserved(BudgetReserved { effect: effect.clone(), tokens: 900 }),
+        Event::BudgetSettled(BudgetSettled { effect: effect.clone(), tokens: 52 }),
+        Event::TimerSet(TimerSet { timer: "deadline".into(), at: 9 }),
+        Event::TimerCancelled(TimerCancelled { timer: "1-tool-0".into() }),
+        Event::ExecutionPaused(ExecutionPaused { by: "alice".into(), reason: Some("lunch".into()) }),
+        Event::ExecutionResumed(ExecutionResumed { by: "alice".into() }),
+        Event::StuckDetected(StuckDetected { pattern: "repeat".into(), turns: vec![1, 2, 3] }),
         Event::RetryScheduled(RetryScheduled {
             effect: effect.clone(),
             attempt: 2,
@@ -233,6 +352,7 @@ fn jobs_tokens_presence_and_questions() {
             sampling: Sampling { seed: Some(7), ..Sampling::default() },
             tokens_max: 64,
             user_id: Some("u1".into()),
+            purpose: Purpose::Summary,
         },
     );
     check(
@@ -336,6 +456,10 @@ fn jobs_tokens_presence_and_questions() {
             max_tokens: 10_000,
             max_tool_calls: 16,
             deadline_ms: 60_000,
+            agents: vec!["researcher".into()],
+            max_children: 4,
+            max_depth: 2,
+            policy: policy(),
         },
     );
 }

@@ -116,7 +116,7 @@ mod tests {
     impl Log {
         fn push(&mut self, kind: Kind, payload: Vec<u8>) {
             let sequence = self.1.len() as u64 + 1;
-            self.1.push(Stored { exec: self.0, sequence, kind, payload: payload.into() });
+            self.1.push(Stored { exec: self.0, sequence, kind, stored_at: 0, payload: payload.into() });
         }
 
         fn decide(mut self, n: u64, events: Vec<Event>) -> Self {

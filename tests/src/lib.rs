@@ -264,6 +264,18 @@ impl System {
         Ok((id, response))
     }
 
+    /// Runs a client command of `vlinders` against this system's gateway; returns its exit code and its JSON.
+    ///
+    /// # Errors
+    /// When it prints no JSON.
+    pub async fn client(&self, arguments: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
+        let mut command = Command::new(program::program()?);
+        command.args(arguments).args(["--json", "--url", &self.http]).env("VLINDERS_SECRET", SECRET).kill_on_drop(true);
+        let output = tokio::time::timeout(PATIENCE, command.output()).await.context("the command did not end")??;
+        let json = serde_json::from_slice(&output.stdout);
+        Ok((output.status.code(), json.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?))
+    }
+
     /// Appends a request to the log without a gateway, as any NATS client may.
     ///
     /// # Errors
@@ -278,20 +290,17 @@ impl System {
     #[must_use]
     pub fn request(&self, exec: ExecutionId, question: &str, tools: &[&str]) -> Fact {
         let now = runtime::clock::now();
+        let (kind, agent) = if tools.is_empty() { (Kind::Chat, "chat") } else { (Kind::Agent, "coder") };
+        let deadline = now + 120_000_000_000;
+        let limits = Limits { iterations: 8, tokens: 100_000, tool_calls: 16, deadline, ..Limits::default() };
         let request = ExecutionSubmitted {
-            kind: if tools.is_empty() { Kind::Chat } else { Kind::Agent },
-            agent: if tools.is_empty() { "chat" } else { "coder" }.to_owned(),
             model: "tiny".to_owned(),
             window: 1_024,
             messages: vec![Message::text(Role::User, question)],
             tools: tools.iter().map(|name| ToolSpec::new(*name, "", json!({"type": "object"}))).collect(),
-            call: None,
             workspace: Some(self.workspace().display().to_string()),
-            user_id: None,
-            conversation_id: None,
             sampling: Sampling { seed: Some(1), ..Sampling::default() },
-            limits: Limits { iterations: 8, tokens: 100_000, tool_calls: 16, deadline: now + 120_000_000_000 },
-            reply: None,
+            ..ExecutionSubmitted::new(kind, agent, limits)
         };
         Fact::new(exec, now, FactBody::ExecutionSubmitted(Box::new(request)))
     }

@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Executions(Executions),
     /// Fold the log of one execution and print its story.
     Replay(Replay),
+    /// Ask many chats at once and say how long the first token and the answer took, and where the time went.
+    Bench(Bench),
     /// Say what is here, what is missing, and what to do about it.
     Doctor(Doctor),
 }
@@ -166,6 +168,27 @@ pub(crate) struct Replay {
     /// Decide every decision again and compare byte for byte.
     #[arg(long)]
     pub(crate) verify: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct Bench {
+    /// Chats to ask.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) requests: u32,
+    /// Clients that ask, one chat after the other.
+    #[arg(long, value_name = "C", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub(crate) concurrent: u32,
+    /// Tokens to generate at most, in each answer.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: u32,
+    /// The model; the first loaded one when missing.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

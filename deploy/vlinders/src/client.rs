@@ -4,10 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use futures::StreamExt;
 use serde_json::{Value, json};
 
 use crate::cli::{Agent, Chat, Target};
+use crate::sse::Events;
 
 /// Bytes of one tool result shown to a person; the whole stands in the log.
 const RESULT_SHOWN: usize = 600;
@@ -47,16 +47,9 @@ async fn ask(target: &Target, path: &str, body: &Value, as_json: bool) -> anyhow
         return Ok(ExitCode::from(1));
     }
     let mut shown = Shown { as_json, ..Shown::default() };
-    let mut bytes = response.bytes_stream();
-    let mut buffer = Vec::new();
-    while let Some(chunk) = bytes.next().await {
-        buffer.extend_from_slice(&chunk.context("the gateway closed the stream")?);
-        while let Some(end) = buffer.windows(2).position(|w| w == b"\n\n") {
-            let event: Vec<u8> = buffer.drain(..end + 2).collect();
-            if let Some((name, data)) = parse(&String::from_utf8_lossy(&event)) {
-                shown.event(&name, &data)?;
-            }
-        }
+    let mut events = Events::new(response);
+    while let Some((name, data)) = events.next().await? {
+        shown.event(&name, &data)?;
     }
     match shown.ended {
         Some(code) => Ok(ExitCode::from(code)),
@@ -65,19 +58,6 @@ async fn ask(target: &Target, path: &str, body: &Value, as_json: bool) -> anyhow
             shown.execution
         ),
     }
-}
-
-/// One server-sent event: its name and its data.
-fn parse(text: &str) -> Option<(String, Value)> {
-    let field = |name: &str| {
-        let lines: Vec<&str> = text
-            .lines()
-            .filter_map(|l| l.strip_prefix(name)?.strip_prefix(':'))
-            .map(|v| v.strip_prefix(' ').unwrap_or(v))
-            .collect();
-        (!lines.is_empty()).then(|| lines.join("\n"))
-    };
-    Some((field("event")?, serde_json::from_str(&field("data")?).ok()?))
 }
 
 /// What a person has seen so far.
@@ -159,17 +139,5 @@ fn report(problem: &Value, otherwise: &str) {
     eprintln!("vlinders: {}", problem["detail"].as_str().unwrap_or(otherwise));
     if let Some(next) = problem["next_step"].as_str() {
         eprintln!("  next: {next}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_has_a_name_and_data() {
-        let event = parse("event: token\nid: 1-infer-0.3\ndata: {\"text\":\"a: b\"}\n\n");
-        assert_eq!(event, Some(("token".to_owned(), json!({"text": "a: b"}))));
-        assert_eq!(parse(": keep-alive\n\n"), None);
     }
 }

@@ -157,6 +157,14 @@ fn detail(body: &FactBody) -> String {
             format!("{} attempt {} held by {}", f.effect, f.attempt, f.worker.as_deref().unwrap_or("unknown"))
         }
         FactBody::CancelRequested(f) => format!("by {}", f.by),
+        FactBody::UserMessage(f) => format!("{:?}", f.text),
+        FactBody::ChildClosed(f) => format!("{} {}: {:?}, {:?}", f.effect, f.child, f.outcome, f.text),
+        FactBody::CompressionCompleted(f) => format!("{} attempt {}: {:?}", f.effect, f.attempt, f.summary),
+        FactBody::CompressionFailed(f) => format!("{} attempt {}: {}", f.effect, f.attempt, f.detail),
+        FactBody::ApprovalDecided(f) => format!("{} {:?} by {}", f.approval, f.verdict, f.by),
+        FactBody::BudgetGranted(f) => format!("{} {} by {}", f.amount, f.dimension, f.by),
+        FactBody::PauseRequested(f) => format!("by {}", f.by),
+        FactBody::ResumeRequested(f) => format!("by {}", f.by),
         FactBody::TimerFired(f) => f.timer.clone(),
     }
 }

@@ -14,6 +14,10 @@ fn agent_type() -> AgentType {
         max_tokens: 100,
         max_tool_calls: 8,
         deadline_ms: 1_000,
+        agents: vec![],
+        max_children: 0,
+        max_depth: 0,
+        policy: Default::default(),
     }
 }
 
@@ -56,7 +60,10 @@ fn a_chat_is_completed_with_system_message_model_window_seed_and_limits() {
     let chat = submit_chat(&json!({"messages": [{"role": "user", "content": "hi"}]})).expect("valid");
     assert_eq!((chat.model.as_str(), chat.window, chat.sampling.seed), ("tiny", 512, Some(7)));
     assert_eq!(chat.messages[0], Message::text(Role::System, "Be brief."));
-    assert_eq!(chat.limits, Limits { iterations: 4, tokens: 100, tool_calls: 8, deadline: 1_000_000_005 });
+    assert_eq!(
+        chat.limits,
+        Limits { iterations: 4, tokens: 100, tool_calls: 8, deadline: 1_000_000_005, ..Limits::default() }
+    );
 }
 
 #[test]

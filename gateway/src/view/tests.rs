@@ -3,7 +3,7 @@ use schemas::decision::{
     ToolsJoined, ToolsRequested,
 };
 use schemas::fact::{FailureClass, Limits, ToolCompleted, ToolFailed};
-use schemas::{Message, Role, Sampling, ToolCall};
+use schemas::{Message, Role, ToolCall};
 
 use super::*;
 
@@ -22,20 +22,13 @@ fn decision(n: u64, events: Vec<Event>) -> Entry {
 }
 
 fn submitted(kind: Kind) -> Entry {
+    let limits = Limits { iterations: 3, tokens: 100, tool_calls: 3, deadline: 9_000_000_000, ..Limits::default() };
     fact(FactBody::ExecutionSubmitted(Box::new(ExecutionSubmitted {
-        kind,
-        agent: "coder".into(),
         model: "tiny".into(),
         window: 512,
         messages: vec![Message::text(Role::User, "hi")],
-        tools: vec![],
         call: (kind == Kind::Tool).then(|| ToolCall::new("call-0", "read_file", "{\"path\":\"a\"}")),
-        workspace: None,
-        user_id: None,
-        conversation_id: None,
-        sampling: Sampling::default(),
-        limits: Limits { iterations: 3, tokens: 100, tool_calls: 3, deadline: 9_000_000_000 },
-        reply: None,
+        ..ExecutionSubmitted::new(kind, "coder", limits)
     })))
 }
 
@@ -204,7 +197,7 @@ fn each_end_has_its_status() {
 #[test]
 fn a_corrupt_message_hides_no_other() {
     let corrupt = Entry::read(false, b"\xc1");
-    assert_eq!(corrupt.json(1, 9)["kind"], "corrupt");
+    assert_eq!(corrupt.json(1, 9, 0)["kind"], "corrupt");
     let (execution, _) = given(&[submitted(Kind::Chat), corrupt, decision(0, vec![started(), infer(1)])]);
     assert_eq!(execution.view(exec()).expect("submitted").waiting_for, [EffectId::inference(1)]);
 }

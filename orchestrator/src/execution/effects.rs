@@ -1,50 +1,69 @@
-//! The effects region: what was asked of workers. One type serves inference and tools, so that retry, timeout,
-//! cancel and fencing by attempt are written once.
-//!
-//! | from | on | to |
-//! |---|---|---|
-//! | – | asked | `Open` |
-//! | `Open` | result of the current attempt | `Done` |
-//! | `Open` | failure of the current attempt | `Failed` |
-//! | `Open` | the holder is gone | `Lost` |
-//! | `Open` (tool) | its deadline passes | `Failed` (timeout) |
-//! | `Failed`, retryable | retry scheduled | `Backoff` |
-//! | `Failed`, `Lost`, `Backoff` | asked again | `Open`, next attempt |
-//! | `Open` | refused by a rule | `Dead` |
-//! | any unfinished | cancelled | `Cancelled` |
+//! The effects region: what was asked of others. One type serves inference, tools, children and compression, so that
+//! retry, timeout, cancel, approval and fencing by attempt are written once.
 //!
 //! A result counts only if its effect is open and its attempt is the current one.
 
 use std::collections::BTreeMap;
 
-use schemas::fact::FailureClass;
+use schemas::chat::Usage;
+use schemas::fact::{FailureClass, Limits, Verdict};
 use schemas::wire::Nanos;
-use schemas::{EffectId, ToolCall};
+use schemas::{EffectId, ExecutionId, ToolCall};
+use serde::{Deserialize, Serialize};
 
-/// What a worker is asked to do.
-#[derive(Clone, Debug, PartialEq)]
+use super::Transition;
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Work {
     /// Generate an answer.
     Inference {
         /// Tokens at most.
         tokens_max: u64,
+        /// How often the context had been replaced when it was asked.
+        replacements: u32,
     },
     /// Carry out a call.
     Tool {
         /// The call as the model or the caller wrote it.
         call: ToolCall,
     },
+    /// Carry out an execution.
+    Child {
+        /// The call that asked for it.
+        call: ToolCall,
+        /// Its id.
+        child: ExecutionId,
+        /// Its agent type.
+        agent: String,
+        /// Its part of the limits.
+        limits: Limits,
+    },
+    /// Summarise a part of the context.
+    Compression {
+        /// What the summariser reads.
+        history: String,
+        /// Tokens at most.
+        tokens_max: u64,
+    },
 }
 
 /// Where an effect stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
-    /// A worker should be at it.
+    /// Somebody should be at it.
     Open {
         /// When it is given up.
         deadline: Nanos,
     },
-    /// It failed, and nothing has been decided about it yet. For a tool whose failure is final, this is its outcome.
+    /// A person must allow it.
+    AwaitApproval {
+        /// When waiting counts as a denial.
+        expires: Nanos,
+        /// The person's word, which nothing has been decided about yet.
+        word: Option<Word>,
+    },
+    /// It failed, and nothing has been decided about it yet. For a call whose failure is final, this is its outcome.
     Failed {
         /// What kind of failure.
         class: FailureClass,
@@ -66,8 +85,73 @@ pub enum State {
     Cancelled,
 }
 
+/// What a person said about a call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Word {
+    /// Who.
+    pub by: String,
+    /// What.
+    pub verdict: Verdict,
+    /// Other arguments.
+    pub arguments: Option<String>,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+/// What moves one effect; `-` is an effect that was never asked for.
+pub const TABLE: &[Transition] = &[
+    ("-", "inference.requested", "Open"),
+    ("-", "tools.requested", "Open"),
+    ("-", "child.requested", "Open"),
+    ("-", "compression.requested", "Open"),
+    ("-", "tools.requested", "Dead"),
+    ("Open", "approval.requested", "AwaitApproval"),
+    ("AwaitApproval", "approval.resolved", "Open"),
+    ("AwaitApproval", "approval.resolved", "Dead"),
+    ("AwaitApproval", "effect.cancelled", "Cancelled"),
+    ("Open", "inference.completed", "Done"),
+    ("Open", "tool.completed", "Done"),
+    ("Open", "child.closed", "Done"),
+    ("Open", "compression.completed", "Done"),
+    ("Open", "inference.failed", "Failed"),
+    ("Open", "tool.failed", "Failed"),
+    ("Open", "child.closed", "Failed"),
+    ("Open", "compression.failed", "Failed"),
+    ("Open", "deadline", "Failed"),
+    ("Open", "effect.lost", "Lost"),
+    ("Open", "effect.cancelled", "Cancelled"),
+    ("Failed", "retry.scheduled", "Backoff"),
+    // The prompt did not fit; a part of the context has been replaced since.
+    ("Failed", "inference.requested", "Open"),
+    ("Lost", "inference.requested", "Open"),
+    ("Lost", "tools.requested", "Open"),
+    ("Lost", "compression.requested", "Open"),
+    ("Lost", "effect.cancelled", "Cancelled"),
+    ("Backoff", "inference.requested", "Open"),
+    ("Backoff", "tools.requested", "Open"),
+    ("Backoff", "compression.requested", "Open"),
+    ("Backoff", "effect.cancelled", "Cancelled"),
+];
+
+impl State {
+    /// The state's name, as in the table.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Open { .. } => "Open",
+            Self::AwaitApproval { .. } => "AwaitApproval",
+            Self::Failed { .. } => "Failed",
+            Self::Lost => "Lost",
+            Self::Backoff { .. } => "Backoff",
+            Self::Done => "Done",
+            Self::Dead => "Dead",
+            Self::Cancelled => "Cancelled",
+        }
+    }
+}
+
 /// One effect.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Effect {
     /// What is asked.
     pub work: Work,
@@ -75,18 +159,87 @@ pub struct Effect {
     pub attempt: u32,
     /// Where it stands.
     pub state: State,
+    /// Tokens set aside for it.
+    pub reserved: u64,
+    /// Tokens it used.
+    pub used: u64,
     /// Result or refusal, for the model.
     text: String,
 }
 
 /// All effects of an execution, by id.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Effects(BTreeMap<EffectId, Effect>);
 
 impl Effects {
-    pub(super) fn open(&mut self, id: EffectId, work: Work, attempt: u32, deadline: Nanos) {
-        self.0.insert(id, Effect { work, attempt, state: State::Open { deadline }, text: String::new() });
+    // --- what was decided ----------------------------------------------------------------------------------------
+
+    pub(super) fn open(&mut self, id: &EffectId, work: Work, attempt: u32, deadline: Nanos) {
+        self.set(id, work, attempt, State::Open { deadline });
     }
+
+    pub(super) fn await_approval(&mut self, id: &EffectId, call: ToolCall, expires: Nanos) {
+        self.set(id, Work::Tool { call }, 1, State::AwaitApproval { expires, word: None });
+    }
+
+    fn set(&mut self, id: &EffectId, work: Work, attempt: u32, state: State) {
+        let (reserved, used) = self.0.get(id).map_or((0, 0), |e| (e.reserved, e.used));
+        self.0.insert(id.clone(), Effect { work, attempt, state, reserved, used, text: String::new() });
+    }
+
+    /// A person's word, or the end of waiting for it, takes effect.
+    pub(super) fn resolve(&mut self, id: &EffectId, verdict: Verdict, deadline: Nanos) {
+        let Some(effect) = self.0.get_mut(id) else { return };
+        let State::AwaitApproval { word, .. } = &mut effect.state else { return };
+        let word = word.take();
+        if verdict == Verdict::Deny {
+            effect.text = match word {
+                None => "error: nobody allowed this call in time".to_owned(),
+                Some(Word { reason: Some(reason), .. }) => format!("error: this call was not allowed: {reason}"),
+                Some(_) => "error: this call was not allowed".to_owned(),
+            };
+            effect.state = State::Dead;
+            return;
+        }
+        if let (Work::Tool { call }, Some(arguments)) = (&mut effect.work, word.and_then(|w| w.arguments)) {
+            call.function.arguments = arguments;
+        }
+        effect.state = State::Open { deadline };
+    }
+
+    pub(super) fn back_off(&mut self, id: &EffectId, until: Nanos) {
+        self.become_(id, State::Backoff { until });
+    }
+
+    pub(super) fn refuse(&mut self, id: &EffectId, call: ToolCall, why: &str) {
+        self.set(id, Work::Tool { call }, 1, State::Dead);
+        if let Some(effect) = self.0.get_mut(id) {
+            why.clone_into(&mut effect.text);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, id: &EffectId) {
+        self.become_(id, State::Cancelled);
+    }
+
+    fn become_(&mut self, id: &EffectId, state: State) {
+        if let Some(effect) = self.0.get_mut(id) {
+            effect.state = state;
+        }
+    }
+
+    pub(super) fn reserve(&mut self, id: &EffectId, tokens: u64) {
+        if let Some(effect) = self.0.get_mut(id) {
+            effect.reserved = tokens;
+        }
+    }
+
+    /// Takes back what was set aside.
+    pub(super) fn settle(&mut self, id: &EffectId) -> u64 {
+        self.0.get_mut(id).map_or(0, |effect| std::mem::take(&mut effect.reserved))
+    }
+
+    // --- what happened -------------------------------------------------------------------------------------------
 
     /// The current attempt of an open effect, or none: the fence against late and repeated results.
     fn current(&mut self, id: &EffectId, attempt: u32) -> Option<&mut Effect> {
@@ -94,23 +247,36 @@ impl Effects {
     }
 
     /// Returns whether the result counts.
-    pub(super) fn complete(&mut self, id: &EffectId, attempt: u32, text: String) -> bool {
+    pub(super) fn complete(&mut self, id: &EffectId, attempt: u32, text: &str, usage: Usage) -> bool {
         let Some(effect) = self.current(id, attempt) else {
             return false;
         };
         effect.state = State::Done;
-        // An inference's text goes to the context at once; only a tool's waits for its siblings.
-        if matches!(effect.work, Work::Tool { .. }) {
-            effect.text = text;
+        effect.used += usage.tokens;
+        // An inference's text goes to the context at once; the others wait for their siblings or a decision.
+        if !matches!(effect.work, Work::Inference { .. }) {
+            text.clone_into(&mut effect.text);
         }
         true
     }
 
-    pub(super) fn fail(&mut self, id: &EffectId, attempt: u32, class: FailureClass, detail: &str) {
-        if let Some(effect) = self.current(id, attempt) {
-            effect.text = format!("error: {detail}");
-            effect.state = State::Failed { class, detail: detail.to_owned() };
+    /// Returns whether the failure counts.
+    pub(super) fn fail(&mut self, id: &EffectId, attempt: u32, class: FailureClass, detail: &str) -> bool {
+        let Some(effect) = self.current(id, attempt) else {
+            return false;
+        };
+        effect.text = format!("error: {detail}");
+        effect.state = State::Failed { class, detail: detail.to_owned() };
+        true
+    }
+
+    /// Returns whether the end of the child counts.
+    pub(super) fn child_failed(&mut self, id: &EffectId, attempt: u32, detail: &str, usage: Usage) -> bool {
+        let counts = self.fail(id, attempt, FailureClass::Refused, detail);
+        if counts && let Some(effect) = self.0.get_mut(id) {
+            effect.used += usage.tokens;
         }
+        counts
     }
 
     pub(super) fn lose(&mut self, id: &EffectId, attempt: u32) {
@@ -119,47 +285,52 @@ impl Effects {
         }
     }
 
-    /// Tools whose deadline has passed have failed; an inference ends with its execution.
+    /// A person's word about a call that waits for it; the first one counts.
+    pub(super) fn hear(&mut self, id: &EffectId, said: Word, now: Nanos) {
+        if let Some(State::AwaitApproval { expires, word }) = self.0.get_mut(id).map(|e| &mut e.state)
+            && *expires > now
+        {
+            word.get_or_insert(said);
+        }
+    }
+
+    /// Tools and compressions whose deadline has passed have failed; an inference ends with its execution, and a child
+    /// says itself that it is late.
     pub(super) fn expire(&mut self, now: Nanos) {
         for effect in self.0.values_mut() {
             let late = matches!(effect.state, State::Open { deadline } if deadline <= now);
-            if late && matches!(effect.work, Work::Tool { .. }) {
-                let detail = "the tool took too long".to_owned();
+            let detail = match effect.work {
+                Work::Tool { .. } => "the tool took too long",
+                Work::Compression { .. } => "the summary took too long",
+                Work::Inference { .. } | Work::Child { .. } => continue,
+            };
+            if late {
                 effect.text = format!("error: {detail}");
-                effect.state = State::Failed { class: FailureClass::Timeout, detail };
+                effect.state = State::Failed { class: FailureClass::Timeout, detail: detail.to_owned() };
             }
         }
     }
 
-    pub(super) fn back_off(&mut self, id: &EffectId, until: Nanos) {
-        if let Some(effect) = self.0.get_mut(id) {
-            effect.state = State::Backoff { until };
-        }
-    }
+    // --- what is the case ----------------------------------------------------------------------------------------
 
-    pub(super) fn refuse(&mut self, id: &EffectId, why: &str) {
-        if let Some(effect) = self.0.get_mut(id) {
-            effect.state = State::Dead;
-            effect.text = why.to_owned();
-        }
-    }
-
-    pub(super) fn cancel(&mut self, id: &EffectId) {
-        if let Some(effect) = self.0.get_mut(id) {
-            effect.state = State::Cancelled;
-        }
-    }
-
-    /// The call of a tool effect and what the model reads as its result.
-    pub(super) fn result(&mut self, id: &EffectId) -> (Option<ToolCall>, String) {
+    /// The call of a tool or child effect and what the model reads as its result.
+    pub(super) fn take_result(&mut self, id: &EffectId) -> (Option<ToolCall>, String) {
         let Some(effect) = self.0.get_mut(id) else {
             return (None, String::new());
         };
         let call = match &effect.work {
-            Work::Tool { call } => Some(call.clone()),
-            Work::Inference { .. } => None,
+            Work::Tool { call } | Work::Child { call, .. } => Some(call.clone()),
+            Work::Inference { .. } | Work::Compression { .. } => None,
         };
-        (call, std::mem::take(&mut effect.text))
+        let text = std::mem::take(&mut effect.text);
+        let cancelled = text.is_empty() && effect.state == State::Cancelled;
+        (call, if cancelled { "cancelled: enough of the others were done".to_owned() } else { text })
+    }
+
+    /// What an effect gave or why it did not, as the model reads it.
+    #[must_use]
+    pub fn text(&self, id: &EffectId) -> &str {
+        self.0.get(id).map_or("", |e| e.text.as_str())
     }
 
     /// All effects in the order of their ids.
@@ -173,7 +344,7 @@ impl Effects {
         self.0.get(id)
     }
 
-    /// Effects a worker should be at.
+    /// Effects somebody should be at.
     pub fn open_effects(&self) -> impl Iterator<Item = (&EffectId, &Effect)> {
         self.0.iter().filter(|(_, e)| matches!(e.state, State::Open { .. }))
     }
@@ -184,25 +355,27 @@ impl Effects {
         self.0.get(id).is_some_and(|e| e.state == State::Done)
     }
 
-    /// Whether it has an outcome that will not change. A failed tool is settled once no retry is due.
+    /// Whether it has an outcome that will not change. A failed call is settled once no retry is due.
     pub(super) fn is_settled(&self, id: &EffectId) -> bool {
         self.0
             .get(id)
             .is_some_and(|e| matches!(e.state, State::Done | State::Dead | State::Cancelled | State::Failed { .. }))
     }
 
+    /// Effects that would still become something.
     pub(super) fn unfinished(&self) -> impl Iterator<Item = (&EffectId, u32)> {
-        self.0
-            .iter()
-            .filter(|(_, e)| matches!(e.state, State::Open { .. } | State::Lost | State::Backoff { .. }))
-            .map(|(id, e)| (id, e.attempt))
+        let unfinished = |state: &State| {
+            matches!(state, State::Open { .. } | State::AwaitApproval { .. } | State::Lost | State::Backoff { .. })
+        };
+        self.0.iter().filter(move |(_, e)| unfinished(&e.state)).map(|(id, e)| (id, e.attempt))
     }
 
     /// Moments at which an effect wants to be looked at again.
     pub(super) fn wakes(&self) -> impl Iterator<Item = (&EffectId, Nanos)> {
         self.0.iter().filter_map(|(id, effect)| match (&effect.state, &effect.work) {
             (State::Backoff { until }, _) => Some((id, *until)),
-            (State::Open { deadline }, Work::Tool { .. }) => Some((id, *deadline)),
+            (State::AwaitApproval { expires, .. }, _) => Some((id, *expires)),
+            (State::Open { deadline }, Work::Tool { .. } | Work::Compression { .. }) => Some((id, *deadline)),
             _ => None,
         })
     }

@@ -1,6 +1,6 @@
 //! Given these facts, then these decisions. Three lines a case where it can be had.
 
-use schemas::chat::{FinishReason, Message, Role, Sampling, ToolCall, ToolSpec, Usage};
+use schemas::chat::{FinishReason, MALFORMED_CALL, Message, Role, ToolCall, ToolSpec, Usage};
 use schemas::fact::*;
 use schemas::wire::Nanos;
 use schemas::{EffectId, Event, ExecutionId, Fact, FactBody};
@@ -14,20 +14,22 @@ fn exec() -> ExecutionId {
 
 fn request(kind: Kind) -> ExecutionSubmitted {
     let tool = |name: &str| ToolSpec::new(name, "", json!({"type": "object"}));
+    let limits = Limits {
+        iterations: 3,
+        tokens: 4_000,
+        tool_calls: 4,
+        deadline: 60_000_000_000,
+        children: 3,
+        depth: 1,
+        ..Limits::default()
+    };
     ExecutionSubmitted {
-        kind,
-        agent: "coder".into(),
         model: "tiny".into(),
         window: 1024,
         messages: vec![Message::text(Role::User, "Where is x?")],
         tools: vec![tool("search_code"), tool("read_file")],
         call: (kind == Kind::Tool).then(|| ToolCall::new("call-0", "search_code", "{}")),
-        workspace: None,
-        user_id: None,
-        conversation_id: None,
-        sampling: Sampling::default(),
-        limits: Limits { iterations: 3, tokens: 1_000, tool_calls: 4, deadline: 60_000_000_000 },
-        reply: None,
+        ..ExecutionSubmitted::new(kind, "coder", limits)
     }
 }
 
@@ -97,8 +99,11 @@ fn timer(due: Nanos) -> FactBody {
 }
 
 fn cancel() -> FactBody {
-    FactBody::CancelRequested(CancelRequested { by: "user".into(), reason: None })
+    FactBody::CancelRequested(CancelRequested { by: "user".into(), reason: None, mode: CancelMode::Now })
 }
+
+/// Events that only keep books; the cases below are about the others.
+const ACCOUNTS: [&str; 4] = ["budget.reserved", "budget.settled", "context.measured", "timer.set"];
 
 /// Folds facts one second apart, settling after each; returns the state and the names of what the last one led to.
 fn given(facts: Vec<FactBody>) -> (Execution, Vec<&'static str>) {
@@ -110,8 +115,9 @@ fn given(facts: Vec<FactBody>) -> (Execution, Vec<&'static str>) {
             _ => (i as Nanos + 1) * 1_000,
         };
         execution.apply_fact(&Fact::new(exec(), at, body));
-        last = execution.settle().iter().map(Event::name).collect();
-        assert!(execution.decide().is_empty(), "deciding again right after gives nothing");
+        let decided = execution.settle(Rules::current());
+        last = decided.iter().map(Event::name).filter(|name| !ACCOUNTS.contains(name)).collect();
+        assert!(execution.decide(Rules::current()).is_empty(), "deciding again right after gives nothing");
     }
     (execution, last)
 }
@@ -170,7 +176,10 @@ fn a_call_that_cannot_be_read_is_refused_in_words_the_model_understands() {
 
 #[test]
 fn iterations_tool_calls_and_tokens_are_limited() {
-    let turn = |n| vec![answer(n, 1, &["search_code"]), tool_done(n, 0, 1)];
+    let turn = |n: u32| {
+        let tool = if n == 2 { "read_file" } else { "search_code" };
+        vec![answer(n, 1, &[tool]), tool_done(n, 0, 1)]
+    };
     let (_, last) = given([vec![submitted(Kind::Agent)], turn(1), turn(2), turn(3)].concat());
     assert_eq!(last, ["tools.joined", "budget.exceeded", "execution.budget_exhausted"]);
     let five = vec!["search_code"; 5];
@@ -259,4 +268,337 @@ fn an_empty_request_is_rejected() {
     let mut empty = request(Kind::Chat);
     empty.messages.clear();
     assert_eq!(given(vec![FactBody::ExecutionSubmitted(Box::new(empty))]).1, ["execution.rejected"]);
+}
+
+// --- what an agent type's rules add -----------------------------------------------------------------------------------
+
+fn with(change: impl FnOnce(&mut ExecutionSubmitted)) -> FactBody {
+    let mut request = request(Kind::Agent);
+    change(&mut request);
+    FactBody::ExecutionSubmitted(Box::new(request))
+}
+
+fn helper() -> AgentSpec {
+    AgentSpec {
+        name: "helper".into(),
+        system: "You help.".into(),
+        model: "tiny".into(),
+        window: 1024,
+        tools: vec![],
+        agents: vec![],
+        iterations: 2,
+        tokens: 10_000,
+        tool_calls: 2,
+        deadline_ms: 20_000,
+        policy: Policy::default(),
+    }
+}
+
+/// An agent that may ask helpers, and has asked `children` of them in its first turn.
+fn delegated(join: Join, children: usize) -> Vec<FactBody> {
+    let call = |i| {
+        ToolCall::new(format!("c{i}"), DELEGATE, json!({"agent": "helper", "task": format!("part {i}")}).to_string())
+    };
+    let FactBody::InferenceCompleted(mut answer) = answer(1, 1, &[]) else { unreachable!() };
+    answer.tool_calls = (0..children).map(call).collect();
+    let submitted = with(|r| {
+        r.tools.push(ToolSpec::new(DELEGATE, "", json!({})));
+        r.agents = vec![helper()];
+        r.policy.join = join;
+    });
+    vec![submitted, FactBody::InferenceCompleted(answer)]
+}
+
+fn child_closed(ordinal: usize, outcome: Outcome) -> FactBody {
+    let effect = EffectId::child(1, ordinal);
+    let child = ExecutionId::child(exec(), &effect, 1, 0);
+    let (text, usage) = (format!("part {ordinal} is done"), Usage::new(100, 10));
+    FactBody::ChildClosed(ChildClosed { effect, attempt: 1, child, outcome, text, usage })
+}
+
+fn approval(verdict: Verdict, arguments: Option<&str>) -> FactBody {
+    let arguments = arguments.map(str::to_owned);
+    FactBody::ApprovalDecided(ApprovalDecided {
+        approval: EffectId::tool(1, 0),
+        by: "p".into(),
+        verdict,
+        arguments,
+        reason: None,
+    })
+}
+
+fn say(text: &str) -> FactBody {
+    FactBody::UserMessage(UserMessage { id: "m1".into(), by: None, text: text.into() })
+}
+
+#[test]
+fn children_run_in_parallel_within_their_part_of_the_limits_and_are_joined() {
+    let (execution, last) = given(delegated(Join::All, 2));
+    assert_eq!(last, ["child.requested", "child.requested"]);
+    let shares: Vec<u64> = execution.effects.open_effects().map(|(_, e)| e.reserved).collect();
+    assert_eq!(shares, [(4_000 - 15) / 3; 2], "a third each, and one for the parent");
+    let one = [delegated(Join::All, 2), vec![child_closed(0, Outcome::Completed)]].concat();
+    assert!(given(one.clone()).1.is_empty());
+    let (execution, last) = given([one, vec![child_closed(1, Outcome::Failed)]].concat());
+    assert_eq!(last, ["tools.joined", "inference.requested"]);
+    assert_eq!(execution.budget.usage.tokens, 15 + 110 + 110, "what children used is used");
+    let read: Vec<&str> =
+        execution.context.messages().iter().filter(|m| m.role == Role::Tool).map(|m| m.content.as_str()).collect();
+    assert_eq!(read, ["part 0 is done", "error: part 1 is done"]);
+}
+
+#[test]
+fn a_child_is_named_by_what_asked_for_it() {
+    let names = || {
+        given(delegated(Join::All, 2))
+            .0
+            .effects
+            .open_effects()
+            .filter_map(|(_, e)| crate::work::child_of(e))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(), names());
+    assert_eq!(names().iter().collect::<std::collections::BTreeSet<_>>().len(), 2);
+}
+
+#[test]
+fn enough_children_are_enough() {
+    let closed = |join, outcome| given([delegated(join, 3), vec![child_closed(0, outcome)]].concat()).1;
+    assert_eq!(
+        closed(Join::Any, Outcome::Completed),
+        ["effect.cancelled", "effect.cancelled", "tools.joined", "inference.requested"]
+    );
+    assert!(closed(Join::Any, Outcome::Failed).is_empty());
+    assert!(closed(Join::Quorum(2), Outcome::Completed).is_empty());
+    let two =
+        [delegated(Join::Quorum(2), 3), vec![child_closed(0, Outcome::Completed), child_closed(2, Outcome::Completed)]]
+            .concat();
+    assert_eq!(given(two).1, ["effect.cancelled", "tools.joined", "inference.requested"]);
+    assert_eq!(closed(Join::FirstError, Outcome::Failed)[..2], ["effect.cancelled", "effect.cancelled"]);
+    assert!(closed(Join::FirstError, Outcome::Completed).is_empty());
+}
+
+#[test]
+fn children_are_limited_in_number_and_depth() {
+    let (execution, last) = given(delegated(Join::All, 4));
+    assert_eq!(last, ["tools.requested", "child.requested", "child.requested", "child.requested"]);
+    assert!(execution.effects.text(&EffectId::tool(1, 3)).contains("no more agents"));
+    let mut deep = delegated(Join::All, 1);
+    if let FactBody::ExecutionSubmitted(request) = &mut deep[0] {
+        request.depth = 1;
+    }
+    assert_eq!(given(deep).1, ["tools.requested", "tools.joined", "inference.requested"]);
+}
+
+#[test]
+fn cancelling_a_parent_cancels_its_children() {
+    let (_, last) = given([delegated(Join::All, 2), vec![cancel()]].concat());
+    assert_eq!(last, ["effect.cancelled", "effect.cancelled", "execution.cancelled"]);
+}
+
+#[test]
+fn a_call_that_needs_a_person_waits_for_one() {
+    let asked = |facts: Vec<FactBody>| {
+        let start = vec![with(|r| r.policy.approve = vec!["search_code".into()]), answer(1, 1, &["search_code"])];
+        given([start, facts].concat())
+    };
+    let (execution, last) = asked(vec![]);
+    assert_eq!(last, ["tools.requested", "approval.requested"]);
+    assert_eq!(execution.effects.open_effects().count(), 0, "nobody is at it yet");
+    let (execution, last) = asked(vec![approval(Verdict::Edit, Some("{\"query\": \"y\"}"))]);
+    assert_eq!(last, ["timer.cancelled", "approval.resolved"]);
+    let (_, effect) = execution.effects.open_effects().next().expect("allowed");
+    assert!(matches!(&effect.work, Work::Tool { call } if call.function.arguments == "{\"query\": \"y\"}"));
+    assert_eq!(
+        asked(vec![approval(Verdict::Allow, None), approval(Verdict::Deny, None)]).1,
+        [""; 0],
+        "the first word counts"
+    );
+    assert_eq!(
+        asked(vec![approval(Verdict::Deny, None)]).1,
+        ["timer.cancelled", "approval.resolved", "tools.joined", "inference.requested"]
+    );
+}
+
+#[test]
+fn nobody_answering_is_a_denial() {
+    let start = vec![
+        with(|r| (r.policy.approve, r.policy.approval_ms) = (vec!["search_code".into()], 50)),
+        answer(1, 1, &["search_code"]),
+    ];
+    let (_, at) = given(start.clone()).0.wake().expect("a timer");
+    let (execution, last) = given([start, vec![timer(at)]].concat());
+    assert_eq!(last, ["approval.resolved", "tools.joined", "inference.requested"]);
+    assert!(execution.context.messages().iter().any(|m| m.content == "error: nobody allowed this call in time"));
+}
+
+fn pause() -> FactBody {
+    FactBody::PauseRequested(PauseRequested { by: "p".into(), reason: None })
+}
+
+fn resume() -> FactBody {
+    FactBody::ResumeRequested(ResumeRequested { by: "p".into() })
+}
+
+#[test]
+fn a_paused_execution_lets_open_effects_land_and_asks_for_nothing() {
+    let paused = vec![submitted(Kind::Agent), pause(), answer(1, 1, &["search_code"])];
+    assert_eq!(given(paused[..2].to_vec()).1, ["execution.paused"]);
+    assert!(given(paused.clone()).1.is_empty());
+    assert_eq!(given([paused.clone(), vec![resume()]].concat()).1, ["execution.resumed", "tools.requested"]);
+    assert_eq!(given([paused, vec![cancel()]].concat()).1, ["execution.cancelled"]);
+}
+
+#[test]
+fn a_graceful_cancel_waits_for_what_is_open() {
+    let graceful =
+        FactBody::CancelRequested(CancelRequested { by: "p".into(), reason: None, mode: CancelMode::Graceful });
+    let start = vec![submitted(Kind::Agent), answer(1, 1, &["search_code"]), graceful];
+    assert!(given(start.clone()).1.is_empty());
+    assert_eq!(given([start, vec![tool_done(1, 0, 1)]].concat()).1, ["execution.cancelled"]);
+}
+
+#[test]
+fn what_is_said_meanwhile_is_read_by_the_next_inference() {
+    let (execution, last) = given(vec![submitted(Kind::Agent), say("and y?"), answer(1, 1, &[])]);
+    assert_eq!(last, ["inference.requested"], "the answer was not the last");
+    assert_eq!(execution.context.messages().last().map(|m| m.content.as_str()), Some("and y?"));
+    assert_eq!(execution.turn, 2);
+}
+
+#[test]
+fn a_limit_can_ask_for_more() {
+    let ask = |r: &mut ExecutionSubmitted| (r.limits.iterations, r.policy.at_limit) = (1, AtLimit::Ask);
+    let start = vec![with(ask), answer(1, 1, &["search_code"]), tool_done(1, 0, 1)];
+    assert_eq!(given(start.clone()).1, ["tools.joined", "budget.exceeded", "execution.paused"]);
+    let grant = |dimension: &str| {
+        FactBody::BudgetGranted(BudgetGranted { by: "p".into(), dimension: dimension.into(), amount: 1 })
+    };
+    let more = [start.clone(), vec![grant("iterations")]].concat();
+    assert_eq!(given(more).1, ["execution.resumed", "inference.requested"]);
+    let other = [start, vec![grant("tool_calls")]].concat();
+    assert_eq!(
+        given(other).1,
+        ["execution.resumed", "budget.exceeded", "execution.paused"],
+        "it was not what was missing"
+    );
+}
+
+#[test]
+fn the_same_calls_with_the_same_results_end_it() {
+    let turn = |n| vec![answer(n, 1, &["search_code"]), tool_done(n, 0, 1)];
+    let start = vec![with(|r| (r.limits.iterations, r.limits.tool_calls) = (20, 20))];
+    let three = [start.clone(), turn(1), turn(2), turn(3)].concat();
+    assert_eq!(given(three).1, ["tools.joined", "stuck.detected", "execution.failed"]);
+    let other = |n| vec![answer(n, 1, &["read_file"]), tool_done(n, 0, 1)];
+    let to_and_fro = [start, turn(1), other(2), turn(3), other(4), turn(5), other(6)].concat();
+    assert_eq!(given(to_and_fro).1, ["tools.joined", "stuck.detected", "execution.failed"]);
+}
+
+#[test]
+fn what_is_known_is_recalled_first_and_stands_with_the_instructions() {
+    let submitted = with(|r| {
+        r.messages.insert(0, Message::text(Role::System, "You help."));
+        r.tools.push(ToolSpec::new(RECALL, "", json!({})));
+        r.policy.recall = true;
+    });
+    assert_eq!(given(vec![submitted.clone()]).1, ["execution.started", "tools.requested"]);
+    let (execution, last) = given(vec![submitted, tool_done(0, 0, 1)]);
+    assert_eq!(last, ["tools.joined", "inference.requested"]);
+    assert_eq!(execution.context.messages()[0].content, "You help.\n\nKnown from earlier work:\nresult 0");
+    assert_eq!(execution.context.len(), 2);
+}
+
+// --- room in the window -----------------------------------------------------------------------------------------------
+
+/// A turn whose result fills about `tokens` of the window.
+fn filling(turn: u32, prompt_tokens: u64, bytes: usize) -> Vec<FactBody> {
+    let FactBody::InferenceCompleted(mut answer) = answer(turn, 1, &["search_code"]) else { unreachable!() };
+    answer.usage = Usage::new(prompt_tokens, 5);
+    let FactBody::ToolCompleted(mut done) = tool_done(turn, 0, 1) else { unreachable!() };
+    done.result = format!("{turn}{}", "x".repeat(bytes));
+    vec![FactBody::InferenceCompleted(answer), FactBody::ToolCompleted(done)]
+}
+
+fn roomy() -> FactBody {
+    with(|r| (r.limits.iterations, r.limits.tool_calls, r.limits.tokens) = (20, 20, 100_000))
+}
+
+fn summary(text: &str) -> FactBody {
+    let (effect, worker, usage) = (EffectId::compression(1), "w".into(), Usage::new(300, 20));
+    FactBody::CompressionCompleted(CompressionCompleted { effect, attempt: 1, worker, summary: text.into(), usage })
+}
+
+fn no_summary(class: FailureClass) -> FactBody {
+    let (effect, worker) = (EffectId::compression(1), "w".into());
+    FactBody::CompressionFailed(CompressionFailed { effect, attempt: 1, worker, class, detail: "d".into() })
+}
+
+#[test]
+fn a_filling_window_is_compressed_beside_the_work() {
+    let start = [vec![roomy()], filling(1, 100, 700), filling(2, 400, 900)].concat();
+    let (execution, last) = given(start.clone());
+    assert_eq!(last, ["tools.joined", "compression.requested", "inference.requested"], "the work goes on");
+    assert_eq!(execution.context.name(), "Compressing");
+    let landed = [start, vec![summary("x is in a.rs")]].concat();
+    assert!(given(landed.clone()).1.is_empty(), "a prompt that a model is at stays as it is");
+    let (execution, last) = given([landed, vec![answer(3, 1, &["read_file"])]].concat());
+    assert_eq!(last, ["context.replaced", "tools.requested"]);
+    let roles: Vec<Role> = execution.context.messages().iter().map(|m| m.role).collect();
+    assert_eq!(roles, [Role::User, Role::User, Role::Assistant, Role::Tool, Role::Assistant]);
+    assert_eq!(execution.context.messages()[1].content, "Summary of what came before: x is in a.rs");
+}
+
+#[test]
+fn a_full_window_waits_for_its_summary() {
+    let start = [vec![roomy()], filling(1, 100, 1_500), filling(2, 700, 900)].concat();
+    assert_eq!(given(start.clone()).1, ["tools.joined", "compression.requested"]);
+    assert_eq!(given([start, vec![summary("short")]].concat()).1, ["context.replaced", "inference.requested"]);
+}
+
+#[test]
+fn without_a_summary_outputs_of_tools_are_dropped() {
+    let start = [vec![roomy()], filling(1, 100, 1_500), filling(2, 700, 900)].concat();
+    for failed in [no_summary(FailureClass::Overflow), summary(&"long ".repeat(400)), summary("")] {
+        let (execution, last) = given([start.clone(), vec![failed]].concat());
+        assert_eq!(last, ["context.replaced", "inference.requested"]);
+        assert_eq!(execution.context.messages()[2].content, "(output of 1501 bytes dropped)");
+        assert!(execution.context.messages()[4].content.starts_with("2xxx"), "the newest turn stays whole");
+    }
+}
+
+#[test]
+fn a_prompt_that_did_not_fit_is_made_to_fit() {
+    let start = [vec![roomy()], filling(1, 100, 700), filling(2, 300, 700)].concat();
+    let overflow = FactBody::InferenceFailed(InferenceFailed {
+        effect: EffectId::inference(3),
+        attempt: 1,
+        worker: "w".into(),
+        class: FailureClass::Overflow,
+        detail: "d".into(),
+    });
+    let overflown = [start, vec![overflow]].concat();
+    assert_eq!(given(overflown.clone()).1, ["compression.requested"]);
+    assert_eq!(given([overflown, vec![summary("short")]].concat()).1, ["context.replaced", "inference.requested"]);
+}
+
+#[test]
+fn a_call_is_never_parted_from_its_result() {
+    let mut messages = vec![Message::text(Role::System, "s"), Message::text(Role::User, "task")];
+    for turn in 0..40 {
+        let calls = (0..turn % 4).map(|i| ToolCall::new(format!("{turn}-{i}"), "t", "{}")).collect::<Vec<_>>();
+        messages
+            .push(Message { tool_calls: calls.clone(), ..Message::text(Role::Assistant, "text ".repeat(turn % 7)) });
+        messages.extend(calls.iter().map(|c| Message::tool_result(&c.id, "t", "r".repeat(turn * 5))));
+        let context = Context::new(messages.clone(), &[]);
+        for window in (200..3_000).step_by(170) {
+            let Some((from, to)) = context.compressible(window) else { continue };
+            let (from, to) = (from as usize, to as usize);
+            assert!(from >= 2 && to > from);
+            let kept = [&messages[..from], &messages[to..]].concat();
+            let asked: Vec<&str> = kept.iter().flat_map(|m| &m.tool_calls).map(|c| c.id.as_str()).collect();
+            let answered: Vec<&str> = kept.iter().filter_map(|m| m.tool_call_id.as_deref()).collect();
+            assert_eq!(asked, answered, "window {window}, {from}..{to}");
+        }
+    }
 }

@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use orchestrator::execution::Rules;
 use orchestrator::history::History;
-use orchestrator::work::{self, AnyJob};
+use orchestrator::work::{self, Order};
 use pipeline_tests::{PATIENCE, System, answered, conversation, events};
 use runtime::bus::{Bus, Commit};
 use schemas::chat::Role;
@@ -38,7 +39,7 @@ async fn die(bus: &Bus, exec: ExecutionId, reached: Reached) -> anyhow::Result<(
         history.fold(&message).expect("the test wrote it");
     }
     if reached >= Reached::Committed {
-        let record = history.decide().expect("something follows");
+        let record = history.decide(Rules::current()).expect("something follows");
         let Commit::Done(sequence) = bus.commit(&record, history.sequence).await? else {
             anyhow::bail!("somebody else decided");
         };
@@ -46,10 +47,10 @@ async fn die(bus: &Bus, exec: ExecutionId, reached: Reached) -> anyhow::Result<(
     }
     if reached >= Reached::Queued {
         for (id, effect) in history.execution.effects.open_effects() {
-            match work::job(exec, &history.execution, id, effect, &[], runtime::clock::now()) {
-                Some(AnyJob::Inference(job)) => drop(bus.queue(job.as_ref()).await?),
-                Some(AnyJob::Tool(job)) => drop(bus.queue(job.as_ref()).await?),
-                None => {}
+            match work::order(&history.execution, id, effect, &[], runtime::clock::now()) {
+                Some(Order::Inference(job)) => drop(bus.queue(job.as_ref()).await?),
+                Some(Order::Tool(job)) => drop(bus.queue(job.as_ref()).await?),
+                Some(Order::Child(_)) | None => {}
             }
         }
     }

@@ -1,5 +1,6 @@
 //! `vlinders replay --verify`: proves an honest log, and finds the one decision that the rules would not have made.
 
+use orchestrator::execution::Rules;
 use orchestrator::history::History;
 use pipeline_tests::{System, run};
 use runtime::bus::Commit;
@@ -55,7 +56,7 @@ async fn a_replay_proves_an_honest_log_and_finds_a_forged_decision() -> anyhow::
         history.fold(message).expect("the test wrote it");
         facts.add(message.sequence, &message.payload);
     }
-    let mut record = history.decide().expect("a beginning");
+    let mut record = history.decide(Rules::current()).expect("a beginning");
     for event in &mut record.events {
         if let Event::InferenceRequested(asked) = event {
             asked.tokens_max += 1;

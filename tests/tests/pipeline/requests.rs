@@ -74,3 +74,16 @@ async fn health_may_be_asked_as_often_as_anybody_likes() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_bench_says_where_the_time_to_the_first_token_went() -> anyhow::Result<()> {
+    let system = System::start().await?;
+    let (code, report) = system.client(&["bench", "--requests", "6", "--concurrent", "2", "--max-tokens", "8"]).await?;
+    assert_eq!((code, &report["answered"], &report["failed"]), (Some(0), &json!(6), &json!(0)), "{report}");
+    assert_eq!(report["tokens"], 6 * 8, "{report}");
+    let stages = report["stages_ms"].as_object().expect("stages");
+    let sum: f64 = stages.values().filter_map(|stage| stage["mean"].as_f64()).sum();
+    let whole = report["first_token_ms"]["mean"].as_f64().expect("a number");
+    assert!((sum - whole).abs() < 0.1, "the stages' means add up to the whole but for rounding: {report}");
+    Ok(())
+}

@@ -6,9 +6,11 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::{Client, HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
-use schemas::wire::encode;
+use schemas::wire::{Nanos, encode};
 use schemas::{ExecutionId, Fact, Partition, Record, stream, subject};
 use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::pull::{Pull, header};
 use super::{Bus, Error, REPLY_TIMEOUT, publish};
@@ -54,6 +56,8 @@ pub struct Stored {
     pub exec: ExecutionId,
     /// Its sequence in the partition's stream.
     pub sequence: u64,
+    /// When the server stored it, by the server's clock; writing it through to disk follows.
+    pub stored_at: Nanos,
     /// Fact or decision.
     pub kind: Kind,
     /// The bytes as they were written.
@@ -115,7 +119,9 @@ impl Bus {
             let batch = direct_get(&self.log, &stream, &request).await?;
             let full = batch.len() as u64 == READ_BATCH;
             for message in batch {
-                let stored = stored(&message, "Nats-Subject")?;
+                let subject = header(&message, "Nats-Subject")
+                    .ok_or_else(|| Error::Broken("a stored message has no subject".into()))?;
+                let stored = stored(&message, &subject)?;
                 from = stored.sequence + 1;
                 messages.push(stored);
             }
@@ -175,9 +181,9 @@ impl Facts {
         let Some(reply) = message.reply.clone() else {
             return Ok(None);
         };
-        let sequence = sequence_of_reply(&reply);
+        let (sequence, stored_at) = place_of_reply(&reply);
         let (exec, kind) = parse_subject(&message.subject)?;
-        let stored = Stored { exec, sequence, kind, payload: message.payload };
+        let stored = Stored { exec, sequence, stored_at, kind, payload: message.payload };
         Ok(Some(FactDelivery { stored, client: self.client.clone(), reply: reply.to_string() }))
     }
 
@@ -223,7 +229,7 @@ impl Live {
     pub async fn next(&mut self) -> Option<Stored> {
         loop {
             let message = self.0.next().await?;
-            match stored_live(&message) {
+            match stored(&message, &message.subject) {
                 Ok(stored) => return Some(stored),
                 Err(error) => {
                     tracing::warn!(%error, subject = %message.subject, "skipped a republished message");
@@ -233,22 +239,21 @@ impl Live {
     }
 }
 
-fn stored_live(message: &Message) -> Result<Stored, Error> {
-    let sequence = header(message, "Nats-Sequence")
-        .and_then(|s| s.parse().ok())
-        .ok_or_else(|| Error::Broken("a republished message has no sequence".into()))?;
-    let (exec, kind) = parse_subject(&message.subject)?;
-    Ok(Stored { exec, sequence, kind, payload: message.payload.clone() })
-}
-
-fn stored(message: &Message, subject_header: &str) -> Result<Stored, Error> {
+/// A message that the server read back or republished, whose log subject is `subject`.
+fn stored(message: &Message, subject: &str) -> Result<Stored, Error> {
     let sequence = header(message, "Nats-Sequence")
         .and_then(|s| s.parse().ok())
         .ok_or_else(|| Error::Broken("a stored message has no sequence".into()))?;
-    let subject =
-        header(message, subject_header).ok_or_else(|| Error::Broken("a stored message has no subject".into()))?;
-    let (exec, kind) = parse_subject(&subject)?;
-    Ok(Stored { exec, sequence, kind, payload: message.payload.clone() })
+    let stored_at = header(message, "Nats-Time-Stamp")
+        .and_then(|s| nanos(&s))
+        .ok_or_else(|| Error::Broken("a stored message has no time".into()))?;
+    let (exec, kind) = parse_subject(subject)?;
+    Ok(Stored { exec, sequence, stored_at, kind, payload: message.payload.clone() })
+}
+
+fn nanos(rfc3339: &str) -> Option<Nanos> {
+    let at = OffsetDateTime::parse(rfc3339, &Rfc3339).ok()?;
+    Nanos::try_from(at.unix_timestamp_nanos()).ok()
 }
 
 /// `vl.v1.log.<part>.<exec>.<kind>`, and the same under `seen`.
@@ -263,11 +268,13 @@ fn parse_subject(subject: &str) -> Result<(ExecutionId, Kind), Error> {
     exec.zip(kind).ok_or_else(|| Error::Broken(format!("{subject} is not a subject of the log")))
 }
 
-/// The stream sequence in an acknowledgement subject, in either of its two forms.
-fn sequence_of_reply(reply: &str) -> u64 {
+/// Sequence and time of storing in an acknowledgement subject, in either of its two forms:
+/// `….<deliveries>.<sequence>.<consumer sequence>.<time>.<pending>`.
+fn place_of_reply(reply: &str) -> (u64, Nanos) {
     let tokens: Vec<&str> = reply.split('.').collect();
     let index = if tokens.len() >= 12 { 7 } else { 5 };
-    tokens.get(index).and_then(|t| t.parse().ok()).unwrap_or(0)
+    let sequence = tokens.get(index).and_then(|t| t.parse().ok()).unwrap_or(0);
+    (sequence, tokens.get(index + 2).and_then(|t| t.parse().ok()).unwrap_or(0))
 }
 
 /// Messages of a stream by one batched request.
@@ -339,5 +346,25 @@ impl Bus {
             }
         }
         Ok(ids.into_iter().rev().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acknowledgement_subject_says_where_and_when_a_message_was_stored() {
+        let short = "$JS.ACK.VL_LOG_3.orchestrator.1.42.7.1700000000123456789.0";
+        let long = "$JS.ACK._.HASH.VL_LOG_3.orchestrator.1.42.7.1700000000123456789.0.token";
+        assert_eq!(place_of_reply(short), (42, 1_700_000_000_123_456_789));
+        assert_eq!(place_of_reply(long), (42, 1_700_000_000_123_456_789));
+    }
+
+    #[test]
+    fn times_are_read_with_as_many_digits_as_the_server_writes() {
+        assert_eq!(nanos("2023-11-14T22:13:20.123456789Z"), Some(1_700_000_000_123_456_789));
+        assert_eq!(nanos("2023-11-14T22:13:20Z"), Some(1_700_000_000_000_000_000));
+        assert_eq!(nanos("yesterday"), None);
     }
 }

@@ -1,0 +1,254 @@
+//! What the shell does about decisions: queues jobs, asks for children, withdraws what is no longer wanted, tells
+//! parents, and keeps the index of open executions. All of it follows from the log and may be done again at any time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use runtime::{Runtime, bus, clock};
+use schemas::chat::{Message, Role};
+use schemas::fact::{CancelMode, CancelRequested};
+use schemas::wire::{Nanos, encode};
+use schemas::{EffectId, Event, ExecutionId, Fact, FactBody, Record, stream};
+
+use crate::history::{History, Snapshot};
+use crate::liveness::Liveness;
+use crate::service::Metrics;
+use crate::work::{self, Order};
+
+/// How many conversations may be chained.
+const CONVERSATION_DEPTH_MAX: usize = 64;
+/// Decisions between two snapshots of an execution: reading that many again takes a few milliseconds.
+const SNAPSHOT_EVERY: u64 = 32;
+
+/// An open execution and what the shell did about it.
+pub(crate) struct Owned {
+    pub(crate) history: History,
+    /// What was done about open effects.
+    pub(crate) placed: BTreeMap<EffectId, Placed>,
+    /// Timers whose facts are on their way.
+    pub(crate) fired: BTreeSet<(String, Nanos)>,
+    /// An effect found its queue full.
+    pub(crate) waits_for_room: bool,
+    /// Decisions when it was last written to the index; none when it is not there.
+    pub(crate) indexed: Option<u64>,
+    /// Its parent, and whoever asked for a reply, have been told of its end.
+    pub(crate) reported: bool,
+}
+
+/// An effect whose order was given.
+pub(crate) struct Placed {
+    attempt: u32,
+    /// Stream and sequence of its job; none for a child.
+    job: Option<(&'static str, u64)>,
+}
+
+impl Owned {
+    pub(crate) fn new(exec: ExecutionId) -> Self {
+        Self {
+            history: History::new(exec),
+            placed: BTreeMap::new(),
+            fired: BTreeSet::new(),
+            waits_for_room: false,
+            indexed: None,
+            reported: false,
+        }
+    }
+
+    pub(crate) fn wake(&self) -> Option<(String, Nanos)> {
+        self.history.execution.wake().filter(|timer| !self.fired.contains(timer))
+    }
+}
+
+/// Carries out what executions of one partition decided.
+#[derive(Clone)]
+pub(crate) struct Hands {
+    pub(crate) runtime: Runtime,
+    pub(crate) metrics: Metrics,
+    pub(crate) liveness: Liveness,
+}
+
+impl Hands {
+    /// Gives the order of every open effect that has none yet.
+    pub(crate) async fn order_open(&self, owned: &mut Owned) -> Result<(), bus::Error> {
+        let execution = &owned.history.execution;
+        let Some(exec) = execution.exec else { return Ok(()) };
+        let mut history = None;
+        owned.waits_for_room = false;
+        for (id, effect) in execution.effects.open_effects() {
+            if let Some(placed) = owned.placed.get(id).filter(|p| p.attempt == effect.attempt) {
+                if let Some((stream, _)) = placed.job {
+                    self.liveness.watch(exec, id, effect.attempt, stream);
+                }
+                continue;
+            }
+            if history.is_none() {
+                history = Some(self.conversation(&owned.history).await?);
+            }
+            let before = history.as_deref().unwrap_or(&[]);
+            let Some(order) = work::order(execution, id, effect, before, clock::now()) else { continue };
+            let (stream, queued) = match &order {
+                Order::Inference(job) => (stream::INFERENCE_JOBS, self.runtime.bus.queue(job.as_ref()).await),
+                Order::Tool(job) => (stream::TOOL_JOBS, self.runtime.bus.queue(job.as_ref()).await),
+                Order::Child(fact) => {
+                    self.runtime.bus.append_fact(fact).await?;
+                    owned.placed.insert(id.clone(), Placed { attempt: effect.attempt, job: None });
+                    continue;
+                }
+            };
+            match queued {
+                Ok(queued) => {
+                    self.metrics.jobs.inc();
+                    let placed = Placed { attempt: effect.attempt, job: Some((stream, queued.sequence)) };
+                    // Another attempt of the same effect may still be queued; nobody wants it.
+                    if let Some((stream, old)) = owned.placed.insert(id.clone(), placed).and_then(|p| p.job) {
+                        let _ = self.runtime.bus.unqueue(stream, old).await;
+                    }
+                    self.liveness.watch(exec, id, effect.attempt, stream);
+                }
+                Err(bus::Error::Full(why)) => {
+                    tracing::warn!(%exec, effect = %id, %why, "waiting for room in the queue");
+                    owned.waits_for_room = true;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back the orders that a decision made pointless, and tells workers and children at once.
+    pub(crate) async fn withdraw(&self, owned: &mut Owned, record: &Record) {
+        let exec = record.exec;
+        let cancelled: Vec<&EffectId> = record
+            .events
+            .iter()
+            .filter_map(|event| match event {
+                Event::EffectCancelled(cancelled) => Some(&cancelled.effect),
+                _ => None,
+            })
+            .collect();
+        for effect in &cancelled {
+            let job = owned.placed.remove(effect).and_then(|placed| placed.job);
+            if let Some((stream, sequence)) = job
+                && let Err(error) = self.runtime.bus.unqueue(stream, sequence).await
+            {
+                tracing::debug!(%exec, %effect, %error, "a cancelled job stays in its queue; its result will be ignored");
+            }
+            let child = owned.history.execution.effects.get(effect).and_then(work::child_of);
+            if let Some(child) = child
+                && let Err(error) = self.cancel_child(exec, child).await
+            {
+                tracing::warn!(%exec, %child, %error, "a child was not told to end; it ends at its deadline");
+            }
+        }
+        if !cancelled.is_empty()
+            && let Err(error) = self.runtime.bus.announce_cancel(exec).await
+        {
+            tracing::debug!(%exec, %error, "workers were not told of a cancel; their results will be ignored");
+        }
+    }
+
+    async fn cancel_child(&self, parent: ExecutionId, child: ExecutionId) -> Result<(), bus::Error> {
+        let body = CancelRequested {
+            by: parent.to_string(),
+            reason: Some("the execution that asked for it no longer wants it".to_owned()),
+            mode: CancelMode::Now,
+        };
+        self.runtime.bus.append_fact(&Fact::new(child, clock::now(), FactBody::CancelRequested(body))).await?;
+        self.runtime.bus.announce_cancel(child).await
+    }
+
+    /// Tells whoever waits for the end: the parent, by a fact in its log, and the reply subject of a plain NATS client.
+    pub(crate) async fn report(&self, owned: &mut Owned) -> Result<(), bus::Error> {
+        if std::mem::replace(&mut owned.reported, true) {
+            return Ok(());
+        }
+        let execution = &owned.history.execution;
+        if let Some(fact) = work::report(execution, clock::now())
+            && let Err(error) = self.runtime.bus.append_fact(&fact).await
+        {
+            owned.reported = false;
+            return Err(error);
+        }
+        let reply = execution.request.as_deref().and_then(|r| r.reply.clone());
+        if let (Some(subject), Some(end)) = (reply, &execution.end) {
+            let text = serde_json::json!({
+                "execution_id": execution.exec, "status": end.outcome, "response": end.text,
+                "iterations": execution.budget.iterations, "usage": execution.budget.usage,
+            });
+            self.runtime.bus.reply(subject, text.to_string().into_bytes().into()).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes an open execution where a successor finds it, with a snapshot now and then.
+    pub(crate) async fn index(&self, owned: &mut Owned) -> Result<(), bus::Error> {
+        let decisions = owned.history.decisions();
+        if owned.indexed.is_some_and(|then| decisions < then + SNAPSHOT_EVERY) {
+            return Ok(());
+        }
+        // Between two decisions there is nothing to write yet; the next one comes soon.
+        let Some(snapshot) = owned.history.snapshot() else { return Ok(()) };
+        let bucket = self.runtime.bus.bucket(stream::BUCKET_OPEN).await?;
+        let key = index_key(snapshot.exec);
+        bucket.put(key, encode(&snapshot).into()).await.map_err(|e| bus::Error::Broken(e.to_string()))?;
+        if owned.indexed.replace(decisions).is_none() {
+            self.metrics.open.inc();
+        }
+        Ok(())
+    }
+
+    /// Takes an execution that has ended out of the index.
+    pub(crate) async fn unindex(&self, owned: &mut Owned) -> Result<(), bus::Error> {
+        if owned.indexed.is_none() {
+            return Ok(());
+        }
+        let bucket = self.runtime.bus.bucket(stream::BUCKET_OPEN).await?;
+        bucket.purge(index_key(owned.history.exec)).await.map_err(|e| bus::Error::Broken(e.to_string()))?;
+        owned.indexed = None;
+        self.metrics.open.dec();
+        Ok(())
+    }
+
+    /// Reads an execution: from its snapshot where there is one, else from its beginning.
+    pub(crate) async fn load(&self, exec: ExecutionId) -> Result<History, bus::Error> {
+        let mut history = match self.snapshot(exec).await {
+            Some(snapshot) => History::restore(snapshot),
+            None => History::new(exec),
+        };
+        for stored in self.runtime.bus.read_execution(exec, history.sequence).await? {
+            if let Err(unreadable) = history.fold(&stored) {
+                let sequence = unreadable.sequence;
+                tracing::error!(%exec, sequence, reason = %unreadable.reason, "skipped a message of the log that cannot be read");
+            }
+        }
+        Ok(history)
+    }
+
+    /// A snapshot of this version; anything else is passed over.
+    async fn snapshot(&self, exec: ExecutionId) -> Option<Snapshot> {
+        let bucket = self.runtime.bus.bucket(stream::BUCKET_OPEN).await.ok()?;
+        let bytes = bucket.get(index_key(exec)).await.ok()??;
+        Snapshot::read(&bytes).filter(|snapshot| snapshot.exec == exec)
+    }
+
+    /// The messages of the executions that this one continues, oldest first.
+    async fn conversation(&self, of: &History) -> Result<Vec<Message>, bus::Error> {
+        let request = of.execution.request.as_deref();
+        let mut parts = Vec::new();
+        let mut next = request.and_then(|r| r.conversation_id);
+        while let Some(exec) = next.filter(|_| parts.len() < CONVERSATION_DEPTH_MAX) {
+            let history = self.load(exec).await?;
+            parts.push(history.execution.context.messages().to_vec());
+            next = history.execution.request.as_deref().and_then(|r| r.conversation_id);
+        }
+        let mut messages: Vec<Message> = parts.into_iter().rev().flatten().collect();
+        // One system message: the newest request's, or the one the conversation began with.
+        let own = request.is_some_and(|r| r.messages.iter().any(|m| m.role == Role::System));
+        let mut first = !own;
+        messages.retain(|m| m.role != Role::System || std::mem::take(&mut first));
+        Ok(messages)
+    }
+}
+
+fn index_key(exec: ExecutionId) -> String {
+    format!("{}.{exec}", exec.partition())
+}

@@ -1,0 +1,132 @@
+//! Room in the window: it is measured after every message, a part of the context is summarised beside the work from
+//! three quarters on, and from nineteen twentieths on the work waits for that.
+
+use schemas::decision::{CompressionRequested, ContextMeasured, ContextReplaced};
+use schemas::fact::{ExecutionSubmitted, FailureClass, Kind};
+use schemas::{EffectId, Event};
+
+use super::ATTEMPTS_MAX;
+use crate::execution::{Effect, Execution, Phase, Rules, State, Work};
+
+/// Share of the window, in percent, from which on a part of the context is summarised.
+const COMPRESS_FROM: u64 = 75;
+/// Share from which on the next inference waits for it.
+const WAIT_FROM: u64 = 95;
+/// Share of the window that a summary may take.
+const SUMMARY_SHARE: u64 = 12;
+/// A summary that keeps more than this share of what it stands for is none.
+const PROGRESS: u64 = 80;
+
+impl Execution {
+    /// Measures, asks for a summary, puts one where the messages were.
+    pub(super) fn make_room(&self, request: &ExecutionSubmitted, rules: Rules) -> Vec<Event> {
+        if request.kind == Kind::Tool || request.window == 0 {
+            return vec![];
+        }
+        if rules.accounts && !self.context.is_measured() {
+            return vec![Event::ContextMeasured(ContextMeasured {
+                tokens: self.context.tokens(),
+                window: request.window,
+                messages: self.context.len(),
+            })];
+        }
+        if !rules.compresses {
+            return vec![];
+        }
+        if self.context.compressing().is_some() {
+            return self.after_compression(request);
+        }
+        // A turn under way is not cut: its calls and their results belong together.
+        let between = !matches!(self.phase, Phase::Acting(_));
+        if between && self.is_fuller_than(request, COMPRESS_FROM) {
+            return self.relieve(request).unwrap_or_default();
+        }
+        vec![]
+    }
+
+    /// Whether the next inference has to wait for a summary that is being made.
+    pub(super) fn must_wait_for_room(&self, request: &ExecutionSubmitted, rules: Rules) -> bool {
+        rules.compresses && self.is_fuller_than(request, WAIT_FROM) && self.is_compressing()
+    }
+
+    /// What helps a model whose window the prompt did not fit; none when nothing does.
+    pub(super) fn after_overflow(
+        &self,
+        request: &ExecutionSubmitted,
+        id: &EffectId,
+        effect: &Effect,
+        class: FailureClass,
+        rules: Rules,
+    ) -> Option<Vec<Event>> {
+        let Work::Inference { replacements, .. } = effect.work else { return None };
+        if class != FailureClass::Overflow || !rules.compresses || effect.attempt >= ATTEMPTS_MAX {
+            return None;
+        }
+        if replacements < self.context.replacements() {
+            return Some(self.ask_again(id, effect, rules));
+        }
+        if self.is_compressing() {
+            return Some(vec![]);
+        }
+        self.relieve(request)
+    }
+
+    /// Whether a summary is on its way.
+    fn is_compressing(&self) -> bool {
+        let state = self.context.compressing().and_then(|c| self.effects.get(&c.effect)).map(|e| &e.state);
+        matches!(state, Some(State::Open { .. } | State::Lost | State::Backoff { .. } | State::Done))
+    }
+
+    fn is_fuller_than(&self, request: &ExecutionSubmitted, percent: u64) -> bool {
+        request.window > 0 && self.context.tokens() * 100 >= u64::from(request.window) * percent
+    }
+
+    /// Summarises what can be summarised, else drops what can be dropped; none when neither would help.
+    fn relieve(&self, request: &ExecutionSubmitted) -> Option<Vec<Event>> {
+        if self.context.compressing().is_none()
+            && let Some((from, to)) = self.context.compressible(request.window)
+        {
+            return Some(vec![Event::CompressionRequested(CompressionRequested {
+                effect: EffectId::compression(self.context.next_compression()),
+                attempt: 1,
+                from,
+                to,
+                tokens_max: (u64::from(request.window) * SUMMARY_SHARE / 100).max(16),
+                deadline: self.tool_deadline(),
+            })]);
+        }
+        self.drop_outputs(request).map(|event| vec![event])
+    }
+
+    fn drop_outputs(&self, request: &ExecutionSubmitted) -> Option<Event> {
+        let (from, to, saved) = self.context.droppable(request.window)?;
+        let tokens = self.context.tokens().saturating_sub(saved);
+        Some(Event::ContextReplaced(ContextReplaced { from, to, summary: None, tokens }))
+    }
+
+    /// A summary that came takes the place of its messages; one that will not come, or saves nothing, is done without.
+    fn after_compression(&self, request: &ExecutionSubmitted) -> Vec<Event> {
+        // A prompt that a model is at stays as it was asked for.
+        if let Phase::Inferring(asked) = &self.phase
+            && !self.effects.is_settled(asked)
+        {
+            return vec![];
+        }
+        let Some(part) = self.context.compressing() else { return vec![] };
+        let Some(effect) = self.effects.get(&part.effect) else { return vec![] };
+        match &effect.state {
+            State::Done => {}
+            State::Failed { class, .. } if class.retryable() && effect.attempt < ATTEMPTS_MAX => return vec![],
+            State::Failed { .. } | State::Cancelled => return self.drop_outputs(request).into_iter().collect(),
+            _ => return vec![],
+        }
+        let was = self.context.tokens_between(part.from, part.to);
+        let summary = self.effects.text(&part.effect).len() as u64 * 2 / 5 + 16;
+        if self.effects.text(&part.effect).is_empty() || summary * 100 > was * PROGRESS {
+            return self.drop_outputs(request).into_iter().collect();
+        }
+        let tokens = (self.context.tokens() + summary).saturating_sub(was);
+        let (from, to, summary) = (part.from, part.to, Some(part.effect.clone()));
+        vec![Event::ContextReplaced(ContextReplaced { from, to, summary, tokens })]
+    }
+}
