@@ -28,6 +28,7 @@ pub(crate) struct Directory {
     models: Remembered<Model>,
     tools: Remembered<Tool>,
     agents: Remembered<AgentType>,
+    workers: Remembered<Worker>,
 }
 
 /// A list, bare or in a reply: workers answer in either way.
@@ -40,7 +41,13 @@ enum Listed<T> {
 
 impl Directory {
     pub(crate) fn new(bus: Bus) -> Self {
-        Self { bus, models: Mutex::default(), tools: Mutex::default(), agents: Mutex::default() }
+        Self {
+            bus,
+            models: Mutex::default(),
+            tools: Mutex::default(),
+            agents: Mutex::default(),
+            workers: Mutex::default(),
+        }
     }
 
     /// Loaded models, sorted by name: what one worker answers, and what the others announce.
@@ -50,7 +57,7 @@ impl Directory {
         }
         let mut models = self.ask::<Model>(subject::RPC_MODELS).await?.unwrap_or_default();
         if !models.is_empty() {
-            models.extend(self.workers().await.unwrap_or_default().into_iter().flat_map(|w| w.models));
+            models.extend(self.workers().await.unwrap_or_default().iter().flat_map(|w| w.models.clone()));
             models.sort();
             models.dedup_by(|a, b| a.name == b.name);
         }
@@ -85,9 +92,14 @@ impl Directory {
         found.ok_or_else(|| Failure::unknown("agent", name, &agents.iter().map(|a| a.name.clone()).collect::<Vec<_>>()))
     }
 
-    /// Workers that are there.
-    pub(crate) async fn workers(&self) -> Result<Vec<Worker>, Failure> {
-        Ok(self.bucket::<Worker>(stream::BUCKET_WORKERS, "").await?.into_values().collect())
+    /// Workers that are there. Each listing of a bucket is a consumer that the server keeps for seconds, of which it
+    /// allows a thousand: who asks for the health again and again must not use them up.
+    pub(crate) async fn workers(&self) -> Result<Arc<Vec<Worker>>, Failure> {
+        if let Some(workers) = fresh(&self.workers) {
+            return Ok(workers);
+        }
+        let found = self.bucket::<Worker>(stream::BUCKET_WORKERS, "").await?;
+        Ok(remember(&self.workers, found.into_values().collect()))
     }
 
     /// Refuses a workspace in which no tool may work. Where nobody can say, the tool worker will, at the call.

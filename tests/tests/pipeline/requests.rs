@@ -66,6 +66,16 @@ async fn a_hundred_chats_at_once_all_complete() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn health_may_be_asked_as_often_as_anybody_likes() -> anyhow::Result<()> {
+    let system = System::start().await?;
+    for n in 0..1_200 {
+        let health: serde_json::Value = system.get("/health").send().await?.json().await?;
+        assert_eq!(health["parts"]["workers"], json!({"analysis": 1, "inference": 1, "tool": 1}), "asked {n} times");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_bench_says_where_the_time_to_the_first_token_went() -> anyhow::Result<()> {
     let system = System::start().await?;
     let (code, report) = system.client(&["bench", "--requests", "6", "--concurrent", "2", "--max-tokens", "8"]).await?;
