@@ -114,7 +114,7 @@ def rows(cells: Cells) -> list[dict]:
     return found
 
 
-def machine() -> dict:
+def machine(cells: Cells) -> dict:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -123,7 +123,7 @@ def machine() -> dict:
         "cores": os.cpu_count(),
         "memory_gib": round(memory / 2**30, 1),
         "kernel": platform.release(),
-        "load": os.getloadavg()[1],
+        "busy_with_other_work_cores": [result["busy_cores"] for result in cells.by_name["others"]],
     }
 
 
@@ -137,6 +137,11 @@ def commit() -> str:
 
 def show(cells: Cells, found: list[dict]) -> None:
     systems = {"ours always": "Vlinders, sync always", "ours default": "Vlinders, default sync", **PEERS}
+    busy = max(result["busy_cores"] for result in cells.by_name["others"])
+    if busy > 0.25 * os.cpu_count():
+        print(
+            f"\nOther work keeps up to {busy} of {os.cpu_count()} cores busy: single-threaded peers suffer most from that."
+        )
     for concurrent in (1, 64):
         print(
             f"\n{concurrent} at once{'':<20}{'steps/s':>10}{'hop p50':>10}{'p99 ms':>10}{'agent p50':>11}{'p99 ms':>10}"
@@ -168,7 +173,7 @@ def main() -> None:
     results = {
         "suite": "orchestrator",
         "commit": commit(),
-        "machine": machine(),
+        "machine": machine(cells),
         "quick": "--quick" in sys.argv,
         "rounds": len(cells.by_name["ours always 64"]),
         "rows": found,
