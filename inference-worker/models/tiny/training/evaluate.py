@@ -20,7 +20,18 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from batches import Encoded, encode, pad
-from generate import ALL_TOOLS, NAME, TASKS, VALUE, World, conversation, draw_tools, system_prompt, task_unavailable
+from generate import (
+    ALL_TOOLS,
+    NAME,
+    TASKS,
+    USUAL_TOOLS,
+    VALUE,
+    World,
+    conversation,
+    draw_tools,
+    system_prompt,
+    task_unavailable,
+)
 from model import Config, TinyQwen3, from_hugging_face
 
 COLUMNS = ("name", "call", "values", "answer", "whole")
@@ -142,13 +153,12 @@ def evaluate(
         world = World(pool, split, seed + zlib.crc32(name.encode()) % 1000)
         tallies[name], failures[name] = Tally(), []
         if name in TASKS:
-            items = [TASKS[name].make(world, ALL_TOOLS) for _ in range(count)]
-            run_task(
-                model, tokenizer, system_prompt(ALL_TOOLS), encode(tokenizer, items), tallies[name], failures[name]
-            )
+            tools = USUAL_TOOLS if set(TASKS[name].tools) <= set(USUAL_TOOLS) else ALL_TOOLS
+            items = [TASKS[name].make(world, tools) for _ in range(count)]
+            run_task(model, tokenizer, system_prompt(tools), encode(tokenizer, items), tallies[name], failures[name])
             continue
         for index in range(count):
-            tools: tuple[str, ...] = ()
+            tools = ()
             while name == "some_tools" and (not tools or len(tools) == len(ALL_TOOLS)):
                 tools = draw_tools(world)
             item = task_unavailable(world, tools) if index % 3 == 0 else conversation(world, tools, single=True)
