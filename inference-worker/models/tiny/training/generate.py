@@ -64,10 +64,15 @@ TYPES = (
     "str u32 usize String bool int Vec<u8> Option<String> dict Path f32 &str Result<()> i64 list[str] Arc<Self>".split()
 )
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-PLAIN_FILES = "LICENSE LICENSE Makefile Dockerfile README CHANGELOG NOTICE .gitignore .env Justfile COPYING VERSION".split()
+PLAIN_FILES = "LICENSE LICENSE Makefile Dockerfile README CHANGELOG NOTICE .gitignore .env Justfile COPYING".split()
 SHORT_NAMES = (
     "new new new default fmt from drop next poll len get set run main tests open read write start stop call build "
     "parse check clone eq hash as_str is_empty into_inner push insert remove name id error Error Config State Kind"
+).split()
+COMMON_NAMES = (
+    "line lines file files code calls called call find search read show open list path name names used use uses source "
+    "symbols symbol imports import functions function modules module result results matches match error tool tools "
+    "question answer text count start end execution executions where defined definition find_all main new run test"
 ).split()
 STD_MODULES = (
     "collections sync path time io fmt str mem ops cmp net fs env error future pin task num iter process thread borrow "
@@ -95,6 +100,8 @@ class World:
         self.paths = pool[split]["paths"]
         self.real = 0.5 if split == "held" else 0.2
         self.shapes = Shapes(split, self.random, self.word)
+        self.topic: list[str] = []
+        self.on_topic = 0.0
 
     def chance(self, probability: float) -> bool:
         """True with the given probability."""
@@ -104,8 +111,16 @@ class World:
         """One of the items."""
         return self.random.choice(items)
 
+    def turn_page(self) -> None:
+        """A new conversation: usually one about few things, whose words come back everywhere, as in real code."""
+        self.on_topic = 0.0
+        self.topic = [self.word() for _ in range(self.pick((5, 8, 12, 20, 40)))]
+        self.on_topic = self.pick((0.0, 0.0, 0.3, 0.5, 0.7, 0.85))
+
     def word(self) -> str:
-        """A lower-case word: mostly from the pool, else made up."""
+        """A lower-case word: one of the topic, or mostly from the pool, else made up."""
+        if self.chance(self.on_topic):
+            return self.pick(self.topic)
         x = self.random.random()
         if x < 0.80:
             return self.pick(self.words)
@@ -147,6 +162,8 @@ class World:
     def asked(self) -> str:
         """A name as people ask for it: an identifier, now and then with what it belongs to."""
         x, name = self.random.random(), self.identifier()
+        if x < 0.04:
+            return self.pick(COMMON_NAMES)
         if x < 0.88:
             return name
         if x < 0.95:
@@ -980,16 +997,16 @@ class Task:
 TASKS: dict[str, Task] = {
     "where": Task(task_where, 2.5, ("search_code",)),
     "usage": Task(task_usage, 1.5, ("search_code",)),
-    "imports": Task(task_imports, 1.5, ("analyze_code",)),
-    "symbols": Task(task_symbols, 1.5, ("analyze_code",)),
-    "lines": Task(task_lines, 1.5, ("read_file",)),
-    "read": Task(task_read, 1.5, ("read_file",)),
-    "semantic": Task(task_semantic, 1.2, ("semantic_search",)),
-    "web": Task(task_web, 1.0, ("web_search",)),
+    "imports": Task(task_imports, 2.0, ("analyze_code",)),
+    "symbols": Task(task_symbols, 2.0, ("analyze_code",)),
+    "lines": Task(task_lines, 1.8, ("read_file",)),
+    "read": Task(task_read, 2.0, ("read_file",)),
+    "semantic": Task(task_semantic, 0.9, ("semantic_search",)),
+    "web": Task(task_web, 0.7, ("web_search",)),
     "two_step": Task(task_two_step, 2.0, ("search_code", "read_file")),
     "parallel": Task(task_parallel, 3.0, ("search_code",)),
     "mixed": Task(task_mixed, 2.0, ("search_code", "analyze_code", "read_file")),
-    "smalltalk": Task(task_smalltalk, 0.9),
+    "smalltalk": Task(task_smalltalk, 0.6),
     "follow_up": Task(task_follow_up, 0.8, ("search_code", "read_file")),
     "summary": Task(task_summary, 1.0),
 }
@@ -1039,11 +1056,13 @@ def draw_system(world: World, tools: tuple[str, ...]) -> str:
 def conversation(world: World, tools: tuple[str, ...], curriculum: float = 0.0, single: bool = False) -> Segments:
     """One conversation after the system turn."""
     if world.chance(curriculum):
+        world.turn_page()
         return world.pick(CURRICULUM)(world, tools)
     usable = [task for task in TASKS.values() if set(task.tools) <= set(tools)]
     if len(tools) < len(TOOLS):
         usable.append(Task(task_unavailable, 1.2 if set(USUAL_TOOLS) <= set(tools) else 4.0))
     segments: Segments = []
+    world.turn_page()
     for _ in range(1 if single else world.random.choices((1, 2, 3), (80, 16, 4))[0]):
         task = world.random.choices(usable, [task.weight for task in usable])[0]
         segments += task.make(world, tools)

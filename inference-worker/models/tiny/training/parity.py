@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluate import load_exported
+from evaluate import load_exported, make
 from generate import ALL_TOOLS, BEGIN, CONTEXT, END, TASKS, TOOLS, USUAL_TOOLS, Segments, World, system_prompt
 
 
@@ -79,7 +79,7 @@ def main() -> None:
         tools = USUAL_TOOLS if set(task.tools) <= set(USUAL_TOOLS) else ALL_TOOLS
         system = system_prompt(tools)
         for _ in range(options.count):
-            segments = task.make(world, tools)
+            segments = make(world, task.make, tools)
             text = system + "".join(piece for piece, _ in segments)
             chat = messages(text)[1:]
             rendered += tokenizer.apply_chat_template(chat, tools=schemas(tools), tokenize=False) != text
