@@ -87,6 +87,12 @@ PYTHON_MODULES = (
     "argparse random math subprocess threading unittest __future__ contextlib datetime io abc enum numpy torch"
 ).split()
 SENTENCE_WORDS = "the a is are of to in and that not no what who when with by it its one every only are has".split()
+# Pieces of the tokenizer, so that each of them is something to copy.
+PIECES = [
+    piece
+    for piece in json.loads(Path(__file__).parents[1].joinpath("tokenizer.json").read_text())["model"]["vocab"]
+    if re.fullmatch("[a-z]{2,8}", piece)
+] + ["vlinder", "vlinders", "linder"] * 12
 RARE = "→ · – — … “ ” ’ é ü ß × ≥ ≤ µ ✓ ─ │ ▶ ° ² 中 文 🎉 § «".split()
 
 
@@ -102,6 +108,7 @@ class World:
         self.shapes = Shapes(split, self.random, self.word)
         self.topic: list[str] = []
         self.on_topic = 0.0
+        self.short = False
 
     def chance(self, probability: float) -> bool:
         """True with the given probability."""
@@ -116,14 +123,17 @@ class World:
         self.on_topic = 0.0
         self.topic = [self.word() for _ in range(self.pick((5, 8, 12, 20, 40)))]
         self.on_topic = self.pick((0.0, 0.0, 0.3, 0.5, 0.7, 0.85))
+        self.short = self.chance(0.6)  # tools print little, which trains faster
 
     def word(self) -> str:
         """A lower-case word: one of the topic, or mostly from the pool, else made up."""
         if self.chance(self.on_topic):
             return self.pick(self.topic)
         x = self.random.random()
-        if x < 0.80:
+        if x < 0.70:
             return self.pick(self.words)
+        if x < 0.80:
+            return "".join(self.pick(PIECES) for _ in range(self.pick((1, 2, 2, 3))))
         if x < 0.93:
             return "".join(self.pick(SYLLABLES) for _ in range(self.random.randint(1, 3)))
         return "".join(self.pick(LETTERS) for _ in range(self.random.randint(2, 6)))
@@ -539,7 +549,7 @@ def search_outcome(world: World, name: str, longest: int = 5) -> Outcome:
         return failed
     if world.chance(0.07):
         return Outcome("no matches", say("I found no match for {}.", name), ok=False)
-    shown = min(longest, world.pick((1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 5, 5, 5)))
+    shown = min(longest, world.pick((1, 1, 2, 2, 3) if world.short else (1, 2, 3, 3, 4, 5, 5, 5, 5, 5)))
     count = str(shown)
     if shown == longest and world.chance(0.8):
         count = "1000+" if world.chance(0.1) else str(shown + world.random.randint(1, world.pick((10, 60, 800))))
@@ -562,8 +572,8 @@ def analysis_outcome(world: World, path: str, what: Literal["imports", "symbols"
     """`analyze_code`: line count, imports and symbols, at most twelve of each."""
     if failed := failure(world, path, 0.07):
         return failed
-    imports = world.imports(world.pick((0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8, 10, 12)))
-    symbols = world.symbols(world.pick((0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8, 10, 12)))
+    counts = (0, 1, 1, 2, 2, 3, 4) if world.short else (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 12, 12)
+    imports, symbols = world.imports(world.pick(counts)), world.symbols(world.pick(counts))
     parts, shown = [f"{world.number()} lines"], {}
     for name, items in (("imports", imports), ("symbols", symbols)):
         more = len(items) == 12 and world.chance(0.8) or items and world.chance(0.04)
@@ -585,7 +595,7 @@ def file_lines(world: World, first: int, lines: list[str], more: int = 0) -> str
 
 def draw_length(world: World) -> int:
     """Lines shown of a file: as many as fit, or few."""
-    return world.pick((1, 2, 3, 3, 4, 5, 6, 8, 10, 14, 20, 20))
+    return world.pick((1, 2, 2, 3, 3, 4) if world.short else (3, 4, 6, 8, 10, 14, 20, 20))
 
 
 def starts_with(head: str, plural: bool = False) -> Segments:
@@ -965,15 +975,27 @@ def task_unavailable(world: World, tools: tuple[str, ...]) -> Segments:
 
 
 def task_copy(world: World, tools: tuple[str, ...]) -> Segments:
-    """Curriculum: plain copying."""
+    """Curriculum: plain copying, of mixed values or of a list whose items resemble each other."""
     makers = (world.identifier, world.path, lambda: str(world.number()), world.word, world.code)
-    items = [world.pick(makers)() for _ in range(world.random.randint(2, 5))]
     separator, quote = world.pick(((" ", ""), (", ", ""), ("\n", ""), (" ", '"'), (" ", "`")))
+    count = world.random.randint(4, 12)
+    match world.random.randrange(6):
+        case 0:
+            items, separator, quote = world.imports(count), ", ", ""
+        case 1:
+            items, separator, quote = world.symbols(count), ", ", ""
+        case 2:
+            items, separator, quote = [world.code() for _ in range(3)], "\n", world.pick(("", "`"))
+        case 3:
+            path = world.path()
+            items = [f"{world.near(path)}:{world.number()}" for _ in range(count // 2)]
+        case _:
+            items = [world.pick(makers)() for _ in range(world.random.randint(2, 5))]
     segments: Segments = []
     for index, item in enumerate(items):
         before = (separator if index else "") + quote
         segments += [(before, TEMPLATE)] * bool(before) + [(item, VALUE)] + [(quote, TEMPLATE)] * bool(quote)
-    return user("copy " + " ".join(items)) + assistant(segments)
+    return user("copy " + (separator if separator == ", " else " ").join(items)) + assistant(segments)
 
 
 def task_fetch(world: World, tools: tuple[str, ...]) -> Segments:
@@ -1063,7 +1085,7 @@ def conversation(world: World, tools: tuple[str, ...], curriculum: float = 0.0, 
         usable.append(Task(task_unavailable, 1.2 if set(USUAL_TOOLS) <= set(tools) else 4.0))
     segments: Segments = []
     world.turn_page()
-    for _ in range(1 if single else world.random.choices((1, 2, 3), (80, 16, 4))[0]):
+    for _ in range(1 if single else world.random.choices((1, 2, 3), (88, 10, 2))[0]):
         task = world.random.choices(usable, [task.weight for task in usable])[0]
         segments += task.make(world, tools)
         if task.make is task_summary:

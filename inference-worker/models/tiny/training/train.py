@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--from-exported", type=Path, metavar="DIR", help="start from these weights, optimisers new")
     parser.add_argument("--batch", type=int, default=4096, help="tokens of a batch")
-    parser.add_argument("--longest", type=int, default=900, help="longest conversation in tokens")
+    parser.add_argument("--longest", type=int, default=800, help="longest conversation in tokens")
     parser.add_argument("--lr-matrices", type=float, default=0.02)
     parser.add_argument("--lr-rest", type=float, default=2.5e-3)
     parser.add_argument("--warmup", type=int, default=60)
@@ -198,12 +198,12 @@ def main() -> None:
 
     forward = model if options.no_compile else torch.compile(model, dynamic=True)
     seed = options.seed * 1000 + leg + 1
-    early = 0.6 if fresh and seen < 1e6 else 0.05  # share of copying exercises
+    early = 0.6 if fresh and seen < 1e6 else 0.1  # share of copying exercises
     loader = Loader(options.tokenizer, options.pool, seed, options.batch, options.longest, early)
     statistics, weights = Statistics(), list(model.parameters())
     logged, logged_tokens, saved, cpu = time.time(), seen, time.time(), time.process_time()
     while seen < total:
-        early = 0.6 if fresh and seen < 1e6 else 0.05
+        early = 0.6 if fresh and seen < 1e6 else 0.1
         loader.share[0] = early if seen < decay_start + 0.5 * (total - decay_start) else 0.0
         batch = loader.next()
         prefix, ids = torch.from_numpy(batch.prefix), torch.from_numpy(batch.ids)
