@@ -189,7 +189,8 @@ fn dead_letters() -> StreamDefinition {
         discard: Discard::Old,
         max_age: Some(30 * 24 * 60 * MINUTE),
         max_messages: None,
-        max_bytes: Some(1024 * MIB),
+        // The server sets this much aside; a dead letter is a rare thing.
+        max_bytes: Some(64 * MIB),
         max_messages_per_subject: None,
         max_message_bytes: Some((8 * MIB) as i32),
         duplicate_window: 2 * MINUTE,
