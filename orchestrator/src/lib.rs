@@ -24,6 +24,7 @@ pub mod history;
 mod liveness;
 mod partition;
 mod service;
+mod step;
 pub mod work;
 
 pub use config::Config;

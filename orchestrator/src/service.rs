@@ -11,6 +11,7 @@ use runtime::{Runtime, bus};
 use schemas::{ExecutionId, Partition, stream, wire};
 use tokio::sync::mpsc;
 
+use crate::carry_out::Hands;
 use crate::config::Config;
 use crate::liveness::Liveness;
 use crate::partition::{self, Command};
@@ -77,8 +78,8 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     for partition in Partition::all() {
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
         partitions.insert(partition, commands);
-        let shell =
-            partition::Shell::new(partition, runtime.clone(), config.clone(), metrics.clone(), liveness.clone());
+        let (runtime_, metrics, liveness) = (runtime.clone(), metrics.clone(), liveness.clone());
+        let shell = partition::Shell::new(partition, Hands { runtime: runtime_, metrics, liveness }, &config);
         runtime.tasks.spawn_essential("orchestrator partition", shell.run(received));
     }
     recover(&runtime, &partitions).await?;
@@ -108,17 +109,23 @@ async fn recover(runtime: &Runtime, partitions: &BTreeMap<Partition, mpsc::Sende
     let bucket = runtime.bus.bucket(stream::BUCKET_OPEN).await?;
     let keys = bucket.keys().await.map_err(|e| bus::Error::Broken(e.to_string()))?;
     let keys: Vec<String> = keys.try_collect().await.map_err(|e| bus::Error::Broken(e.to_string()))?;
-    let open = keys.iter().filter_map(|key| key.split('.').nth(1)?.parse::<ExecutionId>().ok());
-    let mut count = 0;
-    for exec in open {
+    let indexed = keys.iter().filter_map(|key| key.split('.').nth(1)?.parse::<ExecutionId>().ok());
+    let mut open: BTreeMap<ExecutionId, bool> = indexed.map(|exec| (exec, true)).collect();
+    // Those too young for the index are found by their facts, which nobody acknowledged.
+    for partition in Partition::all() {
+        for exec in runtime.bus.unacknowledged(partition).await? {
+            open.entry(exec).or_insert(false);
+        }
+    }
+    let count = open.len();
+    for (exec, indexed) in open {
         if let Some(commands) = partitions.get(&exec.partition()) {
-            count += 1;
             // A closed channel means shutdown.
-            let _ = commands.send(Command::Recover(exec)).await;
+            let _ = commands.send(Command::Recover(exec, indexed)).await;
         }
     }
     if count > 0 {
-        tracing::info!(executions = count, "taking up open executions");
+        tracing::info!(executions = count, "taking up executions that may be open");
     }
     Ok(())
 }
