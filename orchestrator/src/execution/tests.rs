@@ -391,6 +391,33 @@ fn children_are_limited_in_number_and_depth() {
 }
 
 #[test]
+fn a_child_cannot_be_lost() {
+    let start = [delegated(Join::All, 1), vec![lost(EffectId::child(1, 0), 1)]].concat();
+    let (execution, last) = given(start.clone());
+    assert!(last.is_empty() && execution.effects.open_effects().count() == 1, "it answers for itself");
+    let closed = [start, vec![child_closed(0, Outcome::Completed)]].concat();
+    assert_eq!(given(closed).1, ["tools.joined", "inference.requested"]);
+}
+
+#[test]
+fn what_a_child_used_beyond_its_part_is_settled_too() {
+    let mut start = delegated(Join::All, 1);
+    if let FactBody::ExecutionSubmitted(request) = &mut start[0] {
+        request.limits.tokens = 15;
+    }
+    assert_eq!(given(start.clone()).0.effects.open_effects().map(|(_, e)| e.reserved).collect::<Vec<_>>(), [1]);
+    let mut execution = Execution::default();
+    let mut settled = 0;
+    for (body, at) in [start, vec![child_closed(0, Outcome::Completed)]].concat().into_iter().zip(1..) {
+        execution.apply_fact(&Fact::new(exec(), at, body));
+        for event in execution.settle(Rules::current()) {
+            settled += if let Event::BudgetSettled(event) = event { event.tokens } else { 0 };
+        }
+    }
+    assert_eq!((settled, execution.budget.usage.tokens), (15 + 110, 15 + 110));
+}
+
+#[test]
 fn cancelling_a_parent_cancels_its_children() {
     let (_, last) = given([delegated(Join::All, 2), vec![cancel()]].concat());
     assert_eq!(last, ["effect.cancelled", "effect.cancelled", "execution.cancelled"]);
