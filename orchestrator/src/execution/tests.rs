@@ -494,6 +494,13 @@ fn what_is_said_meanwhile_is_read_by_the_next_inference() {
 }
 
 #[test]
+fn calls_that_go_back_to_the_caller_end_a_chat_whatever_was_said_meanwhile() {
+    let (execution, last) = given(vec![submitted(Kind::Chat), say("and y?"), answer(1, 1, &["anything"])]);
+    assert_eq!(last, ["execution.completed"], "no prompt holds a call without its result");
+    assert_eq!(execution.turn, 1);
+}
+
+#[test]
 fn a_limit_can_ask_for_more() {
     let ask = |r: &mut ExecutionSubmitted| (r.limits.iterations, r.policy.at_limit) = (1, AtLimit::Ask);
     let start = vec![with(ask), answer(1, 1, &["search_code"]), tool_done(1, 0, 1)];
