@@ -616,6 +616,63 @@ fn a_prompt_that_did_not_fit_is_made_to_fit() {
     assert_eq!(given([overflown, vec![summary("short")]].concat()).1, ["context.replaced", "inference.requested"]);
 }
 
+/// Two turns whose answers fill the window and leave no outputs to drop.
+fn told_at_length() -> Vec<FactBody> {
+    let turn = |turn: u32, prompt_tokens| {
+        let mut facts = filling(turn, prompt_tokens, 20);
+        if let FactBody::InferenceCompleted(answer) = &mut facts[0] {
+            answer.text = "x".repeat(900);
+        }
+        facts
+    };
+    [vec![roomy()], turn(1, 100), turn(2, 990)].concat()
+}
+
+#[test]
+fn nobody_waits_for_a_summary_that_saves_nothing() {
+    assert_eq!(given(told_at_length()).1, ["tools.joined"], "the window is full, and a summary on its way");
+    for useless in [summary(""), summary(&"long ".repeat(400))] {
+        let landed = [told_at_length(), vec![useless]].concat();
+        assert_eq!(given(landed.clone()).1, ["inference.requested"], "there is nothing to wait for");
+        let overflow = FactBody::InferenceFailed(InferenceFailed {
+            effect: EffectId::inference(3),
+            attempt: 1,
+            worker: "w".into(),
+            class: FailureClass::Overflow,
+            detail: "d".into(),
+        });
+        assert_eq!(given([landed, vec![overflow]].concat()).1, ["execution.failed"]);
+    }
+}
+
+#[test]
+fn a_summary_that_will_be_tried_again_is_waited_for() {
+    let start = [vec![roomy()], filling(1, 100, 700), filling(2, 300, 700)].concat();
+    let overflow = FactBody::InferenceFailed(InferenceFailed {
+        effect: EffectId::inference(3),
+        attempt: 1,
+        worker: "w".into(),
+        class: FailureClass::Overflow,
+        detail: "d".into(),
+    });
+    let failed = [start, vec![overflow, no_summary(FailureClass::Overloaded)]].concat();
+    let (execution, last) = given(failed.clone());
+    assert_eq!(last, ["retry.scheduled"], "and nothing is dropped under it");
+    let (_, at) = execution.wake().expect("a timer");
+    assert_eq!(given([failed, vec![timer(at)]].concat()).1, ["compression.requested"]);
+}
+
+#[test]
+fn nothing_is_dropped_from_a_prompt_that_a_model_is_at() {
+    let start = [vec![roomy()], filling(1, 100, 600), filling(2, 400, 10)].concat();
+    assert_eq!(given(start.clone()).1, ["tools.joined", "inference.requested"]);
+    let (execution, last) = given([start.clone(), vec![say(&"y".repeat(1_000))]].concat());
+    assert!(last.is_empty(), "{last:?}");
+    assert!(execution.context.messages()[2].content.starts_with("1xxx"));
+    let answered = [start, vec![say(&"y".repeat(1_000)), answer(3, 1, &["read_file"])]].concat();
+    assert_eq!(given(answered).1.last(), Some(&"tools.requested"));
+}
+
 #[test]
 fn a_call_is_never_parted_from_its_result() {
     let mut messages = vec![Message::text(Role::System, "s"), Message::text(Role::User, "task")];
