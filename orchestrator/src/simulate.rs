@@ -32,7 +32,8 @@ pub struct Shell {
     pub reads_children_first: bool,
     /// What is in memory is read anew when somebody else was handed a fact of the partition in between.
     pub reads_after_gap: bool,
-    /// A decision that the log knew already is no ground to go on from what is in memory: more may stand behind it.
+    /// A decision that the log knew already, or that is found there after a silence, is no ground to go on from what is
+    /// in memory: more may stand behind it.
     pub reads_after_duplicate: bool,
     /// Which children are to be told of a cancel follows from the state, not from the decision just made: a crash
     /// behind the commit forgets none.

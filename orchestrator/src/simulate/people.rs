@@ -242,6 +242,14 @@ impl World {
         }
     }
 
+    /// Somebody sees that work is being delegated, and now and then does not want that.
+    pub(super) fn somebody_sees_a_child(&mut self, exec: ExecutionId) {
+        if self.chance.percent(6) {
+            let at = self.now + self.chance.span(1, 4_000);
+            self.append_all(exec, at, [cancel(CancelMode::Now)]);
+        }
+    }
+
     /// Somebody sees that an execution waits: for more, or for a word.
     pub(super) fn somebody_sees_a_pause(&mut self, record: &Record, by: &str) {
         let at = self.now + self.chance.span(5, 10_000);

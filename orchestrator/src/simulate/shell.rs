@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use runtime::bus::{Kind, Stored};
-use schemas::fact::{CancelMode, CancelRequested, EffectLost, TimerFired};
+use schemas::fact::{EffectLost, TimerFired};
 use schemas::wire::{Nanos, encode};
 use schemas::{EffectId, Event, ExecutionId, Fact, FactBody, Partition, Record};
 
 use super::world::{Fate, STEP_MAX, Wakeup, World};
 use super::{MILLISECOND, SECOND};
-use crate::execution::{Execution, Rules, State};
+use crate::execution::{Execution, Rules};
 use crate::history::{History, Snapshot};
 use crate::work::{self, Order};
 
@@ -27,6 +27,8 @@ pub(super) struct Orchestrator {
     pub(super) life: u64,
     /// Until when it does not reach the bus.
     pub(super) cut_until: Nanos,
+    /// Until when it does nothing at all, and does not know it.
+    stalled_until: Nanos,
     /// How far its clock is ahead.
     pub(super) skew: Nanos,
     owned: BTreeMap<ExecutionId, Owned>,
@@ -78,9 +80,9 @@ impl Owned {
 
     /// Cancelled children that were not told.
     fn untold(&self) -> Vec<Withdrawal> {
-        let effects = self.history.execution.effects.iter();
-        let untold = effects.filter(|(id, e)| e.state == State::Cancelled && !self.told.contains(id));
-        untold.filter_map(|(id, e)| Some(Withdrawal { effect: id.clone(), child: work::child_of(e)? })).collect()
+        let unwanted = work::unwanted_children(&self.history.execution);
+        let untold = unwanted.filter(|(effect, _)| !self.told.contains(effect));
+        untold.map(|(effect, child)| Withdrawal { effect: effect.clone(), child }).collect()
     }
 }
 
@@ -143,7 +145,7 @@ impl Orchestrator {
     }
 
     const fn reaches(&self, now: Nanos) -> bool {
-        self.up && self.cut_until <= now
+        self.up && self.cut_until <= now && self.stalled_until <= now
     }
 }
 
@@ -245,6 +247,9 @@ impl World {
         if !self.is_alive(who, life) {
             return;
         }
+        if self.sleeps(who, Wakeup::Sweep { who, life }) {
+            return;
+        }
         let partitions: BTreeSet<Partition> = self.index.keys().map(ExecutionId::partition).collect();
         for partition in partitions {
             if self.owner(partition) == Some(who) {
@@ -281,6 +286,9 @@ impl World {
         if !self.is_alive(who, life) {
             return;
         }
+        if self.sleeps(who, Wakeup::Step { who, life, exec }) {
+            return;
+        }
         let Some(mut task) = self.orchestrators[who].tasks.remove(&exec) else { return };
         let Some(input) = task.inputs.front().cloned() else { return };
         let next = match std::mem::replace(&mut task.stage, Stage::Begin) {
@@ -310,13 +318,32 @@ impl World {
             self.set_alarm(who, exec);
         } else {
             self.orchestrators[who].tasks.insert(exec, task);
-            let stalls = self.is_faulty() && self.chance.permille(if weak { 30 } else { 4 });
-            let pause = if stalls { self.chance.span(10, 40_000) } else { self.chance.span(0, 4) };
+            let pause = self.chance.span(0, 4);
             self.after(pause, Wakeup::Step { who, life, exec });
         }
-        if self.is_faulty() && self.chance.permille(if weak { 30 } else { 2 }) {
-            self.kill_orchestrator(who);
+        if self.is_faulty() && self.chance.permille(if weak { 60 } else { 4 }) {
+            match self.chance.percent(50) {
+                true => self.kill_orchestrator(who),
+                false => self.stall(who),
+            }
         }
+    }
+
+    /// It does nothing for a while, as a process does whose machine is suspended: what it had in hand goes on from where
+    /// it stood, and everything else has gone on without it.
+    fn stall(&mut self, who: usize) {
+        self.orchestrators[who].stalled_until = self.now + self.chance.span(10, 40_000);
+        self.note(|| format!("orchestrator {who} stalls"));
+    }
+
+    /// Puts off what a stalled orchestrator would do.
+    fn sleeps(&mut self, who: usize, wakeup: Wakeup) -> bool {
+        let until = self.orchestrators[who].stalled_until;
+        let sleeps = self.now < until;
+        if sleeps {
+            self.at(until, wakeup);
+        }
+        sleeps
     }
 
     fn fate_of(&mut self, who: usize) -> Fate {
@@ -440,7 +467,9 @@ impl World {
     /// After a refusal or a silence the log says whether the decision stands.
     fn find(&mut self, who: usize, exec: ExecutionId, record: &Record, round: usize) -> Next {
         self.try_it(who)?;
-        if let Some(sequence) = self.log.find_decision(record) {
+        if let Some(sequence) = self.log.find_decision(record)
+            && !self.shell.reads_after_duplicate
+        {
             return Ok(Some(self.committed(who, exec, record, sequence, round)));
         }
         self.load(who, exec)?;
@@ -474,8 +503,8 @@ impl World {
         let Some(Withdrawal { effect, child }) = rest.pop() else {
             return Ok(Some(Stage::Decide(round)));
         };
-        let body = CancelRequested { by: exec.to_string(), reason: None, mode: CancelMode::Now };
-        let fact = Fact::new(child, self.now + self.orchestrators[who].skew, FactBody::CancelRequested(body));
+        let fact = work::dismissal(&self.owned(who, exec).history.execution, child);
+        let fact = fact.expect("who asked for a child knows its own id");
         match self.fate_of(who) {
             Fate::Lost if self.shell.tells_children_by_state => return Err(()),
             Fate::Lost => {}
@@ -614,6 +643,9 @@ impl World {
         if !self.is_alive(who, life) {
             return;
         }
+        if self.sleeps(who, Wakeup::Due { who, life, exec }) {
+            return;
+        }
         let local = self.now + self.orchestrators[who].skew;
         let Some(owned) = self.orchestrators[who].owned.get_mut(&exec) else { return };
         if owned.alarm.is_none_or(|alarm| alarm > self.now) {
@@ -640,6 +672,9 @@ impl World {
     /// Reports what nobody holds any more; now and then wrongly.
     pub(super) fn ask_workers(&mut self, who: usize, life: u64) {
         if !self.is_alive(who, life) {
+            return;
+        }
+        if self.sleeps(who, Wakeup::Round { who, life }) {
             return;
         }
         let mut placed = Vec::new();

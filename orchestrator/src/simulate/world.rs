@@ -303,6 +303,7 @@ impl World {
                 match event {
                     Event::ApprovalRequested(asked) => self.ask_person(record.exec, &asked.approval),
                     Event::ExecutionPaused(ExecutionPaused { by, .. }) => self.somebody_sees_a_pause(record, by),
+                    Event::ChildRequested(_) => self.somebody_sees_a_child(record.exec),
                     end if end.is_terminal() => drop(self.open.remove(&record.exec)),
                     _ => {}
                 }
