@@ -14,6 +14,7 @@
 //! | [`history`] | folds a log into an execution, seals decisions, verifies them |
 //! | [`work`] | what an open effect asks of others: a job, or the request of a child |
 //! | [`agents`] | the built-in agent types |
+//! | [`simulate`] | core and shell in virtual time against a bus in memory, from a seed: `cargo run -p orchestrator --example simulate -- --seeds 1000` |
 //! | `service`, `partition`, `carry_out`, `liveness` | the shell: receive, ask the core, do what it answered |
 
 pub mod agents;
@@ -24,6 +25,7 @@ pub mod history;
 mod liveness;
 mod partition;
 mod service;
+pub mod simulate;
 mod step;
 pub mod work;
 

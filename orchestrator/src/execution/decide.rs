@@ -297,8 +297,9 @@ impl Execution {
         if request.kind == Kind::Agent && !self.calls().is_empty() {
             return self.request_calls(request, self.turn);
         }
-        // Somebody said more meanwhile: the answer is not the last, if the limits allow another.
-        if self.context.has_pending() && self.budget.exceeded().is_none() {
+        // Somebody said more meanwhile: the answer is not the last, if the limits allow another. Calls that go back to the
+        // caller end it all the same: only the caller has their results, and no prompt may stand without them.
+        if self.context.has_pending() && self.calls().is_empty() && self.budget.exceeded().is_none() {
             return self.next_turn(request, rules);
         }
         self.completed(effect.clone(), self.context.finish())
