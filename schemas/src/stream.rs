@@ -93,7 +93,7 @@ pub const FACT_ACK_WAIT: Duration = Duration::from_secs(10);
 /// The priority group of the consumers that orchestrators share.
 pub const OWNER_GROUP: &str = "owner";
 /// How long an owner may be silent before a standby takes its place.
-pub const OWNER_TIMEOUT: Duration = Duration::from_secs(3);
+pub const OWNER_TIMEOUT: Duration = Duration::from_secs(2);
 
 const MINUTE: Duration = Duration::from_secs(60);
 const MIB: i64 = 1 << 20;
