@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use runtime::{Runtime, clock};
-use schemas::fact::CancelRequested;
+use schemas::fact::{CancelMode, CancelRequested};
 use schemas::{Fact, FactBody};
 use serde_json::{Value, json};
 
@@ -27,7 +27,8 @@ pub(crate) async fn run(
             while usize::from(exec.partition().number()) >= partitions {
                 exec = clock::execution_id();
             }
-            let body = CancelRequested { by: "bench".to_owned(), reason: Some("x".repeat(REASON_BYTES)) };
+            let reason = Some("x".repeat(REASON_BYTES));
+            let body = CancelRequested { by: "bench".to_owned(), reason, mode: CancelMode::Now };
             let fact = Fact::new(exec, clock::now(), FactBody::CancelRequested(body));
             let began = clock::instant();
             runtime.bus.append_fact(&fact).await?;

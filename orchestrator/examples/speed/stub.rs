@@ -99,7 +99,9 @@ impl Stub {
 
     fn infer(&self, job: &InferenceJob) -> FactBody {
         let said = (self.script)(turn(&job.effect));
-        let call = |i| ToolCall::new(format!("call-{}-{i}", job.effect), format!("tool_{i}"), "{}");
+        // Each turn asks something else: an agent that repeats itself is stopped.
+        let arguments = format!(r#"{{"of": "{}"}}"#, job.effect);
+        let call = |i| ToolCall::new(format!("call-{}-{i}", job.effect), format!("tool_{i}"), arguments.clone());
         FactBody::InferenceCompleted(InferenceCompleted {
             effect: job.effect.clone(),
             attempt: job.attempt,
