@@ -220,7 +220,8 @@ impl Execution {
         if rules.accounts && reserved == 0 {
             let window = u64::from(self.request.as_deref().map_or(0, |r| r.window));
             let room = if window == 0 { tokens_max } else { window };
-            let tokens = (self.context.tokens() + tokens_max).min(room).min(self.budget.tokens_left()).max(1);
+            let tokens =
+                self.context.tokens().saturating_add(tokens_max).min(room).min(self.budget.tokens_left()).max(1);
             events.push(Event::BudgetReserved(BudgetReserved { effect: id.clone(), tokens }));
         }
         events

@@ -188,6 +188,12 @@ fn iterations_tool_calls_and_tokens_are_limited() {
 }
 
 #[test]
+fn no_limit_is_a_limit_too() {
+    let boundless = with(|r| (r.limits.tokens, r.window) = (u64::MAX, 0));
+    assert_eq!(given(vec![boundless]).1, ["execution.started", "inference.requested"]);
+}
+
+#[test]
 fn a_retryable_failure_waits_and_is_tried_again() {
     let start = vec![submitted(Kind::Chat), model_failed(1, FailureClass::Overloaded)];
     let (execution, last) = given(start.clone());
