@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt;
 use runtime::{Bus, bus, clock};
 use schemas::presence::Worker;
 use schemas::rpc::{AgentType, FindWorkspace, Model, Reply, Tool, Workspace};
@@ -77,7 +76,7 @@ impl Directory {
         if let Some(agents) = fresh(&self.agents) {
             return Ok(agents);
         }
-        let found: BTreeMap<String, AgentType> = self.bucket(stream::BUCKET_CONFIG, "agent.").await?;
+        let found: BTreeMap<String, AgentType> = self.bucket(stream::BUCKET_CONFIG, "agent.>").await?;
         Ok(remember(&self.agents, found.into_values().collect()))
     }
 
@@ -92,13 +91,12 @@ impl Directory {
         found.ok_or_else(|| Failure::unknown("agent", name, &agents.iter().map(|a| a.name.clone()).collect::<Vec<_>>()))
     }
 
-    /// Workers that are there. Each listing of a bucket is a consumer that the server keeps for seconds, of which it
-    /// allows a thousand: who asks for the health again and again must not use them up.
+    /// Workers that are there.
     pub(crate) async fn workers(&self) -> Result<Arc<Vec<Worker>>, Failure> {
         if let Some(workers) = fresh(&self.workers) {
             return Ok(workers);
         }
-        let found = self.bucket::<Worker>(stream::BUCKET_WORKERS, "").await?;
+        let found = self.bucket::<Worker>(stream::BUCKET_WORKERS, ">").await?;
         Ok(remember(&self.workers, found.into_values().collect()))
     }
 
@@ -133,23 +131,16 @@ impl Directory {
         }
     }
 
-    async fn bucket<T: DeserializeOwned>(&self, name: &str, prefix: &str) -> Result<BTreeMap<String, T>, Failure> {
-        let broken = |e: String| Failure::from(bus::Error::Broken(e));
-        let read = async {
-            let bucket = self.bus.bucket(name).await?;
-            let keys = bucket.keys().await.map_err(|e| broken(e.to_string()))?;
-            let keys: Vec<String> = keys.try_collect().await.map_err(|e| broken(e.to_string()))?;
-            let mut found = BTreeMap::new();
-            for key in keys.into_iter().filter(|k| k.starts_with(prefix)) {
-                let Some(value) = bucket.get(&key).await.map_err(|e| broken(e.to_string()))? else { continue };
-                match decode(&value) {
-                    Ok(value) => drop(found.insert(key, value)),
-                    Err(error) => tracing::warn!(bucket = name, key, %error, "skipped an entry that cannot be read"),
-                }
+    /// Entries that can be read, by key, of a bucket's keys that match `filter`.
+    async fn bucket<T: DeserializeOwned>(&self, name: &str, filter: &str) -> Result<BTreeMap<String, T>, Failure> {
+        let mut found = BTreeMap::new();
+        for (key, value) in self.bus.entries(name, filter).await? {
+            match decode(&value) {
+                Ok(value) => drop(found.insert(key, value)),
+                Err(error) => tracing::warn!(bucket = name, key, %error, "skipped an entry that cannot be read"),
             }
-            Ok(found)
-        };
-        tokio::time::timeout(TIMEOUT, read).await.unwrap_or_else(|_| Err(bus::Error::Timeout(TIMEOUT).into()))
+        }
+        Ok(found)
     }
 }
 

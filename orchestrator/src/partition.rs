@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::carry_out::{Hands, Owned};
 use crate::config::Config;
+use crate::ownership::Pins;
 use crate::step::{self, RETRY_AFTER, Todo, step};
 
 /// Executions whose steps are under way at once. Each waits for the disk most of its time; more than this only makes
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Recover(ExecutionId, bool),
     /// The queues may be empty: give every order again.
     Republish,
+    /// Somebody else owns the partition: let go of what is idle.
+    Yield,
 }
 
 /// One thing that happened to a partition.
@@ -56,6 +59,7 @@ enum Slot {
 /// The shell of one partition.
 pub(crate) struct Shell {
     partition: Partition,
+    pins: Pins,
     hands: Hands,
     closed_kept: usize,
     slots: BTreeMap<ExecutionId, Slot>,
@@ -68,9 +72,10 @@ pub(crate) struct Shell {
 }
 
 impl Shell {
-    pub(crate) fn new(partition: Partition, hands: Hands, config: &Config) -> Self {
+    pub(crate) fn new(partition: Partition, pins: Pins, hands: Hands, config: &Config) -> Self {
         Self {
             partition,
+            pins,
             hands,
             closed_kept: config.closed_kept,
             slots: BTreeMap::new(),
@@ -101,6 +106,7 @@ impl Shell {
                     Err(error) => Input::Failed(error),
                 },
             };
+            self.pins.set(self.partition, facts.as_ref().and_then(Facts::pin));
             match input {
                 Input::Stop => return self.stop().await,
                 Input::Nothing => {}
@@ -109,6 +115,7 @@ impl Shell {
                 Input::Due => self.wake(),
                 Input::Command(Command::Recover(exec, indexed)) => self.recover(exec, indexed),
                 Input::Command(Command::Republish) => self.republish(),
+                Input::Command(Command::Yield) => self.let_go().await,
                 Input::Failed(error) => {
                     tracing::debug!(partition = %self.partition, %error, "following the facts anew");
                     facts = None;
@@ -136,6 +143,21 @@ impl Shell {
         for exec in open {
             self.give(exec, Todo { republish: true, ..Todo::default() });
         }
+    }
+
+    /// Leaves what nothing is under way for to the owner, who has it from the log.
+    async fn let_go(&mut self) {
+        let idle = |slot: &Slot| matches!(slot, Slot::Idle(..));
+        let idle: Vec<ExecutionId> = self.slots.iter().filter(|(_, s)| idle(s)).map(|(exec, _)| *exec).collect();
+        for exec in idle {
+            if let Some(Slot::Idle(owned, _)) = self.slots.remove(&exec) {
+                self.hands.liveness.forget(exec);
+                self.young.remove(&exec);
+                step::let_go(*owned).await;
+            }
+        }
+        self.due.clear();
+        self.closed.clear();
     }
 
     fn wake(&mut self) {

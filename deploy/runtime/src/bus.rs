@@ -202,9 +202,8 @@ impl Bus {
         let request = serde_json::json!({"multi_last": [format!("{prefix}{filter}")], "batch": ENTRIES_MAX});
         let messages = log::direct_get(&self.log, &format!("KV_{bucket}"), &request).await?;
         let is_there = |m: &async_nats::Message| pull::header(m, "KV-Operation").is_none();
-        let key = |m: &async_nats::Message| {
-            Some(pull::header(m, "Nats-Subject")?.strip_prefix(prefix.as_str())?.to_owned())
-        };
+        let key =
+            |m: &async_nats::Message| Some(pull::header(m, "Nats-Subject")?.strip_prefix(prefix.as_str())?.to_owned());
         Ok(messages.iter().filter(|m| is_there(m)).filter_map(|m| Some((key(m)?, m.payload.clone()))).collect())
     }
 

@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 const MIB: usize = 1 << 20;
 
-/// Dead letters may take a gibibyte, which the server sets aside. An operator of a small machine allows less.
+/// Dead letters may take 64 MiB, which the server sets aside. An operator of a small machine allows less.
 async fn allow_fewer_dead_letters(system: &System) -> anyhow::Result<()> {
     let context = async_nats::jetstream::new(async_nats::connect(system.nats_url()).await?);
     let definition = schemas::stream::streams().into_iter().find(|s| s.name == schemas::stream::DEAD_LETTERS);
@@ -158,7 +158,10 @@ async fn a_full_disk_refuses_with_a_next_step_and_goes_on_after_a_restart_of_nat
     disk.fill()?;
     system.start_role("inference-worker").await?;
     // The server itself does not answer: all that can be said is where to look.
-    let (status, problem) = system.ask("/internal/chat", &hello()).await?;
+    // A request of several pages: the last one of a file may still hold a small one.
+    let noise: String = std::iter::repeat_with(runtime::clock::random_hex).take(512).collect();
+    let large = json!({"messages": [{"role": "user", "content": noise}]});
+    let (status, problem) = system.ask("/internal/chat", &large).await?;
     assert_eq!((status, &problem["code"]), (503, &json!("log_unavailable")), "{problem}");
     assert!(problem["next_step"].as_str().is_some_and(|s| s.contains("free disk space and restart it")), "{problem}");
 
