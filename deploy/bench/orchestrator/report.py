@@ -172,7 +172,7 @@ def main() -> None:
     cells = Cells(sys.argv[1])
     found = rows(cells)
     if disturbed(cells):
-        for compared in (r for r in found if r["peer"] is not None):
+        for compared in (r for r in found if "peer" in (r["goal"] or "")):
             compared["met"] = None
     show(cells, found)
     results = {
