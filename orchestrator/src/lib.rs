@@ -15,7 +15,7 @@
 //! | [`work`] | what an open effect asks of others: a job, or the request of a child |
 //! | [`agents`] | the built-in agent types |
 //! | [`simulate`] | core and shell in virtual time against a bus in memory, from a seed: `cargo run -p orchestrator --example simulate -- --seeds 1000` |
-//! | `service`, `partition`, `carry_out`, `liveness` | the shell: receive, ask the core, do what it answered |
+//! | `service`, `partition`, `carry_out`, `liveness`, `ownership` | the shell: receive, ask the core, do what it answered |
 
 pub mod agents;
 mod carry_out;
@@ -23,9 +23,11 @@ pub mod config;
 pub mod execution;
 pub mod history;
 mod liveness;
+mod ownership;
 mod partition;
 mod service;
 pub mod simulate;
+mod step;
 pub mod work;
 
 pub use config::Config;

@@ -83,13 +83,8 @@ async fn one(runtime: &Runtime, stub: &Stub) -> anyhow::Result<Ended> {
 /// Appends the request of an agent.
 pub(crate) async fn submit(runtime: &Runtime, exec: ExecutionId, tools: Vec<ToolSpec>) -> anyhow::Result<()> {
     let now = clock::now();
-    let limits = Limits {
-        iterations: 1_000,
-        tokens: u64::MAX,
-        tool_calls: 10_000,
-        deadline: now + 600_000_000_000,
-        ..Limits::default()
-    };
+    let deadline = now + 600_000_000_000;
+    let limits = Limits { iterations: 1_000, tokens: u64::MAX, tool_calls: 10_000, deadline, ..Limits::default() };
     let request = ExecutionSubmitted {
         model: MODEL.to_owned(),
         window: 1_000_000,

@@ -83,7 +83,9 @@ fn log(exec: ExecutionId) -> Vec<Stored> {
     })));
     for turn in 1..=TURNS {
         let calls = if turn < TURNS { TOOLS } else { 0 };
-        let call = |i| ToolCall::new(format!("call-{turn}-{i}"), format!("tool_{i}"), format!(r#"{{"turn": {turn}}}"#));
+        // No two turns ask the same: an execution that repeats itself is stopped.
+        let arguments = format!("{{\"turn\": {turn}}}");
+        let call = |i| ToolCall::new(format!("call-{turn}-{i}"), format!("tool_{i}"), &arguments);
         log.fact(FactBody::InferenceCompleted(InferenceCompleted {
             effect: EffectId::inference(turn),
             attempt: 1,
