@@ -40,7 +40,8 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request<B
         return Err(Failure::new(404, "unknown_conversation", detail, "send the whole conversation in `messages`"));
     }
     let (agent, models) = (gateway.directory.agent("chat").await?, gateway.directory.models().await?);
-    let with = Surroundings { agent: &agent, models: &models, tools: &[], now: clock::now(), seed: seed() };
+    let (now, seed) = (clock::now(), seed());
+    let with = Surroundings { agent: &agent, agents: &[], models: &models, tools: &[], now, seed };
     let stream = request.stream;
     let submitted = submission::chat(request, &with)?;
     run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
@@ -50,13 +51,15 @@ pub(crate) async fn agent(State(gateway): State<Arc<Gateway>>, request: Request<
     let (headers, body) = body(request, gateway.config.body_bytes_max).await?;
     let request: AgentRequest = submission::read(&body)?;
     let agent = gateway.directory.agent(&request.agent_type).await?;
+    let agents = gateway.directory.agents().await?;
     let models = gateway.directory.models().await?;
     let tools = match gateway.directory.tools().await? {
         Some(tools) => tools,
-        None if agent.tools.is_empty() => Arc::default(),
+        None if agent.tools.is_empty() && agent.agents.is_empty() => Arc::default(),
         None => return Err(no_tool_worker()),
     };
-    let with = Surroundings { agent: &agent, models: &models, tools: &tools, now: clock::now(), seed: seed() };
+    let (now, seed) = (clock::now(), seed());
+    let with = Surroundings { agent: &agent, agents: &agents, models: &models, tools: &tools, now, seed };
     let stream = request.stream;
     let submitted = submission::agent(request, &with)?;
     run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.answer(exec)).await

@@ -290,7 +290,7 @@ impl Execution {
             effect: asked.effect.clone(),
             attempt: asked.attempt,
             ordinal: asked.ordinal,
-            name: "delegate".to_owned(),
+            name: schemas::chat::DELEGATE.to_owned(),
             deadline: asked.limits.deadline,
             refused: None,
         };

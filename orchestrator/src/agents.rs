@@ -3,6 +3,8 @@
 
 use schemas::rpc::AgentType;
 
+use crate::execution::DELEGATE;
+
 const SYSTEM: &str = "You are Vlinder, a code assistant.";
 const TOOLS: [&str; 5] = ["search_code", "semantic_search", "read_file", "analyze_code", "web_search"];
 
@@ -24,10 +26,18 @@ pub fn builtin() -> Vec<AgentType> {
         max_depth: 0,
         policy: Default::default(),
     };
+    let mut planner = agent("planner", "Breaks a task into parts and hands them to others.", &TOOLS, 20);
+    planner.system = format!(
+        "{SYSTEM} Break the task into parts, hand each part to an agent with {DELEGATE}, several at once where they do \
+         not need each other, and answer from what they found."
+    );
+    planner.agents = vec!["coder".to_owned(), "researcher".to_owned()];
+    planner.max_children = 8;
+    planner.max_depth = 2;
     vec![
         agent("chat", "Answers without tools.", &[], 1),
         agent("coder", "Answers questions about the code of a workspace.", &TOOLS, 12),
         agent("researcher", "Looks things up, in the workspace and on the web.", &TOOLS, 20),
-        agent("planner", "Breaks a task into steps and looks up what it needs.", &TOOLS, 20),
+        planner,
     ]
 }

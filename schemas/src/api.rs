@@ -86,12 +86,24 @@ pub struct AgentConfig {
     /// Tokens at most, over all inferences.
     #[serde(default)]
     pub max_tokens: Option<u64>,
+    /// Prompt tokens at most, over all inferences; no limit of its own when missing.
+    #[serde(default)]
+    pub max_tokens_in: Option<u64>,
+    /// Generated tokens at most, over all inferences; no limit of its own when missing.
+    #[serde(default)]
+    pub max_tokens_out: Option<u64>,
+    /// Agents it may ask at most; 0 means that it works alone.
+    #[serde(default)]
+    pub max_children: Option<u32>,
     /// Wall time at most.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
     /// Tools it may use, out of the agent type's.
     #[serde(default)]
     pub tools: Option<Vec<String>>,
+    /// Tools that a person must allow, call by call, beside those of the agent type; for the agents below it, too.
+    #[serde(default)]
+    pub approve: Vec<String>,
     /// 0 is greedy.
     #[serde(default)]
     pub temperature: Option<f32>,
