@@ -1,11 +1,15 @@
 //! Bodies of the HTTP edge. Unknown fields are refused, so that a misspelt option is never silently ignored.
 
+mod control;
+
+pub use control::{ApproveRequest, CancelRequest, GrantRequest, MessageRequest, PauseRequest, ResumeRequest};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::chat::{FinishReason, Message, ToolCall, ToolSpec, Usage};
 use crate::fact::Sandbox;
-use crate::ids::{EffectId, ExecutionId};
+use crate::ids::ExecutionId;
 
 /// `POST /internal/chat`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -253,9 +257,9 @@ pub struct ExecutionView {
     /// RFC 3339, UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<String>,
-    /// Effects that are open.
+    /// What it waits for, in words: `<effect>: <what>` for each open effect, `resume: …` or `grant: …` while paused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub waiting_for: Vec<EffectId>,
+    pub waiting_for: Vec<String>,
     /// The answer so far.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub response: String,

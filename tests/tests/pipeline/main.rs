@@ -4,6 +4,7 @@ mod agents;
 mod interruptions;
 mod kill;
 mod moments;
+mod people;
 mod proof;
 mod refusals;
 mod requests;
