@@ -6,6 +6,7 @@
 //! What must always be true: nothing is answered that is not in the log, an accepted request goes on whatever
 //! happens to its client, and any gateway can serve any execution.
 
+mod agents;
 mod config;
 mod control;
 mod directory;

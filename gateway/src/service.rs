@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
-use crate::{control, requests};
+use crate::{agents, control, requests};
 
 /// The gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +105,8 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/internal/executions/{id}/messages", post(control::messages))
         .route("/internal/executions/{id}/grant", post(control::grant))
         .route("/internal/models", get(models))
-        .route("/internal/agents", get(agents))
+        .route("/internal/agents", get(agents::list))
+        .route("/internal/agents/{name}", get(agents::show).put(agents::put).delete(agents::delete))
         .route("/internal/tools", get(tools))
         .layer(middleware::from_fn_with_state(gateway.clone(), authorise));
     Router::new()
@@ -180,10 +181,6 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Response, Failur
 
 async fn models(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Failure> {
     Ok(Json(json!({"models": *gateway.directory.models().await?})))
-}
-
-async fn agents(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Failure> {
-    Ok(Json(json!({"agents": *gateway.directory.agents().await?})))
 }
 
 async fn tools(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Failure> {

@@ -1,5 +1,9 @@
-//! The built-in agent types: data, not code. They are written to the bucket `vl_config` at start, where the edge
-//! finds them beside those that others register.
+//! Agent types: data, not code. The built-in ones are written to the bucket `vl_config` at start, where the edge finds
+//! them beside those from the files of a directory and those that were registered through the API. Of several of one
+//! name the registered one counts, then the file, then what is built in.
+
+pub(crate) mod directory;
+mod manifest;
 
 use schemas::rpc::AgentType;
 
@@ -40,4 +44,25 @@ pub fn builtin() -> Vec<AgentType> {
         agent("researcher", "Looks things up, in the workspace and on the web.", &TOOLS, 20),
         planner,
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::agent::{Source, check, check_team, effective};
+
+    use super::*;
+
+    #[test]
+    fn what_is_built_in_keeps_the_rules() {
+        let team = effective(builtin().into_iter().map(|agent| (Source::BuiltIn, agent)));
+        for agent in builtin() {
+            assert_eq!(check(&agent), Ok(()));
+            assert_eq!(check_team(&agent, &team), Ok(()));
+        }
+    }
+
+    #[test]
+    fn the_edge_offers_the_tool_that_the_core_carries_out() {
+        assert_eq!(schemas::chat::DELEGATE, DELEGATE);
+    }
 }

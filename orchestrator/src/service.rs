@@ -8,7 +8,7 @@ use futures::TryStreamExt;
 use prometheus::{IntCounter, IntGauge};
 use runtime::bus::provision;
 use runtime::{Runtime, bus};
-use schemas::{ExecutionId, Partition, stream, wire};
+use schemas::{ExecutionId, Partition, stream};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
@@ -70,7 +70,7 @@ impl Metrics {
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     config.check().map_err(Error::Config)?;
     provision(&runtime.bus).await?;
-    register_agents(&runtime).await?;
+    crate::agents::directory::start(&runtime, config.agents_dir.clone()).await?;
     let metrics = Metrics::new(&runtime.metrics)?;
     let liveness = Liveness::start(&config, &runtime, &metrics).await?;
     let mut partitions = BTreeMap::new();
@@ -86,20 +86,6 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     runtime
         .tasks
         .spawn_essential("orchestrator reconnect", async move { follow_connection(watched, partitions).await });
-    Ok(())
-}
-
-/// Writes the built-in agent types, unless somebody registered one of that name.
-async fn register_agents(runtime: &Runtime) -> Result<(), Error> {
-    let bucket = runtime.bus.bucket(stream::BUCKET_CONFIG).await?;
-    for agent in crate::agents::builtin() {
-        let key = format!("agent.{}", agent.name);
-        let value = wire::encode(&agent);
-        let known = bucket.get(&key).await.map_err(|e| bus::Error::Broken(e.to_string()))?;
-        if known.is_none_or(|found| found != value) {
-            bucket.put(&key, value.into()).await.map_err(|e| bus::Error::Broken(e.to_string()))?;
-        }
-    }
     Ok(())
 }
 

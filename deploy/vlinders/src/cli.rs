@@ -56,6 +56,9 @@ pub(crate) struct Up {
     /// A model directory, or a directory of model directories.
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,
+    /// A directory of agent types, one TOML file each; taken up again whenever it changes.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) agents: Option<PathBuf>,
     /// A configuration file (TOML).
     #[arg(long, value_name = "FILE", env = "VLINDERS_CONFIG")]
     pub(crate) config: Option<PathBuf>,
@@ -88,6 +91,9 @@ pub(crate) struct Role {
     /// inference-worker: a model directory, or a directory of model directories.
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,
+    /// orchestrator: a directory of agent types, one TOML file each; taken up again whenever it changes.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) agents: Option<PathBuf>,
     /// Print one JSON line when ready, and log as JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,5 +1,6 @@
 //! The whole pipeline against a real nats-server, real processes and the real model; one module a story.
 
+mod agent_types;
 mod agents;
 mod interruptions;
 mod kill;
