@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Executions(Executions),
     /// Fold the log of one execution and print its story.
     Replay(Replay),
+    /// Prove the whole log: decide every decision of every execution again and compare byte for byte.
+    Audit(Audit),
     /// Ask many chats at once and say how long the first token and the answer took, and where the time went.
     Bench(Bench),
     /// Say what is here, what is missing, and what to do about it.
@@ -174,6 +176,18 @@ pub(crate) struct Replay {
     /// Decide every decision again and compare byte for byte.
     #[arg(long)]
     pub(crate) verify: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct Audit {
+    /// Only executions with messages since this moment (RFC 3339), or so long before now (`90s`, `15m`, `2h`, `7d`).
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 verification failed.
 
+mod audit;
 mod bench;
 mod cli;
 mod client;
@@ -54,6 +55,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Agent(options) => client::agent(options).await,
         Command::Executions(options) => replay::executions(options).await,
         Command::Replay(options) => replay::replay(options).await,
+        Command::Audit(options) => audit::run(options).await,
         Command::Bench(options) => bench::run(options).await,
         Command::Doctor(options) => doctor::run(options).await,
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::cli::{Executions, Replay, Target};
 
-async fn connect(target: &Target) -> anyhow::Result<Bus> {
+pub(crate) async fn connect(target: &Target) -> anyhow::Result<Bus> {
     let config = bus::Config { url: target.nats()?, ..bus::Config::default() };
     Ok(Bus::connect(&config, "cli").await?)
 }
