@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt;
 use runtime::{Bus, bus, clock};
 use schemas::agent::{self, Refused, Source};
 use schemas::presence::Worker;
@@ -35,6 +34,7 @@ pub(crate) struct Directory {
     models: Remembered<Model>,
     tools: Remembered<Tool>,
     agents: Remembered<AgentType>,
+    workers: Remembered<Worker>,
 }
 
 /// A list, bare or in a reply: workers answer in either way.
@@ -47,7 +47,13 @@ enum Listed<T> {
 
 impl Directory {
     pub(crate) fn new(bus: Bus) -> Self {
-        Self { bus, models: Mutex::default(), tools: Mutex::default(), agents: Mutex::default() }
+        Self {
+            bus,
+            models: Mutex::default(),
+            tools: Mutex::default(),
+            agents: Mutex::default(),
+            workers: Mutex::default(),
+        }
     }
 
     /// Loaded models, sorted by name: what one worker answers, and what the others announce.
@@ -57,7 +63,7 @@ impl Directory {
         }
         let mut models = self.ask::<Model>(subject::RPC_MODELS).await?.unwrap_or_default();
         if !models.is_empty() {
-            models.extend(self.workers().await.unwrap_or_default().into_iter().flat_map(|w| w.models));
+            models.extend(self.workers().await.unwrap_or_default().iter().flat_map(|w| w.models.clone()));
             models.sort();
             models.dedup_by(|a, b| a.name == b.name);
         }
@@ -83,14 +89,14 @@ impl Directory {
 
     /// Every agent type of every source as it is now, and what was refused.
     pub(crate) async fn registry(&self) -> Result<Registry, Failure> {
-        let refused: BTreeMap<String, Refused> = self.bucket(stream::BUCKET_CONFIG, Refused::PREFIX).await?;
+        let refused: BTreeMap<String, Refused> = self.bucket(stream::BUCKET_CONFIG, Refused::FILTER).await?;
         Ok(Registry { agents: self.agents_of_all_sources().await?, refused: refused.into_values().collect() })
     }
 
     async fn agents_of_all_sources(&self) -> Result<Vec<(Source, AgentType)>, Failure> {
         let mut found = Vec::new();
         for source in Source::ALL {
-            let of_it: BTreeMap<String, AgentType> = self.bucket(stream::BUCKET_CONFIG, &source.key("")).await?;
+            let of_it: BTreeMap<String, AgentType> = self.bucket(stream::BUCKET_CONFIG, &source.key(">")).await?;
             found.extend(of_it.into_values().map(|agent| (source, agent)));
         }
         Ok(found)
@@ -125,8 +131,12 @@ impl Directory {
     }
 
     /// Workers that are there.
-    pub(crate) async fn workers(&self) -> Result<Vec<Worker>, Failure> {
-        Ok(self.bucket::<Worker>(stream::BUCKET_WORKERS, "").await?.into_values().collect())
+    pub(crate) async fn workers(&self) -> Result<Arc<Vec<Worker>>, Failure> {
+        if let Some(workers) = fresh(&self.workers) {
+            return Ok(workers);
+        }
+        let found = self.bucket::<Worker>(stream::BUCKET_WORKERS, ">").await?;
+        Ok(remember(&self.workers, found.into_values().collect()))
     }
 
     /// Refuses a workspace in which no tool may work. Where nobody can say, the tool worker will, at the call.
@@ -160,23 +170,16 @@ impl Directory {
         }
     }
 
-    async fn bucket<T: DeserializeOwned>(&self, name: &str, prefix: &str) -> Result<BTreeMap<String, T>, Failure> {
-        let broken = |e: String| Failure::from(bus::Error::Broken(e));
-        let read = async {
-            let bucket = self.bus.bucket(name).await?;
-            let keys = bucket.keys().await.map_err(|e| broken(e.to_string()))?;
-            let keys: Vec<String> = keys.try_collect().await.map_err(|e| broken(e.to_string()))?;
-            let mut found = BTreeMap::new();
-            for key in keys.into_iter().filter(|k| k.starts_with(prefix)) {
-                let Some(value) = bucket.get(&key).await.map_err(|e| broken(e.to_string()))? else { continue };
-                match decode(&value) {
-                    Ok(value) => drop(found.insert(key, value)),
-                    Err(error) => tracing::warn!(bucket = name, key, %error, "skipped an entry that cannot be read"),
-                }
+    /// Entries that can be read, by key, of a bucket's keys that match `filter`.
+    async fn bucket<T: DeserializeOwned>(&self, name: &str, filter: &str) -> Result<BTreeMap<String, T>, Failure> {
+        let mut found = BTreeMap::new();
+        for (key, value) in self.bus.entries(name, filter).await? {
+            match decode(&value) {
+                Ok(value) => drop(found.insert(key, value)),
+                Err(error) => tracing::warn!(bucket = name, key, %error, "skipped an entry that cannot be read"),
             }
-            Ok(found)
-        };
-        tokio::time::timeout(TIMEOUT, read).await.unwrap_or_else(|_| Err(bus::Error::Timeout(TIMEOUT).into()))
+        }
+        Ok(found)
     }
 }
 

@@ -56,6 +56,11 @@ impl From<bus::Error> for Failure {
             bus::Error::Full(_) => {
                 Self::new(507, "log_full", detail, "free disk space where NATS keeps its data, then send it again")
             }
+            // A server whose disk was full does not answer for the stream that met it, until it is started anew.
+            bus::Error::Timeout(_) | bus::Error::NoResponders(_) => {
+                let next = "look into the log of nats-server: where its disk was full, free disk space and restart it; then send the request again";
+                Self::new(503, "log_unavailable", detail, next)
+            }
             bus::Error::Broken(_) if detail.contains("payload") => {
                 Self::new(413, "request_too_large", detail, "send less, or raise max_payload of the NATS server")
             }

@@ -155,7 +155,7 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
         Default::default()
     };
     let mut roles = BTreeMap::new();
-    for worker in &workers {
+    for worker in workers.iter() {
         *roles.entry(worker.role.as_str()).or_insert(0_u32) += 1;
     }
     let ready = connected && models.iter().any(|m| m.kind != "embedding");

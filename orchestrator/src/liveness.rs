@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use runtime::{Runtime, bus, clock};
 use schemas::fact::EffectLost;
 use schemas::presence::{Hold, Holds};
@@ -116,11 +116,8 @@ impl Liveness {
     /// Workers worth asking: known holders and everybody who registered.
     async fn workers(&self, runtime: &Runtime) -> BTreeSet<String> {
         let mut workers: BTreeSet<String> = self.lock().values().filter_map(|w| w.holder.clone()).collect();
-        if let Ok(bucket) = runtime.bus.bucket(stream::BUCKET_WORKERS).await
-            && let Ok(keys) = bucket.keys().await
-            && let Ok(keys) = keys.try_collect::<Vec<String>>().await
-        {
-            workers.extend(keys);
+        if let Ok(entries) = runtime.bus.entries(stream::BUCKET_WORKERS, ">").await {
+            workers.extend(entries.into_iter().map(|(id, _)| id));
         }
         workers
     }

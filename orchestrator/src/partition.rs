@@ -140,22 +140,24 @@ impl Shell {
     }
 
     async fn recover(&mut self, exec: ExecutionId) {
-        if self.owned.contains_key(&exec) {
-            return;
-        }
-        let result = match self.hands.load(exec).await {
-            Ok(history) => {
-                let indexed = Some(history.decisions());
-                self.hands.metrics.open.inc();
-                self.owned.insert(exec, Owned { history, indexed, ..Owned::new(exec) });
-                self.advance(exec).await
-            }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = result {
+        if let Err(error) = self.take_up(exec).await {
             tracing::warn!(%exec, %error, "an open execution was not taken up; its next fact will");
             self.forget(exec);
         }
+    }
+
+    /// Takes up an execution that the index lists. One of its facts may have come before: then what it owns is the
+    /// entry, which must go when the execution has ended.
+    async fn take_up(&mut self, exec: ExecutionId) -> Result<(), bus::Error> {
+        if !self.owned.contains_key(&exec) {
+            let history = self.hands.load(exec).await?;
+            self.owned.insert(exec, Owned { history, ..Owned::new(exec) });
+        }
+        if let Some(owned) = self.owned.get_mut(&exec).filter(|o| o.indexed.is_none()) {
+            owned.indexed = Some(owned.history.decisions());
+            self.hands.metrics.open.inc();
+        }
+        self.advance(exec).await
     }
 
     async fn republish(&mut self) {

@@ -110,6 +110,8 @@ pub struct Refused {
 impl Refused {
     /// Prefix of its keys.
     pub const PREFIX: &'static str = "agent-refused.";
+    /// What matches all its keys.
+    pub const FILTER: &'static str = "agent-refused.>";
 }
 
 /// What is wrong with an agent type.

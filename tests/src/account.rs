@@ -113,3 +113,67 @@ impl Books {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use schemas::decision::{Draft, FactsDigest, InferenceRequested, ToolOutcome, ToolsJoined};
+    use schemas::{ExecutionId, wire::encode};
+    use serde_json::json;
+
+    use super::*;
+
+    struct Log(ExecutionId, Vec<Stored>);
+
+    impl Log {
+        fn push(&mut self, kind: Kind, payload: Vec<u8>) {
+            let sequence = self.1.len() as u64 + 1;
+            self.1.push(Stored { exec: self.0, sequence, kind, stored_at: 0, payload: payload.into() });
+        }
+
+        fn decide(mut self, n: u64, events: Vec<Event>) -> Self {
+            let facts = FactsDigest::default();
+            let draft = Draft { exec: self.0, n, at: 1, machine: 1, facts_upto: 0, facts: &facts, prev_hash: "" };
+            self.push(Kind::Decision, encode(&Record::seal(&draft, events)));
+            self
+        }
+
+        fn answer(mut self) -> Self {
+            let fact = crate::answered(self.0, 1, "yes", &[("read_file", json!({}))]);
+            self.push(Kind::Fact, encode(&fact));
+            self
+        }
+    }
+
+    fn ask(attempt: u32) -> Vec<Event> {
+        vec![Event::InferenceRequested(InferenceRequested {
+            effect: EffectId::inference(1),
+            attempt,
+            turn: 1,
+            context: 1,
+            tokens_max: 0,
+            deadline: 9,
+        })]
+    }
+
+    fn accounted(log: &Log) -> Result<(), String> {
+        account(&log.1).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_found() {
+        let log = || Log(runtime::clock::execution_id(), Vec::new());
+        assert_eq!(accounted(&log().decide(0, ask(1)).answer().answer()), Ok(()), "a late result does not count");
+        assert_eq!(accounted(&log().decide(0, ask(1)).decide(1, ask(2)).answer()), Ok(()), "nor does an old one");
+
+        let again = accounted(&log().decide(0, ask(1)).answer().decide(1, ask(2)));
+        assert!(again.is_err_and(|e| e.contains("asked for again although it has a result")));
+        let twice = accounted(&log().decide(0, ask(1)).decide(1, ask(1)));
+        assert!(twice.is_err_and(|e| e.contains("asked for twice")));
+        let repeated = accounted(&log().decide(0, ask(1)).decide(0, ask(2)));
+        assert!(repeated.is_err_and(|e| e.contains("stands where 1 belongs")));
+        let outcomes = vec![ToolOutcome { effect: EffectId::tool(1, 0), success: true }];
+        let joined = Event::ToolsJoined(ToolsJoined { turn: 1, outcomes });
+        let unbacked = accounted(&log().decide(0, vec![joined]));
+        assert!(unbacked.is_err_and(|e| e.contains("the facts say None")));
+    }
+}

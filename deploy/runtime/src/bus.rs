@@ -30,6 +30,8 @@ use crate::config::Secret;
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the first connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Entries that one listing returns; the server refuses more.
+const ENTRIES_MAX: usize = 1_024;
 /// The oldest server that keeps every promise of the bus.
 const SERVER_MIN: (u64, u64) = (2, 12);
 
@@ -187,6 +189,22 @@ impl Bus {
     /// When the bucket does not exist or the server does not answer.
     pub async fn bucket(&self, name: &str) -> Result<kv::Store, Error> {
         self.js.get_key_value(name).await.map_err(Error::broken)
+    }
+
+    /// The entries of a bucket whose keys match `filter` (`>` for all of them), each with its value. At most 1,024.
+    ///
+    /// One request and no consumer: it may be asked as often as anybody likes.
+    ///
+    /// # Errors
+    /// When the bucket does not exist, holds more, or the server does not answer.
+    pub async fn entries(&self, bucket: &str, filter: &str) -> Result<Vec<(String, Bytes)>, Error> {
+        let prefix = format!("$KV.{bucket}.");
+        let request = serde_json::json!({"multi_last": [format!("{prefix}{filter}")], "batch": ENTRIES_MAX});
+        let messages = log::direct_get(&self.log, &format!("KV_{bucket}"), &request).await?;
+        let is_there = |m: &async_nats::Message| pull::header(m, "KV-Operation").is_none();
+        let key =
+            |m: &async_nats::Message| Some(pull::header(m, "Nats-Subject")?.strip_prefix(prefix.as_str())?.to_owned());
+        Ok(messages.iter().filter(|m| is_there(m)).filter_map(|m| Some((key(m)?, m.payload.clone()))).collect())
     }
 
     /// Sends what is buffered.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use runtime::config::Secret;
 use runtime::{Bus, Runtime, Tasks, bus, telemetry};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::endpoint::Ready;
 use crate::settings::{self, Settings, Usage};
@@ -77,8 +77,9 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     let nats = settings.nats.url.clone();
     let http = start(role, settings, secret, &runtime).await?;
     let ready = Ready { ready: true, http: http.map(|a| format!("http://{a}")), nats, secret_file: None, models };
+    let signals = Signals::listen()?;
     announce(&ready, role.name(), options.json)?;
-    until_stopped(&runtime.tasks).await
+    until_stopped(&runtime.tasks, signals).await
 }
 
 pub(crate) fn model_names(settings: &Settings) -> Vec<String> {
@@ -122,9 +123,22 @@ pub(crate) fn announce(ready: &Ready, name: &str, json: bool) -> anyhow::Result<
     Ok(())
 }
 
+/// The signals that ask a process to end. Listened to before it says that it is ready: whoever reads that may ask at
+/// once, and would kill a process that does not listen yet.
+pub(crate) struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    pub(crate) fn listen() -> anyhow::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+}
+
 /// Waits for a signal or a failure, drains, and says how it ended.
-pub(crate) async fn until_stopped(tasks: &Tasks) -> anyhow::Result<ExitCode> {
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+pub(crate) async fn until_stopped(tasks: &Tasks, signals: Signals) -> anyhow::Result<ExitCode> {
+    let Signals { mut term, mut int } = signals;
     let soft = tasks.soft();
     tokio::select! {
         _ = term.recv() => tracing::info!("draining after SIGTERM; a second signal ends at once"),

@@ -59,6 +59,7 @@ async fn serve(
         }
     }
     let ready = Ready { ready: true, http, nats: server.url.clone(), secret_file, models };
+    let signals = roles::Signals::listen()?;
     ready.publish(data)?;
     roles::announce(&ready, "vlinders", options.json)?;
     if !options.json {
@@ -67,7 +68,7 @@ async fn serve(
 
     let tasks = runtime.tasks.clone();
     let code = tokio::select! {
-        code = roles::until_stopped(&tasks) => code,
+        code = roles::until_stopped(&tasks, signals) => code,
         why = server.ended() => {
             tasks.fail(why.clone());
             let _ = tasks.drained(std::time::Duration::from_secs(1)).await;

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use futures::TryStreamExt;
 use runtime::{Bus, Runtime, bus};
 use schemas::agent::{Refused, Source};
 use schemas::rpc::AgentType;
@@ -125,8 +124,9 @@ impl Followed {
                 tracing::warn!(directory = %self.directory.display(), file, line, reason, "an agent type was refused; the others work");
             }
         }
-        for key in keys(bus, Refused::PREFIX).await?.into_iter().filter(|key| !written.contains(key)) {
-            remove(bus, &key).await?;
+        let known = bus.entries(stream::BUCKET_CONFIG, Refused::FILTER).await?;
+        for (key, _) in known.iter().filter(|(key, _)| !written.contains(key)) {
+            remove(bus, key).await?;
         }
         self.told = refused;
         Ok(())
@@ -159,23 +159,15 @@ async fn read(path: &Path, bytes: u64) -> Result<String, String> {
     tokio::fs::read_to_string(path).await.map_err(|e| e.to_string())
 }
 
-async fn keys(bus: &Bus, prefix: &str) -> Result<Vec<String>, bus::Error> {
-    let bucket = bus.bucket(stream::BUCKET_CONFIG).await?;
-    let keys = bucket.keys().await.map_err(broken)?;
-    let keys: Vec<String> = keys.try_collect().await.map_err(broken)?;
-    Ok(keys.into_iter().filter(|key| key.starts_with(prefix)).collect())
-}
-
 /// All agent types of all sources. One that cannot be read counts as missing.
 async fn agents(bus: &Bus) -> Result<Vec<(Source, AgentType)>, bus::Error> {
-    let bucket = bus.bucket(stream::BUCKET_CONFIG).await?;
     let mut found = Vec::new();
-    for key in keys(bus, "agent").await? {
-        let Some((source, _)) = Source::of_key(&key) else { continue };
-        let Some(value) = bucket.get(&key).await.map_err(broken)? else { continue };
-        match decode(&value) {
-            Ok(agent) => found.push((source, agent)),
-            Err(error) => tracing::warn!(key, %error, "passed over an agent type that cannot be read"),
+    for source in Source::ALL {
+        for (key, value) in bus.entries(stream::BUCKET_CONFIG, &source.key(">")).await? {
+            match decode(&value) {
+                Ok(agent) => found.push((source, agent)),
+                Err(error) => tracing::warn!(key, %error, "passed over an agent type that cannot be read"),
+            }
         }
     }
     Ok(found)

@@ -1,10 +1,10 @@
 //! What clients and strangers do in the middle: cancel, go away, write nonsense into the log.
 
-use pipeline_tests::{System, read_events, repository};
+use pipeline_tests::{System, read_events};
 use serde_json::{Value, json};
 
-fn agent() -> Value {
-    json!({"agent_type": "coder", "instruction": "Where is FactsDigest defined?", "workspace": repository(), "config": {"max_iterations": 2}})
+fn agent(system: &System) -> Value {
+    json!({"agent_type": "coder", "instruction": "Where is TokenReader defined?", "workspace": system.workspace(), "config": {"max_iterations": 4}})
 }
 
 #[tokio::test]
@@ -30,9 +30,10 @@ async fn a_cancelled_execution_ends_and_says_so() -> anyhow::Result<()> {
 #[tokio::test]
 async fn an_execution_outlives_its_client() -> anyhow::Result<()> {
     let system = System::start().await?;
-    let (exec, stream) = system.open("/internal/agent", agent()).await?;
+    let (exec, stream) = system.open("/internal/agent", agent(&system)).await?;
     drop(stream);
-    assert_eq!(system.ended(exec).await?["status"], "completed");
+    let view = system.ended(exec).await?;
+    assert!(view["response"].as_str().is_some_and(|text| !text.is_empty()), "{view}");
     system.prove(exec).await?;
     Ok(())
 }
@@ -56,7 +57,7 @@ async fn nonsense_in_the_log_is_passed_over_and_reported() -> anyhow::Result<()>
 #[tokio::test]
 async fn an_agent_of_which_a_tool_does_not_exist_is_told() -> anyhow::Result<()> {
     let system = System::start().await?;
-    let mut ask = agent();
+    let mut ask = agent(&system);
     ask["config"] = json!({"tools": ["serch_code"]});
     let (status, problem) = system.ask("/internal/agent", &ask).await?;
     assert_eq!(status, 404, "{problem}");

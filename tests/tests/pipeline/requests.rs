@@ -24,15 +24,15 @@ async fn a_chat_is_answered_streamed_and_proven() -> anyhow::Result<()> {
 #[tokio::test]
 async fn an_agent_uses_a_tool_and_every_step_is_in_the_log() -> anyhow::Result<()> {
     let system = System::start().await?;
-    let ask = json!({"agent_type": "coder", "instruction": "Where is FactsDigest defined?", "workspace": repository(), "config": {"max_iterations": 2}});
+    let ask = json!({"agent_type": "coder", "instruction": "Where is TokenReader defined?", "workspace": system.workspace(), "config": {"max_iterations": 4}});
     let (exec, mut stream) = system.open("/internal/agent", ask).await?;
     let events = read_events(&mut stream, |_| false).await?;
     let call = events.iter().find(|(name, _)| name == "tool_call").expect("a tool call");
     assert_eq!(call.1["name"], "search_code");
-    assert_eq!(call.1["arguments"], json!({"query": "FactsDigest"}));
+    assert_eq!(call.1["arguments"], json!({"query": "TokenReader"}));
     let result = events.iter().find(|(name, _)| name == "tool_result").expect("its result");
     let found = result.1["result"].as_str().expect("text");
-    assert!(found.contains("schemas/src/decision.rs:"), "{found}");
+    assert!(found.contains("src/reader.rs:3"), "{found}");
     assert_eq!(events.last().map(|(name, _)| name.as_str()), Some("done"));
     system.prove(exec).await?;
     Ok(())
@@ -61,6 +61,16 @@ async fn a_hundred_chats_at_once_all_complete() -> anyhow::Result<()> {
     for (status, answer) in &all {
         assert_eq!(*status, 200, "{answer}");
         assert_eq!(answer["response"], all[0].1["response"]);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn health_may_be_asked_as_often_as_anybody_likes() -> anyhow::Result<()> {
+    let system = System::start().await?;
+    for n in 0..1_200 {
+        let health: serde_json::Value = system.get("/health").send().await?.json().await?;
+        assert_eq!(health["parts"]["workers"], json!({"analysis": 1, "inference": 1, "tool": 1}), "asked {n} times");
     }
     Ok(())
 }

@@ -19,10 +19,11 @@ fn said(ended: &Ended, code: i32, parts: &[&str]) {
     assert!(!ended.stdout.contains("\"ready\""), "{ended:?}");
 }
 
-/// `vlinders up` with data in `data`.
+/// `vlinders up` with data in `data`, on a free port unless it is told another.
 async fn up(data: &Path, arguments: &[&str]) -> anyhow::Result<Ended> {
     let data = data.to_str().context("temporary directories have plain names")?;
-    run(&[&["up", "--json", "--data", data, "--http", "127.0.0.1:0"], arguments].concat()).await
+    let http: &[&str] = if arguments.contains(&"--http") { &[] } else { &["--http", "127.0.0.1:0"] };
+    run(&[&["up", "--json", "--data", data], http, arguments].concat()).await
 }
 
 /// Nothing runs on, and nobody is led there.
@@ -106,6 +107,19 @@ async fn a_second_up_on_the_same_data_leaves_the_first_alone() -> anyhow::Result
     let http = first.ready["http"].as_str().context("an address")?;
     assert_eq!(reqwest::get(format!("{http}/health")).await?.status(), 200);
     first.kill().await?;
+    let gone = async {
+        while !processes_about(&data)?.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, gone).await.context("the private nats-server outlives its parent")??;
+
+    // A start that fails takes away what a kill left, too.
+    assert!(data.join("endpoint.json").exists(), "a kill leaves it");
+    let nowhere = directory.path().join("nowhere").display().to_string();
+    said(&up(&data, &["--workspace", &nowhere]).await?, 1, &["workspace root"]);
+    nothing_left(&data)?;
 
     // What a kill leaves is taken over: the same data starts again, and ends in order.
     let second = Up::start(&data).await?;

@@ -8,10 +8,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use schemas::wire::{Nanos, encode};
 use schemas::{ExecutionId, Fact, Partition, Record, stream, subject};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::pull::{Pull, header};
-use super::{Bus, Error, REPLY_TIMEOUT, publish};
+use super::{Bus, Error, REPLY_TIMEOUT, publish, request};
 use crate::clock;
 
 /// Messages asked for at a time when an execution is read.
@@ -149,6 +150,28 @@ impl Bus {
         Ok(Facts { client: self.log.clone(), pull })
     }
 
+    /// The pin of the partition's owner; none when the server has chosen nobody, or the owner has fallen silent.
+    ///
+    /// # Errors
+    /// When the consumer does not exist or the server does not answer.
+    pub async fn owner(&self, partition: Partition) -> Result<Option<String>, Error> {
+        #[derive(Deserialize)]
+        struct Info {
+            #[serde(default)]
+            priority_groups: Vec<Group>,
+        }
+        #[derive(Deserialize)]
+        struct Group {
+            #[serde(default)]
+            pinned_client_id: String,
+        }
+        let subject = format!("$JS.API.CONSUMER.INFO.{}.{FACTS_CONSUMER}", subject::log_stream(partition));
+        let reply = request(&self.log, subject, None, Bytes::new(), REPLY_TIMEOUT).await?;
+        let info: Info = serde_json::from_slice(&reply.payload)
+            .map_err(|e| Error::Broken(format!("read a consumer's state: {e}")))?;
+        Ok(info.priority_groups.into_iter().map(|group| group.pinned_client_id).find(|id| !id.is_empty()))
+    }
+
     /// Watches what is stored for one execution, from now on. Messages may be lost: the log is right.
     ///
     /// # Errors
@@ -188,10 +211,10 @@ impl Facts {
         Ok(Some(FactDelivery { stored, client: self.client.clone(), reply: reply.to_string() }))
     }
 
-    /// Whether this process was chosen as the partition's owner.
+    /// The pin under which the server chose this process as the partition's owner; none when it did not.
     #[must_use]
-    pub fn is_owner(&self) -> bool {
-        self.pull.is_pinned()
+    pub fn pin(&self) -> Option<&str> {
+        self.pull.pin()
     }
 }
 

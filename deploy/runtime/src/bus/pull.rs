@@ -54,9 +54,9 @@ impl Pull {
         })
     }
 
-    /// Whether the server chose this puller as the only one of its group.
-    pub(super) fn is_pinned(&self) -> bool {
-        self.pin.is_some()
+    /// The id under which the server chose this puller as the only one of its group.
+    pub(super) fn pin(&self) -> Option<&str> {
+        self.pin.as_deref()
     }
 
     /// The next message, or none when there was none within `expires`. Cancel safe.

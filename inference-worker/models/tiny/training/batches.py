@@ -14,9 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from generate import ALL_TOOLS, Segments, World, conversation, draw_system, draw_tools, system_prompt
+from generate import (
+    ALL_TOOLS,
+    USUAL_TOOLS,
+    Segments,
+    World,
+    conversation,
+    draw_system,
+    draw_tools,
+    system_prompt,
+)
 
 Encoded = tuple[list[int], list[int]]
+
+# System turns of one round: the tools (none: drawn), whether it is the standard turn, and how many conversations.
+MIX: tuple[tuple[tuple[str, ...] | None, bool, int], ...] = (
+    (USUAL_TOOLS, True, 500),
+    (USUAL_TOOLS, False, 60),
+    (ALL_TOOLS, True, 220),
+    (ALL_TOOLS, False, 60),
+    *((None, False, 40),) * 4,
+)
 
 
 @dataclass
@@ -76,13 +94,9 @@ def stream(
     while True:
         batches: list[Batch] = []
         share = curriculum[0]
-        for index in range(8):
-            usual = index == 0
-            tools = ALL_TOOLS if usual else draw_tools(world)
-            system = system_prompt(tools) if usual else draw_system(world, tools)
-            count = 900 if usual else 45
-            if index in (1, 2, 3):  # the usual tools behind other sentences
-                tools, system = ALL_TOOLS, draw_system(world, ALL_TOOLS)
+        for tools, standard, count in MIX:
+            tools = draw_tools(world) if tools is None else tools
+            system = system_prompt(tools) if standard else draw_system(world, tools)
             items = [conversation(world, tools, share) for _ in range(count)]
             prefix = tokenizer.encode(system, add_special_tokens=False).ids
             batches += group(prefix, encode(tokenizer, items), tokens, longest)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,7 +21,19 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from batches import Encoded, encode, pad
-from generate import ALL_TOOLS, NAME, TASKS, VALUE, World, conversation, draw_tools, system_prompt, task_unavailable
+from generate import (
+    ALL_TOOLS,
+    NAME,
+    TASKS,
+    USUAL_TOOLS,
+    VALUE,
+    Segments,
+    World,
+    conversation,
+    draw_tools,
+    system_prompt,
+    task_unavailable,
+)
 from model import Config, TinyQwen3, from_hugging_face
 
 COLUMNS = ("name", "call", "values", "answer", "whole")
@@ -131,6 +144,12 @@ def run_task(
                 failures.append({"want": decode(ids[start:end]), "got": decode(best[start - 1 : end - 1])})
 
 
+def make(world: World, task: Callable[[World, tuple[str, ...]], Segments], tools: tuple[str, ...]) -> Segments:
+    """One exchange of its own."""
+    world.turn_page()
+    return task(world, tools)
+
+
 def evaluate(
     model: TinyQwen3, tokenizer: Tokenizer, pool: dict, count: int, seed: int, split: str = "held"
 ) -> tuple[dict[str, Tally], dict[str, list[dict]]]:
@@ -142,16 +161,15 @@ def evaluate(
         world = World(pool, split, seed + zlib.crc32(name.encode()) % 1000)
         tallies[name], failures[name] = Tally(), []
         if name in TASKS:
-            items = [TASKS[name].make(world, ALL_TOOLS) for _ in range(count)]
-            run_task(
-                model, tokenizer, system_prompt(ALL_TOOLS), encode(tokenizer, items), tallies[name], failures[name]
-            )
+            tools = USUAL_TOOLS if set(TASKS[name].tools) <= set(USUAL_TOOLS) else ALL_TOOLS
+            items = [make(world, TASKS[name].make, tools) for _ in range(count)]
+            run_task(model, tokenizer, system_prompt(tools), encode(tokenizer, items), tallies[name], failures[name])
             continue
         for index in range(count):
-            tools: tuple[str, ...] = ()
+            tools = ()
             while name == "some_tools" and (not tools or len(tools) == len(ALL_TOOLS)):
                 tools = draw_tools(world)
-            item = task_unavailable(world, tools) if index % 3 == 0 else conversation(world, tools, single=True)
+            item = make(world, task_unavailable, tools) if index % 3 == 0 else conversation(world, tools, single=True)
             rows = encode(tokenizer, [item])
             run_task(model, tokenizer, system_prompt(tools), rows, tallies[name], failures[name])
     return tallies, failures

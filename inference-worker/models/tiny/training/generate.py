@@ -17,25 +17,36 @@ import os
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
+
+from shapes import Shapes
 
 CONTEXT, TEMPLATE, VALUE, NAME = range(4)
 Segments = list[tuple[str, int]]
 T = TypeVar("T")
 Split = Literal["train", "held"]
+Kind = Literal["where", "imports", "symbols", "read"]
 
 BEGIN, END = "<|im_start|>", "<|im_end|>"
 SYSTEM = "You are Vlinder, a code assistant."
 TOOLS: dict[str, tuple[str, ...]] = {
-    "search_code": ("query",),
+    "search_code": ("query", "path", "regex", "max"),
     "semantic_search": ("query",),
     "read_file": ("path", "start", "end"),
     "analyze_code": ("path",),
     "web_search": ("query",),
 }
 ALL_TOOLS = tuple(TOOLS)
+USUAL_TOOLS = ("search_code", "read_file", "analyze_code")  # what a server without index and search provider offers
+OTHER_TOOLS: dict[str, tuple[str, ...]] = {  # may be offered too; no question here needs them
+    "remember": ("key", "value"),
+    "recall": ("query",),
+    "run_command": ("command",),
+}
+RESULT_BYTES = 640  # what the server shows of one tool result to a model with a window of 1,024 tokens
+LINE_CHARS = 90  # what `search_code` shows of a line
 
 EXTENSIONS = (
     ["rs"] * 7 + ["py"] * 5 + "ts js tsx go toml md c h cpp java yaml yml json sh sql html css txt proto".split()
@@ -53,6 +64,36 @@ TYPES = (
     "str u32 usize String bool int Vec<u8> Option<String> dict Path f32 &str Result<()> i64 list[str] Arc<Self>".split()
 )
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PLAIN_FILES = "LICENSE LICENSE Makefile Dockerfile README CHANGELOG NOTICE .gitignore .env Justfile COPYING".split()
+SHORT_NAMES = (
+    "new new new default fmt from drop next poll len get set run main tests open read write start stop call build "
+    "parse check clone eq hash as_str is_empty into_inner push insert remove name id error Error Config State Kind"
+).split()
+COMMON_NAMES = (
+    "line lines file files code calls called call find search read show open list path name names used use uses source "
+    "symbols symbol imports import functions function modules module result results matches match error tool tools "
+    "question answer text count start end execution executions where defined definition find_all main new run test"
+).split()
+STD_MODULES = (
+    "collections sync path time io fmt str mem ops cmp net fs env error future pin task num iter process thread borrow "
+    "convert hash rc cell marker any ffi ptr slice sync::atomic os::fd net::tcp collections::btree_map"
+).split()
+STD_NAMES = (
+    "BTreeMap HashMap HashSet VecDeque Arc Mutex OnceLock Path PathBuf Duration Instant Read Write Ordering AtomicU64 "
+    "AtomicBool Future Pin Context Poll Display Formatter Debug Cow Infallible Hash Rc Cell RefCell PhantomData Any"
+).split()
+PYTHON_MODULES = (
+    "os sys re json time typing collections collections.abc pathlib dataclasses functools itertools logging asyncio "
+    "argparse random math subprocess threading unittest __future__ contextlib datetime io abc enum numpy torch"
+).split()
+SENTENCE_WORDS = "the a is are of to in and that not no what who when with by it its one every only are has".split()
+# Pieces of the tokenizer, so that each of them is something to copy.
+PIECES = [
+    piece
+    for piece in json.loads(Path(__file__).parents[1].joinpath("tokenizer.json").read_text())["model"]["vocab"]
+    if re.fullmatch("[a-z]{2,8}", piece)
+] + ["vlinder", "vlinders", "linder"] * 12
+RARE = "→ · – — … “ ” ’ é ü ß × ≥ ≤ µ ✓ ─ │ ▶ ° ² 中 文 🎉 § «".split()
 
 
 class World:
@@ -64,6 +105,10 @@ class World:
         self.identifiers = pool[split]["identifiers"]
         self.paths = pool[split]["paths"]
         self.real = 0.5 if split == "held" else 0.2
+        self.shapes = Shapes(split, self.random, self.word)
+        self.topic: list[str] = []
+        self.on_topic = 0.0
+        self.short = False
 
     def chance(self, probability: float) -> bool:
         """True with the given probability."""
@@ -73,11 +118,22 @@ class World:
         """One of the items."""
         return self.random.choice(items)
 
+    def turn_page(self) -> None:
+        """A new conversation: usually one about few things, whose words come back everywhere, as in real code."""
+        self.on_topic = 0.0
+        self.topic = [self.word() for _ in range(self.pick((5, 8, 12, 20, 40)))]
+        self.on_topic = self.pick((0.0, 0.0, 0.3, 0.5, 0.7, 0.85))
+        self.short = self.chance(0.6)  # tools print little, which trains faster
+
     def word(self) -> str:
-        """A lower-case word: mostly from the pool, else made up."""
+        """A lower-case word: one of the topic, or mostly from the pool, else made up."""
+        if self.chance(self.on_topic):
+            return self.pick(self.topic)
         x = self.random.random()
-        if x < 0.80:
+        if x < 0.70:
             return self.pick(self.words)
+        if x < 0.80:
+            return "".join(self.pick(PIECES) for _ in range(self.pick((1, 2, 2, 3))))
         if x < 0.93:
             return "".join(self.pick(SYLLABLES) for _ in range(self.random.randint(1, 3)))
         return "".join(self.pick(LETTERS) for _ in range(self.random.randint(2, 6)))
@@ -97,7 +153,9 @@ class World:
             return self.pick(self.identifiers)
         words = [self.word() for _ in range(self.pick((1, 2, 2, 2, 3, 3, 4)))]
         x = self.random.random()
-        if x < 0.55:
+        if x < 0.03:
+            words += [self.pick((self.pick(SENTENCE_WORDS), self.word())) for _ in range(self.random.randint(2, 6))]
+        if x < 0.52:
             name = "_".join(words)
         elif x < 0.80:
             name = "".join(word.capitalize() for word in words)
@@ -107,9 +165,22 @@ class World:
             name = "_".join(words).upper()
         if self.chance(0.05):
             name = "_" + name
-        if self.chance(0.08):
+        if self.chance(0.06):
             name += self.pick(("", "_", "_v")) + str(self.random.randint(0, 99))
         return name
+
+    def asked(self) -> str:
+        """A name as people ask for it: an identifier, now and then with what it belongs to."""
+        x, name = self.random.random(), self.identifier()
+        if x < 0.04:
+            return self.pick(COMMON_NAMES)
+        if x < 0.88:
+            return name
+        if x < 0.95:
+            return self.pick((self.word(), self.word().capitalize(), self.identifier())) + "::" + name
+        if x < 0.98:
+            return self.pick((self.word(), "self", self.word().capitalize())) + "." + name
+        return name + self.pick(("!", "(", "()"))
 
     def version(self) -> str:
         """A version number."""
@@ -131,6 +202,9 @@ class World:
         """A file path."""
         if self.chance(0.05):
             return self.pick(ROOT_FILES)
+        if self.chance(0.07):
+            name = self.pick((self.pick(PLAIN_FILES), self.pick(PLAIN_FILES), self.word(), self.word().upper()))
+            return "/".join([*(self.folder() for _ in range(self.pick((0, 0, 0, 1, 2)))), name])
         if self.chance(self.real):
             return self.pick(self.paths)
         parts = [self.folder() for _ in range(self.pick((0, 1, 1, 1, 2, 2, 2, 3, 3, 4)))]
@@ -142,8 +216,29 @@ class World:
         prefix = "./" if self.chance(0.02) else ""
         return prefix + "/".join([*parts, stem]) + "." + self.pick(EXTENSIONS)
 
+    def near(self, path: str) -> str:
+        """A file that may well stand in the same repository as another one."""
+        folder, _, name = path.rpartition("/")
+        x, stem = self.random.random(), self.word()
+        if self.chance(0.3):
+            stem += self.pick("_-") + self.word()
+        extension = name.rpartition(".")[2] if "." in name and self.chance(0.8) else self.pick(EXTENSIONS)
+        if x < 0.3:
+            return path
+        if x < 0.55:
+            return f"{folder}/{stem}.{extension}".lstrip("/")
+        if x < 0.65:
+            return f"{path.rpartition('.')[0] or path}/{stem}.{extension}"
+        if x < 0.85:
+            below = [self.folder() for _ in range(self.pick((0, 1, 1)))]
+            parts = [*folder.split("/")[: self.random.randint(1, 3)], *below, f"{stem}.{extension}"]
+            return "/".join(filter(None, parts))
+        return self.path()
+
     def number(self) -> int:
         """A line number."""
+        if self.chance(0.08):
+            return self.random.randint(1, 12)
         return self.random.randint(1, 999) if self.chance(0.9) else self.random.randint(1000, 6000)
 
     def module(self) -> str:
@@ -183,8 +278,19 @@ class World:
             )
         )
 
+    def rare(self, line: str) -> str:
+        """The line, now and then with a character that is not ASCII."""
+        if not line or not self.chance(0.03):
+            return line
+        at = self.random.randrange(len(line) + 1)
+        return line[:at] + self.pick(RARE) + line[at:]
+
     def use(self, name: str) -> str:
-        """A line that uses `name`."""
+        """A line that uses `name`, or holds it as part of a longer one."""
+        if self.chance(0.15):
+            name = self.pick((f"{name}_{self.word()}", f"{self.word()}_{name}", name + self.word().capitalize()))
+        if self.chance(0.7):
+            return self.rare(self.shapes.use(name))
         word = self.word
         return self.pick(
             (
@@ -201,8 +307,57 @@ class World:
             )
         )
 
+    def block(self, count: int, top: bool) -> list[str]:
+        """Consecutive lines of a file, as they stand there."""
+        if self.chance(0.75):
+            return [self.rare(line) for line in self.shapes.block(count, top)]
+        lines = [self.code() for _ in range(count)]
+        return [" " * self.pick((0, 0, 4, 4, 8)) * (k > 0 or not top) + line for k, line in enumerate(lines)]
+
+    def definition_block(self, name: str, count: int) -> list[str]:
+        """A definition and what follows it."""
+        if self.chance(0.7):
+            return [self.rare(line) for line in self.shapes.definition(name, count)]
+        indent = " " * self.pick((0, 0, 0, 4, 4, 8))
+        rest = [indent + "    " * self.pick((0, 1, 1, 2)) + self.code() for _ in range(count - 1)]
+        return [indent + self.definition(name), *rest]
+
+    def imports(self, count: int) -> list[str]:
+        """What a file imports, with the common beginnings such lists have; Rust paths mostly of two segments."""
+        x, found = self.random.random(), {}
+        roots = [self.pick(("crate", "crate", "super", self.word(), f"{self.word()}_{self.word()}")) for _ in range(5)]
+        while len(found) < count:
+            if x < 0.6:
+                root = "std" if not found and self.chance(0.5) else self.pick(("std", "crate", *roots))
+                for _ in range(self.pick((1, 1, 2, 2, 3, 4))):
+                    name = self.word() if self.chance(0.55) else self.identifier()
+                    if root == "std":
+                        name = self.pick(STD_MODULES).partition("::")[0]
+                    found[self.pick((root, f"{root}::*", name)) if self.chance(0.06) else f"{root}::{name}"] = None
+            elif x < 0.72:
+                root = self.pick((f"std::{self.pick(STD_MODULES)}", f"{self.pick(roots)}::{self.word()}"))
+                for _ in range(self.pick((1, 1, 2, 3))):
+                    name = self.pick(STD_NAMES) if root[:3] == "std" and self.chance(0.8) else self.identifier()
+                    found[f"{root}::{name}"] = None
+            elif x < 0.88:
+                dots = self.pick(("", "", "", ".", ".."))
+                tail = self.pick(("", "", "." + self.word(), f".{self.word()}_{self.word()}"))
+                found[self.pick(PYTHON_MODULES) if self.chance(0.5) else dots + self.word() + tail] = None
+            else:
+                found[self.module()] = None
+        return list(found)[:count]
+
+    def symbols(self, count: int) -> list[str]:
+        """What a file defines: distinct names, short ones among them."""
+        found: dict[str, None] = {}
+        while len(found) < count:
+            found[self.pick(SHORT_NAMES) if self.chance(0.2) else self.identifier()] = None
+        return list(found)
+
     def code(self) -> str:
         """Any line of code or prose."""
+        if self.chance(0.65):
+            return self.rare(self.shapes.line())
         x, word = self.random.random(), self.word
         if x < 0.2:
             return self.definition(self.identifier())
@@ -320,89 +475,146 @@ class Outcome:
     ok: bool = True
     path: str = ""
     line: int = 0
-    code: str = ""
     count: str = ""
+    block: list[str] = field(default_factory=list)  # the code at the place found
 
 
-def failure(world: World, path: str | None, probability: float) -> Outcome | None:
-    """An error message now and then."""
+def cut_line(line: str) -> str:
+    """A line as `search_code` shows it."""
+    line = line.strip()
+    return line if len(line) <= LINE_CHARS else line[:LINE_CHARS] + "…"
+
+
+def cut_result(world: World, text: str) -> str:
+    """A tool result as the server shows it to the model: cut at a line."""
+    longest = world.pick((RESULT_BYTES,) * 9 + (1000,))
+    if len(text.encode()) <= longest:
+        return text
+    mark = "\n... (cut)"
+    shown = text.encode()[: longest - len(mark)].decode(errors="ignore")
+    end = shown.rfind("\n")
+    return (shown[:end] if end >= 0 else shown) + mark
+
+
+def failure(world: World, path: str | None, probability: float, name: str = "") -> Outcome | None:
+    """An error message now and then: most of them those of the real tools."""
     if not world.chance(probability):
         return None
-    if path and world.chance(0.6):
+    about = path or name or world.phrase()
+    x = world.random.random()
+    if path and x < 0.5:
         message = f"no such file: {path}"
+    elif path and x < 0.75:
+        message = world.pick(
+            (
+                f"{path} is a directory, not a file",
+                f"{path} is a binary file",
+                f"start {world.number()} is beyond the end of {path}, it has {world.number()} lines",
+                f"end {world.number()} is before start {world.number()}",
+                f"{path} is {world.random.randint(10**6, 10**9)} bytes, more than the limit of 16777216",
+                f"path is outside the workspace: {path} (give a path relative to the workspace)",
+                f"no permission to read {path}",
+                f"{path} is a loop of links",
+                f"cannot analyze {path}: its language is not supported (supported: "
+                "rust, python, javascript, typescript, tsx, go)",
+                f"cannot analyze {path}: it is a binary file",
+                f"cannot analyze {path}: it looks minified or generated",
+            )
+        )
     else:
-        about = path or world.phrase()
         message = world.pick(
             (
                 f"timed out after {world.number()} ms",
                 f"not allowed: {about}",
-                f"permission denied: {about}",
                 f"not found: {about}",
                 f"{world.phrase((2, 3, 4))}",
                 f"invalid argument: {world.word()}",
                 f"the {world.word()} is not available",
-                f"too large: {about}",
+                "the tool took too long",
+                "the tool call is not valid JSON",
+                "the tool used more memory than it may and was stopped",
+                "no analysis worker is running",
+                f"no sandbox: {world.phrase((2, 3, 4))}",
+                f"the sandbox did not start: {world.phrase((2, 3, 4))}",
+                f"the {world.word()} worker did not answer in time",
+                "the limit of tool calls is reached; answer with what is known",
             )
         )
     return Outcome(f"error: {message}", say("The tool failed: {}.", message), ok=False)
 
 
-def search_outcome(world: World, name: str, longest: int = 8) -> Outcome:
+def search_outcome(world: World, name: str, longest: int = 5) -> Outcome:
     """`search_code`: `N matches`, then `path:line: code`, the definition on top."""
-    if failed := failure(world, None, 0.025):
+    if failed := failure(world, None, 0.025, name):
         return failed
-    if world.chance(0.08):
+    if world.chance(0.07):
         return Outcome("no matches", say("I found no match for {}.", name), ok=False)
-    shown = min(longest, world.pick((1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6, 8)))
+    shown = min(longest, world.pick((1, 1, 2, 2, 3) if world.short else (1, 2, 3, 3, 4, 5, 5, 5, 5, 5)))
     count = str(shown)
-    if shown == longest and world.chance(0.5):
-        count = "1000+" if world.chance(0.1) else str(shown + world.random.randint(1, 200))
-    path, line, code = world.path(), world.number(), world.definition(name)
-    lines = [f"{path}:{line}: {code}"]
+    if shown == longest and world.chance(0.8):
+        count = "1000+" if world.chance(0.1) else str(shown + world.random.randint(1, world.pick((10, 60, 800))))
+    path, line = world.path(), world.number()
+    last = [part for part in re.split(r"[^A-Za-z0-9_]", name) if part]
+    # `Type::method` is found where it is written so, which is hardly ever its definition.
+    defined = bool(last) and (last[-1] == name or world.chance(0.2)) and world.chance(0.85)
+    block = world.definition_block(last[-1], 14) if defined else [world.use(name), *world.block(13, False)]
+    lines = [f"{path}:{line}: {cut_line(block[0])}"]
+    other = path
     for _ in range(shown - 1):
-        where = path if world.chance(0.2) else world.path()
-        lines.append(f"{where}:{world.number()}: {world.use(name)}")
+        other = world.near(world.pick((path, other)))
+        lines.append(f"{other}:{world.number()}: {cut_line(world.use(name))}")
     answer = say("{} is defined in {}.", name, f"{path}:{line}")
-    return Outcome("\n".join([f"{count} matches", *lines]), answer, True, path, line, code, count)
+    output = cut_result(world, "\n".join([f"{count} matches", *lines]))
+    return Outcome(output, answer, True, path, line, count=count, block=block)
 
 
 def analysis_outcome(world: World, path: str, what: Literal["imports", "symbols"]) -> Outcome:
-    """`analyze_code`: line count, imports and symbols."""
+    """`analyze_code`: line count, imports and symbols, at most twelve of each."""
     if failed := failure(world, path, 0.07):
         return failed
-    imports = [world.module() for _ in range(world.pick((0, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6, 9)))]
-    symbols = [world.identifier() for _ in range(world.pick((0, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6, 9)))]
-    more = {
-        name: f" (+{world.random.randint(1, 90)} more)" if world.chance(0.12) else "" for name in ("imports", "symbols")
-    }
-    parts = [f"{world.number()} lines"]
+    counts = (0, 1, 1, 2, 2, 3, 4) if world.short else (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 12, 12)
+    imports, symbols = world.imports(world.pick(counts)), world.symbols(world.pick(counts))
+    parts, shown = [f"{world.number()} lines"], {}
     for name, items in (("imports", imports), ("symbols", symbols)):
-        parts.append(f"{name}: {', '.join(items) + more[name] if items else 'none'}")
+        more = len(items) == 12 and world.chance(0.8) or items and world.chance(0.04)
+        shown[name] = f" (+{world.random.randint(1, world.pick((9, 40, 200)))} more)" if more else ""
+        parts.append(f"{name}: {', '.join(items) + shown[name] if items else 'none'}")
+    output = cut_result(world, "\n".join(parts))
+    if f"\n{what}: " not in output:
+        return Outcome(output, say(f"The list of {what} in {{}} was cut off.", path))
     verb, items = (" imports ", imports) if what == "imports" else (" defines ", symbols)
-    rest = listing(items) + [(more[what], VALUE)] * bool(more[what]) if items else [("nothing", TEMPLATE)]
-    output = "\n".join(parts)
+    rest = listing(items) + [(shown[what], VALUE)] * bool(shown[what]) if items else [("nothing", TEMPLATE)]
     return Outcome(output, [(path, VALUE), (verb, TEMPLATE), *rest, (".", TEMPLATE)])
 
 
-def file_lines(world: World, first: int, head: str | None = None) -> tuple[str, str]:
-    """`read_file`: numbered lines; returns the output and the first line without indentation."""
-    lines = [world.code() for _ in range(world.pick((1, 2, 2, 3, 3, 4, 5, 6)))]
-    lines[0] = head or lines[0]
-    indents = [0] + [world.pick((0, 0, 4, 4, 8)) for _ in lines[1:]]
-    if head is None and world.chance(0.15):
-        indents[0] = world.pick((4, 8))
-    text = "\n".join(f"{first + k}: {' ' * d}{line}" for k, (line, d) in enumerate(zip(lines, indents, strict=True)))
-    if world.chance(0.15):
-        text += f"\n... ({world.number()} more lines)"
-    return text, lines[0]
+def file_lines(world: World, first: int, lines: list[str], more: int = 0) -> str:
+    """`read_file`: numbered lines, the rest counted."""
+    numbered = [f"{first + k}: {line}" for k, line in enumerate(lines)]
+    return cut_result(world, "\n".join(numbered + [f"... ({more} more lines)"] * bool(more)))
+
+
+def draw_length(world: World) -> int:
+    """Lines shown of a file: as many as fit, or few."""
+    return world.pick((1, 2, 2, 3, 3, 4) if world.short else (3, 4, 6, 8, 10, 14, 20, 20))
+
+
+def starts_with(head: str, plural: bool = False) -> Segments:
+    """`starts with CODE`, the first line without its indentation."""
+    verb = "start" if plural else "starts"
+    return say(f" {verb} with `{{}}`.", head.strip()) if head.strip() else say(f" {verb} with an empty line.")
 
 
 def read_outcome(world: World, path: str) -> Outcome:
     """Reading a whole file."""
     if failed := failure(world, path, 0.08):
         return failed
-    output, head = file_lines(world, 1)
-    return Outcome(output, say("{} starts with `{}`.", path, head))
+    if world.chance(0.01):
+        return Outcome("the file is empty", say("{} is empty.", path))
+    lines = world.block(draw_length(world), world.chance(0.6)) or [world.code()]
+    if not lines[0].strip() and world.chance(0.7):
+        lines[0] = world.code()
+    more = world.number() if len(lines) > 6 or world.chance(0.1) else 0
+    return Outcome(file_lines(world, 1, lines, more), [(path, VALUE), *starts_with(lines[0])])
 
 
 def web_outcome(world: World) -> Outcome:
@@ -432,11 +644,12 @@ def semantic_outcome(world: World) -> Outcome:
     if world.chance(0.06):
         return Outcome("no matches", say("I found nothing close to that."))
     path, line = world.path(), world.number()
-    lines = [f"{path}:{line}: {world.code()}"]
-    lines += [f"{world.path()}:{world.number()}: {world.code()}" for _ in range(world.pick((0, 0, 1, 2, 2, 4, 7)))]
+    lines = [f"{path}:{line}: {cut_line(world.code())}"]
+    for _ in range(world.pick((0, 0, 1, 2, 2, 4, 4))):
+        lines.append(f"{world.near(path)}:{world.number()}: {cut_line(world.code())}")
     if world.chance(0.5):
         lines.insert(0, f"{len(lines)} matches")
-    return Outcome("\n".join(lines), say("The closest match is {}.", f"{path}:{line}"))
+    return Outcome(cut_result(world, "\n".join(lines)), say("The closest match is {}.", f"{path}:{line}"))
 
 
 # --- tasks -------------------------------------------------------------------------------------------------------
@@ -446,6 +659,8 @@ WHERE = (
     "Where does {x} live?", "Locate {x}.", "Find {x}.", "Where is the function {x}?", "Where is {x}?",
     "Where is the struct {x} declared?", "In which file is {x}?", "Search for {x}.", "Look for {x} in the code.",
     "Where is the class {x} defined?", "Which file contains {x}?", "Search the code for {x}.",
+    "Where is the trait {x} defined?", "Where is the type {x} defined?", "Where is the enum {x}?",
+    "Where is the constant {x} defined?", "Where is the method {x} defined?", "Where is the {x} struct?",
     "Can you find {x}?", "I am looking for {x}.", "Tell me where {x} is defined.",
 )  # fmt: skip
 USAGE = (
@@ -466,7 +681,8 @@ SYMBOLS = (
 LINES = (
     "Show lines {a}-{b} of {p}.", "Show me lines {a} to {b} of {p}.", "Read {p} lines {a}-{b}.",
     "Print lines {a} to {b} in {p}.", "What is on lines {a}-{b} of {p}?", "Open {p} from line {a} to {b}.",
-    "Read lines {a} to {b} of {p}.", "Show {p} lines {a} to {b}.", "Display {p} from {a} to {b}.",
+    "Read lines {a} to {b} of {p}.", "Read lines {a}-{b} of {p}.", "Show lines {a} to {b} of {p}.",
+    "Show {p} lines {a} to {b}.", "Display {p} from {a} to {b}.",
 )  # fmt: skip
 READ = (
     "Read {p}.", "Open {p}.", "Show me {p}.", "Show {p}.", "Display the file {p}.", "Can you open {p}?",
@@ -488,12 +704,42 @@ TWO_STEP = (
     "Find {x} and open the file.", "Look up {x} and show the code.", "Show me the code of {x}.",
     "Where is {x} defined? Show me the code.", "Search for {x} and read the file.",
 )  # fmt: skip
+THAT_CODE = (
+    "Show me the code.", "Read it.", "Open it.", "Show me that code.", "Can you show it?", "Show it to me.",
+    "Now open it.", "Read the code there.",
+)  # fmt: skip
+THAT_IMPORTS = ("What does that file import?", "List its imports.", "What does it import?")
+THAT_SYMBOLS = ("What else is in that file?", "What else does that file define?", "Analyze that file.")
 PARALLEL = (
     "Search for {x} and {y}.", "Find {x} and {y}.", "Where are {x} and {y} defined?", "Locate both {x} and {y}.",
     "Look for {x} and also {y}.", "Find the definitions of {x} and {y}.", "Where are {x} and {y}?",
     "Where is {x} and where is {y}?", "Find {x} and then {y}.", "Which files define {x} and {y}?",
     "Where can I find {x} and {y}?", "Where is {x} defined, and {y}?", "Search for both {x} and {y}.",
     "Tell me where {x} and {y} are defined.", "Find {x}. Also find {y}.", "Where do {x} and {y} live?",
+)  # fmt: skip
+# Two kinds of question in one turn; `o` is the second of two files.
+MIXED: tuple[tuple[tuple[Kind, Kind], tuple[str, ...]], ...] = (
+    (("where", "imports"), (
+        "Find {x} and also tell me what {p} imports.", "Where is {x} defined and what does {p} import?",
+        "Find {x} and list the imports of {p}.", "Locate {x} and show the imports in {p}.",
+    )),
+    (("where", "symbols"), (
+        "Find {x} and tell me what {p} defines.", "Where is {x} and what is defined in {p}?",
+        "Find {x} and list the symbols of {p}.", "Locate {x} and analyze {p}.",
+    )),
+    (("imports", "where"), (
+        "What does {p} import and where is {x} defined?", "List the imports of {p} and find {x}.",
+        "Tell me what {p} imports and also where {x} is.", "Show the imports in {p} and locate {x}.",
+    )),
+    (("imports", "imports"), (
+        "What do {p} and {o} import?", "List the imports of {p} and {o}.", "Show the imports in {p} and {o}.",
+        "Which modules do {p} and {o} import?",
+    )),
+    (("read", "read"), ("Open {p} and {o}.", "Read {p} and {o}.", "Show me {p} and {o}.", "Read both {p} and {o}.")),
+    (("where", "read"), (
+        "Find {x} and open {p}.", "Where is {x} defined? Also show me {p}.", "Locate {x} and read {p}.",
+        "Search for {x} and show {p}.",
+    )),
 )  # fmt: skip
 SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
     (("hi", "hello", "hey", "hello there", "hi there", "good morning", "hey vlinder", "good evening", "hi vlinder"),
@@ -510,13 +756,14 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
 )  # fmt: skip
 ABILITIES = ("what can you do?", "help", "how can you help me?", "what tools do you have?", "what are you able to do?")
 ABLE = "I can search code, read files, analyze code and search the web."
+ABLE_HERE = "I can search code, read files and analyze code."
 UNABLE = "I have no tools here, so I can only talk a little."
 NO_TOOL = "I have no tool for that."
 
 
 def task_where(world: World, tools: tuple[str, ...]) -> Segments:
     """Where something is defined."""
-    name = world.identifier()
+    name = world.asked()
     found = search_outcome(world, name)
     asked = ask(world, WHERE, x=quoted(world, name))
     return asked + assistant(tool_call("search_code", query=name)) + responses(found.output) + assistant(found.answer)
@@ -524,7 +771,7 @@ def task_where(world: World, tools: tuple[str, ...]) -> Segments:
 
 def task_usage(world: World, tools: tuple[str, ...]) -> Segments:
     """How often something is used."""
-    name = world.identifier()
+    name = world.asked()
     found = search_outcome(world, name)
     answer = found.answer
     if found.ok:
@@ -553,11 +800,14 @@ def task_symbols(world: World, tools: tuple[str, ...]) -> Segments:
 def task_lines(world: World, tools: tuple[str, ...]) -> Segments:
     """A range of lines of a file."""
     path, first = world.path(), world.number()
-    last = first + world.random.randint(1, 80)
+    if world.chance(0.25):
+        first = world.random.randint(1, 9)
+    last = first + world.random.randint(1, world.pick((3, 9, 20, 80)))
     found = failure(world, path, 0.08)
     if found is None:
-        output, head = file_lines(world, first)
-        found = Outcome(output, say("Lines {}-{} of {} start with `{}`.", first, last, path, head))
+        lines = world.block(min(last - first + 1, draw_length(world)), first == 1) or [world.code()]
+        answer = [*say("Lines {}-{} of {}", first, last, path), *starts_with(lines[0], True)]
+        found = Outcome(file_lines(world, first, lines), answer)
     asked = ask(world, LINES, a=first, b=last, p=quoted(world, path))
     call = tool_call("read_file", path=path, start=first, end=last)
     return asked + assistant(call) + responses(found.output) + assistant(found.answer)
@@ -590,7 +840,7 @@ def task_web(world: World, tools: tuple[str, ...]) -> Segments:
 
 def task_two_step(world: World, tools: tuple[str, ...]) -> Segments:
     """Search, then read the place found."""
-    name = world.identifier()
+    name = world.asked()
     found = search_outcome(world, name)
     turn = ask(world, TWO_STEP, x=quoted(world, name))
     turn += assistant(tool_call("search_code", query=name)) + responses(found.output)
@@ -599,9 +849,33 @@ def task_two_step(world: World, tools: tuple[str, ...]) -> Segments:
     turn += assistant(tool_call("read_file", path=found.path, start=found.line))
     if failed := failure(world, found.path, 0.05):
         return turn + responses(failed.output) + assistant(failed.answer)
-    output, _ = file_lines(world, found.line, found.code)
-    answer = say("{} is in {}: `{}`.", name, f"{found.path}:{found.line}", found.code)
-    return turn + responses(output) + assistant(answer)
+    return turn + read_at(world, name, found)
+
+
+def read_at(world: World, name: str, found: Outcome) -> Segments:
+    """What the tool prints at the place found, and the answer."""
+    lines = found.block[: draw_length(world)]
+    output = file_lines(world, found.line, lines, world.number() if len(lines) > 6 or world.chance(0.1) else 0)
+    answer = say("{} is in {}: `{}`.", name, f"{found.path}:{found.line}", lines[0].strip())
+    return responses(output) + assistant(answer)
+
+
+def task_follow_up(world: World, tools: tuple[str, ...]) -> Segments:
+    """A question about the place just found."""
+    name = world.asked()
+    found = search_outcome(world, name)
+    turn = ask(world, WHERE, x=quoted(world, name)) + assistant(tool_call("search_code", query=name))
+    turn += responses(found.output) + assistant(found.answer)
+    if not found.ok:
+        return turn
+    if "analyze_code" in tools and world.chance(0.3):
+        what = world.pick(("imports", "symbols"))
+        forms = THAT_IMPORTS if what == "imports" else THAT_SYMBOLS
+        outline = analysis_outcome(world, found.path, what)
+        call = tool_call("analyze_code", path=found.path)
+        return turn + ask(world, forms) + assistant(call) + responses(outline.output) + assistant(outline.answer)
+    turn += ask(world, THAT_CODE) + assistant(tool_call("read_file", path=found.path, start=found.line))
+    return turn + read_at(world, name, found)
 
 
 def two_calls(asked: Segments, calls: list[Segments], found: list[Outcome]) -> Segments:
@@ -613,65 +887,38 @@ def two_calls(asked: Segments, calls: list[Segments], found: list[Outcome]) -> S
 
 def task_parallel(world: World, tools: tuple[str, ...]) -> Segments:
     """Two definitions at once."""
-    names = [world.identifier(), world.identifier()]
+    names = [world.asked(), world.asked()]
     asked = ask(world, PARALLEL, x=quoted(world, names[0]), y=quoted(world, names[1]))
     calls = [tool_call("search_code", query=name) for name in names]
-    return two_calls(asked, calls, [search_outcome(world, name, 4) for name in names])
+    return two_calls(asked, calls, [search_outcome(world, name) for name in names])
 
 
 def task_mixed(world: World, tools: tuple[str, ...]) -> Segments:
     """Two different questions, or two files, at once."""
-    name, path, other = world.identifier(), world.path(), world.path()
-    x, p, o = quoted(world, name), quoted(world, path), quoted(world, other)
-    search, analyze = tool_call("search_code", query=name), tool_call("analyze_code", path=path)
-    match world.random.randrange(6):
-        case 0:
-            forms = (
-                "Find {x} and also tell me what {p} imports.", "Where is {x} defined and what does {p} import?",
-                "Find {x} and list the imports of {p}.", "Locate {x} and show the imports in {p}.",
-            )  # fmt: skip
-            found = [search_outcome(world, name, 4), analysis_outcome(world, path, "imports")]
-            return two_calls(ask(world, forms, x=x, p=p), [search, analyze], found)
-        case 1:
-            forms = (
-                "Find {x} and tell me what {p} defines.", "Where is {x} and what is defined in {p}?",
-                "Find {x} and list the symbols of {p}.", "Locate {x} and analyze {p}.",
-            )  # fmt: skip
-            found = [search_outcome(world, name, 4), analysis_outcome(world, path, "symbols")]
-            return two_calls(ask(world, forms, x=x, p=p), [search, analyze], found)
-        case 2:
-            forms = (
-                "What does {p} import and where is {x} defined?", "List the imports of {p} and find {x}.",
-                "Tell me what {p} imports and also where {x} is.", "Show the imports in {p} and locate {x}.",
-            )  # fmt: skip
-            found = [analysis_outcome(world, path, "imports"), search_outcome(world, name, 4)]
-            return two_calls(ask(world, forms, x=x, p=p), [analyze, search], found)
-        case 3:
-            forms = (
-                "What do {p} and {o} import?", "List the imports of {p} and {o}.", "Show the imports in {p} and {o}.",
-                "Which modules do {p} and {o} import?",
-            )  # fmt: skip
-            found = [analysis_outcome(world, one, "imports") for one in (path, other)]
-            return two_calls(ask(world, forms, p=p, o=o), [analyze, tool_call("analyze_code", path=other)], found)
-        case 4:
-            forms = ("Open {p} and {o}.", "Read {p} and {o}.", "Show me {p} and {o}.", "Read both {p} and {o}.")
-            found = [read_outcome(world, one) for one in (path, other)]
-            return two_calls(
-                ask(world, forms, p=p, o=o), [tool_call("read_file", path=q) for q in (path, other)], found
-            )
-        case _:
-            forms = (
-                "Find {x} and open {p}.", "Where is {x} defined? Also show me {p}.", "Locate {x} and read {p}.",
-                "Search for {x} and show {p}.",
-            )  # fmt: skip
-            found = [search_outcome(world, name, 4), read_outcome(world, path)]
-            return two_calls(ask(world, forms, x=x, p=p), [search, tool_call("read_file", path=path)], found)
+    name, path = world.asked(), world.path()
+    other = world.near(path) if world.chance(0.5) else world.path()
+    other = other if other != path else world.path()
+    kinds, forms = world.pick(MIXED)
+    calls, found = [], []
+    for kind, file in zip(kinds, (path, path) if "where" in kinds else (path, other), strict=True):
+        if kind == "where":
+            calls.append(tool_call("search_code", query=name))
+            found.append(search_outcome(world, name))
+        elif kind == "read":
+            calls.append(tool_call("read_file", path=file))
+            found.append(read_outcome(world, file))
+        else:
+            calls.append(tool_call("analyze_code", path=file))
+            found.append(analysis_outcome(world, file, kind))
+    asked = ask(world, forms, x=quoted(world, name), p=quoted(world, path), o=quoted(world, other))
+    return two_calls(asked, calls, found)
 
 
 def task_smalltalk(world: World, tools: tuple[str, ...]) -> Segments:
     """Greetings and the like."""
-    if world.chance(0.15):
-        question, answer = world.pick(ABILITIES), ABLE if tools else UNABLE
+    if world.chance(0.15) and (not tools or set(USUAL_TOOLS) <= set(tools)):
+        question = world.pick(ABILITIES)
+        answer = UNABLE if not tools else ABLE if "web_search" in tools else ABLE_HERE
     else:
         questions, answer = world.pick(SMALL_TALK)
         question = world.pick(questions)
@@ -728,15 +975,27 @@ def task_unavailable(world: World, tools: tuple[str, ...]) -> Segments:
 
 
 def task_copy(world: World, tools: tuple[str, ...]) -> Segments:
-    """Curriculum: plain copying."""
+    """Curriculum: plain copying, of mixed values or of a list whose items resemble each other."""
     makers = (world.identifier, world.path, lambda: str(world.number()), world.word, world.code)
-    items = [world.pick(makers)() for _ in range(world.random.randint(2, 5))]
     separator, quote = world.pick(((" ", ""), (", ", ""), ("\n", ""), (" ", '"'), (" ", "`")))
+    count = world.random.randint(4, 12)
+    match world.random.randrange(6):
+        case 0:
+            items, separator, quote = world.imports(count), ", ", ""
+        case 1:
+            items, separator, quote = world.symbols(count), ", ", ""
+        case 2:
+            items, separator, quote = [world.code() for _ in range(3)], "\n", world.pick(("", "`"))
+        case 3:
+            path = world.path()
+            items = [f"{world.near(path)}:{world.number()}" for _ in range(count // 2)]
+        case _:
+            items = [world.pick(makers)() for _ in range(world.random.randint(2, 5))]
     segments: Segments = []
     for index, item in enumerate(items):
         before = (separator if index else "") + quote
         segments += [(before, TEMPLATE)] * bool(before) + [(item, VALUE)] + [(quote, TEMPLATE)] * bool(quote)
-    return user("copy " + " ".join(items)) + assistant(segments)
+    return user("copy " + (separator if separator == ", " else " ").join(items)) + assistant(segments)
 
 
 def task_fetch(world: World, tools: tuple[str, ...]) -> Segments:
@@ -760,42 +1019,49 @@ class Task:
 TASKS: dict[str, Task] = {
     "where": Task(task_where, 2.5, ("search_code",)),
     "usage": Task(task_usage, 1.5, ("search_code",)),
-    "imports": Task(task_imports, 1.5, ("analyze_code",)),
-    "symbols": Task(task_symbols, 1.5, ("analyze_code",)),
-    "lines": Task(task_lines, 1.5, ("read_file",)),
-    "read": Task(task_read, 1.5, ("read_file",)),
-    "semantic": Task(task_semantic, 1.2, ("semantic_search",)),
-    "web": Task(task_web, 1.0, ("web_search",)),
+    "imports": Task(task_imports, 2.0, ("analyze_code",)),
+    "symbols": Task(task_symbols, 2.0, ("analyze_code",)),
+    "lines": Task(task_lines, 1.8, ("read_file",)),
+    "read": Task(task_read, 2.0, ("read_file",)),
+    "semantic": Task(task_semantic, 0.9, ("semantic_search",)),
+    "web": Task(task_web, 0.7, ("web_search",)),
     "two_step": Task(task_two_step, 2.0, ("search_code", "read_file")),
     "parallel": Task(task_parallel, 3.0, ("search_code",)),
     "mixed": Task(task_mixed, 2.0, ("search_code", "analyze_code", "read_file")),
-    "smalltalk": Task(task_smalltalk, 0.9),
-    "summary": Task(task_summary, 1.5),
+    "smalltalk": Task(task_smalltalk, 0.6),
+    "follow_up": Task(task_follow_up, 0.8, ("search_code", "read_file")),
+    "summary": Task(task_summary, 1.0),
 }
-UNAVAILABLE = Task(task_unavailable, 2.0)
 CURRICULUM = (task_copy, task_copy, task_fetch)
 
 
-def system_prompt(tools: tuple[str, ...], text: str = SYSTEM) -> str:
-    """The system turn as the chat template prints it."""
-    if tools:
-        text += " Tools:" + "".join(f"\n{name}({', '.join(TOOLS[name])})" for name in tools)
+def system_prompt(
+    tools: tuple[str, ...], text: str = SYSTEM, others: tuple[str, ...] = (), short: bool = False
+) -> str:
+    """The system turn as the chat template prints it; `short` leaves out all but the first argument of a search."""
+    if tools or others:
+        known = TOOLS | OTHER_TOOLS | ({"search_code": ("query",)} if short else {})
+        text += " Tools:" + "".join(f"\n{name}({', '.join(known[name])})" for name in (*tools, *others))
     return f"{BEGIN}system\n{text}{END}\n"
 
 
 def draw_tools(world: World) -> tuple[str, ...]:
-    """A set of tools other than the usual one."""
+    """A set of tools other than the usual ones."""
     x = world.random.random()
-    if x < 0.3:
+    if x < 0.25:
         return ()
-    tools = world.random.sample(ALL_TOOLS, len(ALL_TOOLS) if x < 0.55 else world.random.randint(1, 4))
+    tools = world.random.sample(ALL_TOOLS, len(ALL_TOOLS) if x < 0.45 else world.random.randint(1, 4))
+    if world.chance(0.5):
+        tools.sort(key=ALL_TOOLS.index)
     return tuple(tools)
 
 
 def draw_system(world: World, tools: tuple[str, ...]) -> str:
     """A system turn, usually with the standard sentence."""
+    others = tuple(world.random.sample(list(OTHER_TOOLS), world.random.randint(1, 3))) if world.chance(0.2) else ()
+    short = world.chance(0.2)
     if world.chance(0.6):
-        return system_prompt(tools)
+        return system_prompt(tools, SYSTEM, others, short)
     text = world.pick(
         (
             "You are a helpful assistant.",
@@ -806,18 +1072,20 @@ def draw_system(world: World, tools: tuple[str, ...]) -> str:
             f"You are Vlinder, a {world.word()} assistant. {world.phrase().capitalize()}.",
         )
     )
-    return system_prompt(tools, text)
+    return system_prompt(tools, text, others, short)
 
 
 def conversation(world: World, tools: tuple[str, ...], curriculum: float = 0.0, single: bool = False) -> Segments:
     """One conversation after the system turn."""
     if world.chance(curriculum):
+        world.turn_page()
         return world.pick(CURRICULUM)(world, tools)
     usable = [task for task in TASKS.values() if set(task.tools) <= set(tools)]
     if len(tools) < len(TOOLS):
-        usable.append(UNAVAILABLE)
+        usable.append(Task(task_unavailable, 1.2 if set(USUAL_TOOLS) <= set(tools) else 4.0))
     segments: Segments = []
-    for _ in range(1 if single else world.random.choices((1, 2, 3), (65, 25, 10))[0]):
+    world.turn_page()
+    for _ in range(1 if single else world.random.choices((1, 2, 3), (88, 10, 2))[0]):
         task = world.random.choices(usable, [task.weight for task in usable])[0]
         segments += task.make(world, tools)
         if task.make is task_summary:
@@ -884,7 +1152,7 @@ def main() -> None:
         return
     world = World(json.loads(options.pool.read_text()), "train", options.seed)
     for _ in range(options.count):
-        print(system_prompt(ALL_TOOLS) + "".join(text for text, _ in conversation(world, ALL_TOOLS)), end="\n\n")
+        print(system_prompt(USUAL_TOOLS) + "".join(text for text, _ in conversation(world, USUAL_TOOLS)), end="\n\n")
 
 
 if __name__ == "__main__":

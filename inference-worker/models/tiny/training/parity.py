@@ -19,13 +19,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluate import load_exported
-from generate import ALL_TOOLS, BEGIN, CONTEXT, END, TASKS, TOOLS, Segments, World, system_prompt
+from evaluate import load_exported, make
+from generate import ALL_TOOLS, BEGIN, CONTEXT, END, TASKS, TOOLS, USUAL_TOOLS, Segments, World, system_prompt
 
-TOOL_SCHEMAS = [
-    {"type": "function", "function": {"name": name, "parameters": {"properties": {key: {} for key in keys}}}}
-    for name, keys in TOOLS.items()
-]
+
+def schemas(tools: tuple[str, ...]) -> list[dict[str, object]]:
+    """What the chat template is given for these tools."""
+    return [
+        {"type": "function", "function": {"name": name, "parameters": {"properties": dict.fromkeys(TOOLS[name], {})}}}
+        for name in tools
+    ]
 
 
 def messages(text: str) -> list[dict[str, object]]:
@@ -71,14 +74,15 @@ def main() -> None:
     reference = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     mine = load_exported(options.model).eval()
     world = World(json.loads(options.pool.read_text()), "held", options.seed)
-    system = system_prompt(ALL_TOOLS)
     largest, rendered, right, total = 0.0, 0, 0, 0
     for name, task in TASKS.items():
+        tools = USUAL_TOOLS if set(task.tools) <= set(USUAL_TOOLS) else ALL_TOOLS
+        system = system_prompt(tools)
         for _ in range(options.count):
-            segments = task.make(world, ALL_TOOLS)
+            segments = make(world, task.make, tools)
             text = system + "".join(piece for piece, _ in segments)
             chat = messages(text)[1:]
-            rendered += tokenizer.apply_chat_template(chat, tools=TOOL_SCHEMAS, tokenize=False) != text
+            rendered += tokenizer.apply_chat_template(chat, tools=schemas(tools), tokenize=False) != text
             ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
             prefix = len(tokenizer.encode(system, add_special_tokens=False))
             with torch.no_grad():

@@ -109,3 +109,27 @@ def write_structure(model: TinyQwen3, seed: int = 0) -> None:
         layer.down.weight.mul_(0.5)
         if index >= 2:
             write_positional_head(model, index, 0, 1)
+
+
+@torch.no_grad()
+def write_window_head(model: TinyQwen3, layer: int, head: int, seed: int = 7) -> None:
+    """Makes a head gather the tokens three to six places back, so that later layers can tell repeated pairs apart.
+
+    For a trained model: choose a head whose removal changes nothing.
+    """
+    width, dim = model.config.hidden_size, model.config.head_dim
+    generator = torch.Generator().manual_seed(seed)
+    rows = slice(head * dim, (head + 1) * dim)
+    query, key, value = (model.layers[layer].qkv.weight[part * width :][rows] for part in range(3))
+    for weight in (query, key, value):
+        weight.zero_()
+    rates, sharpness = frequencies(model), 0.45
+    for pair, share in ((3, 0.4), (4, 0.3), (5, 0.3)):
+        size, angle = math.sqrt(share * sharpness), 4.5 * rates[pair].item()
+        query[pair, 0] = size
+        key[pair, 0] = size * math.cos(angle)
+        key[pair + dim // 2, 0] = size * math.sin(angle)
+    query[dim // 2 - 2, 0] = key[dim - 2, 0] = math.sqrt(1 - sharpness)  # never match; they only soften the rest
+    value.copy_(orthogonal(dim, width, generator))
+    value[:, 0] = 0
+    model.layers[layer].out.weight[:, rows] = orthogonal(width, dim, generator) * 1.5

@@ -4,6 +4,7 @@ python train.py --tokenizer tokenizer.json --out run --tokens 60e6
 python train.py --tokenizer tokenizer.json --out run --resume                     (after an interruption)
 python train.py --tokenizer tokenizer.json --out run --resume --tokens 90e6       (a longer run)
 python train.py --tokenizer tokenizer.json --out run --resume --decay-now 12e6    (end after 12 M more tokens)
+python train.py --out run --from-exported .. --tokens 30e6                        (go on from an exported model)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from batches import Loader
+from evaluate import load_exported
 from generate import TEMPLATE, VALUE
 from model import Config, TinyQwen3
 from structure import write_structure
@@ -117,8 +119,9 @@ def main() -> None:
     parser.add_argument("--decay-share", type=float, default=0.5, help="last part of the run with a falling rate")
     parser.add_argument("--decay-now", type=float, metavar="TOKENS", help="let the rate fall over the next TOKENS")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--from-exported", type=Path, metavar="DIR", help="start from these weights, optimisers new")
     parser.add_argument("--batch", type=int, default=4096, help="tokens of a batch")
-    parser.add_argument("--longest", type=int, default=480, help="longest conversation in tokens")
+    parser.add_argument("--longest", type=int, default=800, help="longest conversation in tokens")
     parser.add_argument("--lr-matrices", type=float, default=0.02)
     parser.add_argument("--lr-rest", type=float, default=2.5e-3)
     parser.add_argument("--warmup", type=int, default=60)
@@ -136,8 +139,11 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     checkpoint_path = options.out / "checkpoint.pt"
     checkpoint = torch.load(checkpoint_path, weights_only=True) if options.resume else None
+    exported = load_exported(options.from_exported) if options.from_exported and not checkpoint else None
     if checkpoint:
         config = Config(**checkpoint["config"])
+    elif exported:
+        config = exported.config
     else:
         vocabulary = Tokenizer.from_file(str(options.tokenizer)).get_vocab_size()
         config = Config(
@@ -148,7 +154,10 @@ def main() -> None:
             intermediate_size=options.intermediate,
         )
     model = TinyQwen3(config)
-    write_structure(model, options.seed)
+    if exported:
+        model.load_state_dict(exported.state_dict())
+    else:
+        write_structure(model, options.seed)
     matrices = [weight for layer in model.layers for weight in layer.parameters() if weight.dim() == 2]
     rest = [weight for weight in model.parameters() if all(weight is not matrix for matrix in matrices)]
     blocks = {layer.qkv.weight: 3 for layer in model.layers} | {layer.gate_up.weight: 2 for layer in model.layers}
@@ -166,6 +175,7 @@ def main() -> None:
         step, leg, seen = checkpoint["step"], checkpoint["leg"] + 1, checkpoint["seen"]
         if options.tokens is None:
             total, decay_start = checkpoint["total"], checkpoint["decay_start"]
+    fresh = checkpoint.get("fresh", True) if checkpoint else exported is None  # has to learn copying first
     if options.decay_now:
         decay_start, total = seen, seen + options.decay_now
     print(f"{sum(w.numel() for w in model.parameters()) / 1e6:.2f} M parameters, {config}", flush=True)
@@ -183,15 +193,18 @@ def main() -> None:
             "seen": seen,
             "total": total,
             "decay_start": decay_start,
+            "fresh": fresh,
         }
 
     forward = model if options.no_compile else torch.compile(model, dynamic=True)
     seed = options.seed * 1000 + leg + 1
-    loader = Loader(options.tokenizer, options.pool, seed, options.batch, options.longest, 0.6 if seen < 1e6 else 0.05)
+    early = 0.6 if fresh and seen < 1e6 else 0.1  # share of copying exercises
+    loader = Loader(options.tokenizer, options.pool, seed, options.batch, options.longest, early)
     statistics, weights = Statistics(), list(model.parameters())
     logged, logged_tokens, saved, cpu = time.time(), seen, time.time(), time.process_time()
     while seen < total:
-        loader.share[0] = 0.6 if seen < 1e6 else 0.05 if seen < decay_start + 0.5 * (total - decay_start) else 0.0
+        early = 0.6 if fresh and seen < 1e6 else 0.1
+        loader.share[0] = early if seen < decay_start + 0.5 * (total - decay_start) else 0.0
         batch = loader.next()
         prefix, ids = torch.from_numpy(batch.prefix), torch.from_numpy(batch.ids)
         kinds = torch.from_numpy(batch.kinds)[:, 1:].reshape(-1)
