@@ -11,6 +11,7 @@ mod config;
 mod control;
 mod directory;
 mod follow;
+mod forks;
 mod metrics;
 mod problem;
 mod requests;

@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
-use crate::{agents, control, requests};
+use crate::{agents, control, forks, requests};
 
 /// The gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +104,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/internal/executions/{id}/approve", post(control::approve))
         .route("/internal/executions/{id}/messages", post(control::messages))
         .route("/internal/executions/{id}/grant", post(control::grant))
+        .route("/internal/executions/{id}/fork", post(forks::fork))
         .route("/internal/models", get(models))
         .route("/internal/agents", get(agents::list))
         .route("/internal/agents/{name}", get(agents::show).put(agents::put).delete(agents::delete))

@@ -290,7 +290,7 @@ fn limits(with: &Surroundings<'_>, config: &AgentConfig) -> Limits {
     }
 }
 
-fn after(now: Nanos, ms: u64) -> Nanos {
+pub(crate) fn after(now: Nanos, ms: u64) -> Nanos {
     now.saturating_add(Nanos::try_from(ms).unwrap_or(Nanos::MAX).saturating_mul(1_000_000))
 }
 

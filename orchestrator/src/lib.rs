@@ -13,6 +13,7 @@
 //! | [`execution`] | **the state machine**: `apply` and `decide`, five regions, all pure |
 //! | [`history`] | folds a log into an execution, seals decisions, verifies them |
 //! | [`work`] | what an open effect asks of others: a job, or the request of a child |
+//! | `forks` | what another execution would begin with |
 //! | [`audit`] | the proof of a whole partition, while it is read |
 //! | [`agents`] | agent types: built in, and from a directory |
 //! | `service`, `partition`, `carry_out`, `liveness` | the shell: receive, ask the core, do what it answered |
@@ -22,6 +23,7 @@ pub mod audit;
 mod carry_out;
 pub mod config;
 pub mod execution;
+mod forks;
 pub mod history;
 mod liveness;
 mod partition;

@@ -2,7 +2,9 @@
 
 mod control;
 
-pub use control::{ApproveRequest, CancelRequest, GrantRequest, MessageRequest, PauseRequest, ResumeRequest};
+pub use control::{
+    ApproveRequest, CancelRequest, ForkRequest, GrantRequest, MessageRequest, PauseRequest, ResumeRequest,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::chat::Usage;
-use crate::fact::Policy;
+use crate::fact::{ExecutionSubmitted, Policy};
+use crate::ids::ExecutionId;
 
 /// What a service answers: a value, or why not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,6 +86,25 @@ pub struct FindWorkspace {
 pub struct Workspace {
     /// The directory on the tool worker's machine, absolute and without symbolic links.
     pub path: String,
+}
+
+/// Question on `vl.v1.rpc.fork`, answered by an orchestrator; the answer is [`Forked`], or a refusal of code
+/// `unknown_execution`, `out_of_range` or `no_context`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fork {
+    /// The execution.
+    pub exec: ExecutionId,
+    /// The number of its message after which another one should begin, from 0.
+    pub at: u64,
+}
+
+/// The beginning of another execution.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forked {
+    /// The old execution's request, with everything its model would read after that message.
+    pub request: ExecutionSubmitted,
+    /// The wall time the old one had, milliseconds.
+    pub duration_ms: u64,
 }
 
 /// Question on `vl.v1.rpc.analysis`; the answer is [`Outline`].

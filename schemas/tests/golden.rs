@@ -444,6 +444,9 @@ fn jobs_tokens_presence_and_questions() {
             note: Some("cut".into()),
         },
     );
+    check("rpc.fork", &rpc::Fork { exec: exec(), at: 3 });
+    let request = ExecutionSubmitted::new(Kind::Chat, "chat", limits());
+    check("rpc.forked", &rpc::Forked { request, duration_ms: 60_000 });
     check(
         "config.refused",
         &agent::Refused { file: "coder.toml".into(), line: Some(4), reason: "`max_iterations` is 0".into() },

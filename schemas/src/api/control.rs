@@ -81,3 +81,17 @@ pub struct GrantRequest {
     #[serde(default)]
     pub by: Option<String>,
 }
+
+/// `POST /internal/executions/{id}/fork`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForkRequest {
+    /// The number of the message after which the new execution begins: `n` in `/events`, from 0.
+    pub at: u64,
+    /// Another model.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// What is said next.
+    #[serde(default)]
+    pub message: Option<String>,
+}

@@ -2,6 +2,7 @@
 
 mod agent_types;
 mod agents;
+mod audit;
 mod interruptions;
 mod kill;
 mod moments;
