@@ -20,6 +20,9 @@ pub struct Config {
     pub step_tokens: usize,
     /// Memory for keys and values of one model, bytes; taken as needed. Default 64 MiB.
     pub cache_bytes_max: usize,
+    /// How long without work until the memory for keys and values is given back, seconds. With it goes what was kept of
+    /// earlier prompts. Default 30.
+    pub cache_idle_s: u64,
     /// Threads that compute, for each model; 0 is one for each CPU. Default 0.
     pub threads: usize,
 }
@@ -32,6 +35,7 @@ impl Default for Config {
             slots: 100,
             step_tokens: 512,
             cache_bytes_max: 64 << 20,
+            cache_idle_s: 30,
             threads: 0,
         }
     }
@@ -45,6 +49,7 @@ impl Config {
             slots: self.slots.max(1),
             step_tokens: self.step_tokens.max(1),
             cache_bytes_max: self.cache_bytes_max,
+            cache_idle: std::time::Duration::from_secs(self.cache_idle_s),
             threads: if self.threads == 0 { default.threads } else { self.threads },
         }
     }

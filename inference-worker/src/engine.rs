@@ -37,12 +37,14 @@ pub struct EngineConfig {
     pub cache_bytes_max: usize,
     /// Threads that compute. Default: one for each CPU.
     pub threads: usize,
+    /// How long without work until the memory for keys and values is given back. Default 30 s.
+    pub cache_idle: Duration,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { slots: 128, step_tokens: 512, cache_bytes_max: 64 << 20, threads }
+        Self { slots: 128, step_tokens: 512, cache_bytes_max: 64 << 20, threads, cache_idle: Duration::from_secs(30) }
     }
 }
 
@@ -186,6 +188,7 @@ impl Engine {
             scratch: Scratch::default(),
             requests: BTreeMap::new(),
             active: Arc::clone(&active),
+            cache_idle: config.cache_idle,
         };
         let name = format!("engine-{}", model.name);
         std::thread::Builder::new().name(name).spawn(move || pool.install(move || worker.run(&inbox)))?;
@@ -274,15 +277,16 @@ struct Worker {
     scratch: Scratch,
     requests: BTreeMap<SequenceId, Active>,
     active: Arc<AtomicUsize>,
+    cache_idle: Duration,
 }
 
 impl Worker {
     fn run(mut self, inbox: &mpsc::Receiver<Command>) {
         loop {
             if self.scheduler.is_idle() {
-                match inbox.recv() {
-                    Ok(command) => self.take(command),
-                    Err(mpsc::RecvError) => return,
+                match self.wait(inbox) {
+                    Some(command) => self.take(command),
+                    None => return,
                 }
             }
             while let Ok(command) = inbox.try_recv() {
@@ -290,6 +294,20 @@ impl Worker {
             }
             self.step();
         }
+    }
+
+    /// Waits for work. After a while without any, the cache gives its memory back; then it waits for as long as it takes.
+    fn wait(&mut self, inbox: &mpsc::Receiver<Command>) -> Option<Command> {
+        match inbox.recv_timeout(self.cache_idle) {
+            Ok(command) => return Some(command),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        for block in self.scheduler.forget_unused() {
+            self.cache.give_back(block);
+        }
+        self.scratch = Scratch::default();
+        inbox.recv().ok()
     }
 
     fn take(&mut self, command: Command) {

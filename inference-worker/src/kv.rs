@@ -99,6 +99,17 @@ impl Blocks {
         }
     }
 
+    /// Forgets what unused blocks hold, and names them: nobody will find their content again.
+    pub fn forget_unused(&mut self) -> Vec<u32> {
+        let unused: Vec<u32> = (0..self.counts.len() as u32).filter(|b| self.counts[*b as usize] == 0).collect();
+        for block in &unused {
+            if let Some(hash) = self.hashes[*block as usize].take() {
+                self.by_hash.remove(&hash);
+            }
+        }
+        unused
+    }
+
     /// How many hold this block.
     pub fn holders(&self, block: u32) -> u32 {
         self.counts[block as usize]

@@ -99,6 +99,11 @@ impl Scheduler {
         self.running.len()
     }
 
+    /// Forgets what unused blocks hold, and names them.
+    pub fn forget_unused(&mut self) -> Vec<u32> {
+        self.blocks.forget_unused()
+    }
+
     /// The accounts of the blocks.
     pub fn blocks(&self) -> &Blocks {
         &self.blocks

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use prometheus::IntGauge;
 use runtime::{Runtime, bus, clock};
 use schemas::chat::{Message, Role};
 use schemas::fact::{CancelMode, CancelRequested};
@@ -12,6 +13,7 @@ use schemas::{EffectId, Event, ExecutionId, Fact, FactBody, Record, stream};
 use crate::history::{History, Snapshot};
 use crate::liveness::Liveness;
 use crate::service::Metrics;
+use crate::step::Kept;
 use crate::work::{self, Order};
 
 /// How many conversations may be chained.
@@ -27,7 +29,13 @@ pub(crate) struct Owned {
     /// Timers whose facts are on their way.
     pub(crate) fired: BTreeSet<(String, Nanos)>,
     /// An effect found its queue full.
-    pub(crate) waits_for_room: bool,
+    pub(crate) full: bool,
+    /// When to try again then.
+    pub(crate) room_at: Option<Nanos>,
+    /// Its submission, while that is how a successor finds it.
+    pub(crate) kept: Option<Kept>,
+    /// Counts it among the open ones.
+    pub(crate) open: Option<Open>,
     /// Decisions when it was last written to the index; none when it is not there.
     pub(crate) indexed: Option<u64>,
     /// Its parent, and whoever asked for a reply, have been told of its end.
@@ -47,7 +55,10 @@ impl Owned {
             history: History::new(exec),
             placed: BTreeMap::new(),
             fired: BTreeSet::new(),
-            waits_for_room: false,
+            full: false,
+            room_at: None,
+            kept: None,
+            open: None,
             indexed: None,
             reported: false,
         }
@@ -55,6 +66,22 @@ impl Owned {
 
     pub(crate) fn wake(&self) -> Option<(String, Nanos)> {
         self.history.execution.wake().filter(|timer| !self.fired.contains(timer))
+    }
+}
+
+/// Counts an open execution for as long as it is kept.
+pub(crate) struct Open(IntGauge);
+
+impl Open {
+    pub(crate) fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -67,12 +94,13 @@ pub(crate) struct Hands {
 }
 
 impl Hands {
-    /// Gives the order of every open effect that has none yet.
+    /// Gives the order of every open effect that has none yet, all at once.
     pub(crate) async fn order_open(&self, owned: &mut Owned) -> Result<(), bus::Error> {
         let execution = &owned.history.execution;
         let Some(exec) = execution.exec else { return Ok(()) };
+        (owned.full, owned.room_at) = (false, None);
         let mut history = None;
-        owned.waits_for_room = false;
+        let mut orders = Vec::new();
         for (id, effect) in execution.effects.open_effects() {
             if let Some(placed) = owned.placed.get(id).filter(|p| p.attempt == effect.attempt) {
                 if let Some((stream, _)) = placed.job {
@@ -84,34 +112,41 @@ impl Hands {
                 history = Some(self.conversation(&owned.history).await?);
             }
             let before = history.as_deref().unwrap_or(&[]);
-            let Some(order) = work::order(execution, id, effect, before, clock::now()) else { continue };
-            let (stream, queued) = match &order {
-                Order::Inference(job) => (stream::INFERENCE_JOBS, self.runtime.bus.queue(job.as_ref()).await),
-                Order::Tool(job) => (stream::TOOL_JOBS, self.runtime.bus.queue(job.as_ref()).await),
-                Order::Child(fact) => {
-                    self.runtime.bus.append_fact(fact).await?;
-                    owned.placed.insert(id.clone(), Placed { attempt: effect.attempt, job: None });
-                    continue;
-                }
-            };
-            match queued {
-                Ok(queued) => {
-                    self.metrics.jobs.inc();
-                    let placed = Placed { attempt: effect.attempt, job: Some((stream, queued.sequence)) };
+            if let Some(order) = work::order(execution, id, effect, before, clock::now()) {
+                orders.push((id.clone(), effect.attempt, order));
+            }
+        }
+        let given = futures::future::join_all(orders.iter().map(|(_, _, order)| self.give(order))).await;
+        for ((id, attempt, _), job) in orders.into_iter().zip(given) {
+            match job {
+                Ok(job) => {
+                    if let Some((stream, _)) = job {
+                        self.metrics.jobs.inc();
+                        self.liveness.watch(exec, &id, attempt, stream);
+                    }
                     // Another attempt of the same effect may still be queued; nobody wants it.
-                    if let Some((stream, old)) = owned.placed.insert(id.clone(), placed).and_then(|p| p.job) {
+                    if let Some((stream, old)) = owned.placed.insert(id, Placed { attempt, job }).and_then(|p| p.job) {
                         let _ = self.runtime.bus.unqueue(stream, old).await;
                     }
-                    self.liveness.watch(exec, id, effect.attempt, stream);
                 }
                 Err(bus::Error::Full(why)) => {
                     tracing::warn!(%exec, effect = %id, %why, "waiting for room in the queue");
-                    owned.waits_for_room = true;
+                    owned.full = true;
                 }
                 Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// Returns stream and sequence of a job; none for a child.
+    async fn give(&self, order: &Order) -> Result<Option<(&'static str, u64)>, bus::Error> {
+        let bus = &self.runtime.bus;
+        match order {
+            Order::Inference(job) => Ok(Some((stream::INFERENCE_JOBS, bus.queue(job.as_ref()).await?.sequence))),
+            Order::Tool(job) => Ok(Some((stream::TOOL_JOBS, bus.queue(job.as_ref()).await?.sequence))),
+            Order::Child(fact) => bus.append_fact(fact).await.map(|_| None),
+        }
     }
 
     /// Takes back the orders that a decision made pointless, and tells workers and children at once.
@@ -185,14 +220,16 @@ impl Hands {
         if owned.indexed.is_some_and(|then| decisions < then + SNAPSHOT_EVERY) {
             return Ok(());
         }
-        // Between two decisions there is nothing to write yet; the next one comes soon.
-        let Some(snapshot) = owned.history.snapshot() else { return Ok(()) };
+        let value = match owned.history.snapshot() {
+            Some(snapshot) => encode(&snapshot),
+            // Between two decisions there is nothing to write yet: a mark will do until the next one comes.
+            None if owned.indexed.is_none() => Vec::new(),
+            None => return Ok(()),
+        };
         let bucket = self.runtime.bus.bucket(stream::BUCKET_OPEN).await?;
-        let key = index_key(snapshot.exec);
-        bucket.put(key, encode(&snapshot).into()).await.map_err(|e| bus::Error::Broken(e.to_string()))?;
-        if owned.indexed.replace(decisions).is_none() {
-            self.metrics.open.inc();
-        }
+        let put = bucket.put(index_key(owned.history.exec), value.into()).await;
+        put.map_err(|e| bus::Error::Broken(e.to_string()))?;
+        owned.indexed = Some(decisions);
         Ok(())
     }
 
@@ -204,7 +241,6 @@ impl Hands {
         let bucket = self.runtime.bus.bucket(stream::BUCKET_OPEN).await?;
         bucket.purge(index_key(owned.history.exec)).await.map_err(|e| bus::Error::Broken(e.to_string()))?;
         owned.indexed = None;
-        self.metrics.open.dec();
         Ok(())
     }
 

@@ -244,7 +244,7 @@ impl Verifier {
         match message.kind {
             Kind::Fact => self.facts.push(message.sequence),
             Kind::Decision => {
-                let found = check(&self.history, message, self.other).map_err(|difference| self.blame(difference))?;
+                let found = check(&self.history, message, self.other).map_err(|d| self.blame(&d))?;
                 self.verified.decisions += 1;
                 self.verified.final_hash.clone_from(&found.hash);
                 self.facts.clear();
@@ -260,10 +260,10 @@ impl Verifier {
     }
 
     /// A decision rests on facts, and it may be one of them that was changed.
-    fn blame(&self, difference: Difference) -> Difference {
+    fn blame(&self, found: &Difference) -> Difference {
         let facts: Vec<String> = self.facts.iter().map(u64::to_string).collect();
         let rests = if facts.is_empty() { "no new fact".to_owned() } else { format!("facts at {}", facts.join(", ")) };
-        Difference { difference: format!("{} (it rests on {rests})", difference.difference), ..difference }
+        Difference { difference: format!("{} (it rests on {rests})", found.difference), ..found.clone() }
     }
 
     /// Whether the execution has ended.

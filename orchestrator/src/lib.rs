@@ -16,7 +16,8 @@
 //! | `forks` | what another execution would begin with |
 //! | [`audit`] | the proof of a whole partition, while it is read |
 //! | [`agents`] | agent types: built in, and from a directory |
-//! | `service`, `partition`, `carry_out`, `liveness` | the shell: receive, ask the core, do what it answered |
+//! | [`simulate`] | core and shell in virtual time against a bus in memory, from a seed: `cargo run -p orchestrator --example simulate -- --seeds 1000` |
+//! | `service`, `partition`, `carry_out`, `liveness`, `ownership` | the shell: receive, ask the core, do what it answered |
 
 pub mod agents;
 pub mod audit;
@@ -26,8 +27,11 @@ pub mod execution;
 mod forks;
 pub mod history;
 mod liveness;
+mod ownership;
 mod partition;
 mod service;
+pub mod simulate;
+mod step;
 pub mod work;
 
 pub use config::Config;

@@ -1,69 +1,89 @@
-//! The shell of one partition: folds facts, asks the core, commits, carries out, then acknowledges the fact.
+//! The shell of one partition: hands each execution what there is to do about it, one step at a time, many executions
+//! side by side.
 //!
-//! A crash between any two of these repeats work and loses none: an unacknowledged fact comes again, a commit of the
-//! same decision is recognised, an order is given once per attempt.
+//! While an execution's step is under way, whatever comes for it waits and is taken in together by the next one.
+//! What a step does is in [`crate::step`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use runtime::bus::{Commit, FactDelivery, Facts, Kind, Stored};
-use runtime::{Runtime, bus, clock};
-use schemas::fact::TimerFired;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use runtime::bus::{FactDelivery, Facts};
+use runtime::{bus, clock};
 use schemas::wire::Nanos;
-use schemas::{ExecutionId, Fact, FactBody, Partition};
+use schemas::{ExecutionId, Partition};
 use tokio::sync::mpsc;
 
 use crate::carry_out::{Hands, Owned};
 use crate::config::Config;
-use crate::execution::Rules;
-use crate::history::History;
-use crate::liveness::Liveness;
-use crate::service::Metrics;
+use crate::ownership::Pins;
+use crate::step::{self, RETRY_AFTER, Todo, step};
 
-/// How long a fact waits after a failure of the bus.
-const RETRY_AFTER: Duration = Duration::from_millis(300);
-/// How long a job waits for room in its queue.
-const QUEUE_RETRY: Duration = Duration::from_millis(200);
-/// Times a decision is taken anew because the log moved on, before the fact is put back.
-const STALE_MAX: usize = 32;
+/// Executions whose steps are under way at once. Each waits for the disk most of its time; more than this only makes
+/// the facts wait here instead of in the log.
+const STEPS_MAX: usize = 128;
+/// Executions that only their unacknowledged submission keeps from being forgotten. Half of the facts that the
+/// consumer hands out without an acknowledgement, so that results always find room.
+const YOUNG_MAX: usize = 512;
 
 /// What a partition can be told.
 pub(crate) enum Command {
-    /// Take up an open execution.
-    Recover(ExecutionId),
+    /// Take up an execution that may be open; whether it stands in the bucket of open executions.
+    Recover(ExecutionId, bool),
     /// The queues may be empty: give every order again.
     Republish,
+    /// Somebody else owns the partition: let go of what is idle.
+    Yield,
 }
 
 /// One thing that happened to a partition.
 enum Input {
     Fact(FactDelivery),
     Command(Command),
+    Stepped(ExecutionId, Option<Box<Owned>>),
     Due,
     Nothing,
     Failed(bus::Error),
     Stop,
 }
 
+/// An execution that is known here.
+enum Slot {
+    /// Nothing is under way; the moment it wants to be woken.
+    Idle(Box<Owned>, Option<Nanos>),
+    /// A step is under way; what came meanwhile.
+    Busy(Todo),
+}
+
 /// The shell of one partition.
 pub(crate) struct Shell {
     partition: Partition,
-    config: Config,
+    pins: Pins,
     hands: Hands,
-    owned: BTreeMap<ExecutionId, Owned>,
+    closed_kept: usize,
+    slots: BTreeMap<ExecutionId, Slot>,
+    steps: FuturesUnordered<BoxFuture<'static, (ExecutionId, Option<Box<Owned>>)>>,
+    /// When which idle execution wants to be woken.
+    due: BTreeSet<(Nanos, ExecutionId)>,
+    young: BTreeSet<ExecutionId>,
+    /// Closed executions that are kept for late facts, oldest first.
     closed: VecDeque<ExecutionId>,
 }
 
 impl Shell {
-    pub(crate) fn new(
-        partition: Partition,
-        runtime: Runtime,
-        config: Config,
-        metrics: Metrics,
-        liveness: Liveness,
-    ) -> Self {
-        let hands = Hands { runtime, metrics, liveness };
-        Self { partition, config, hands, owned: BTreeMap::new(), closed: VecDeque::new() }
+    pub(crate) fn new(partition: Partition, pins: Pins, hands: Hands, config: &Config) -> Self {
+        Self {
+            partition,
+            pins,
+            hands,
+            closed_kept: config.closed_kept,
+            slots: BTreeMap::new(),
+            steps: FuturesUnordered::new(),
+            due: BTreeSet::new(),
+            young: BTreeSet::new(),
+            closed: VecDeque::new(),
+        }
     }
 
     /// Runs until the soft token falls.
@@ -74,24 +94,28 @@ impl Shell {
             if facts.is_none() {
                 facts = self.hands.runtime.bus.facts(self.partition).await.ok();
             }
-            let due = self.next_due();
+            let due = self.due.first().map_or(Duration::from_secs(3_600), |(at, _)| clock::until(*at));
             let input = tokio::select! {
                 () = soft.cancelled() => Input::Stop,
+                Some((exec, owned)) = self.steps.next() => Input::Stepped(exec, owned),
                 Some(command) = commands.recv() => Input::Command(command),
                 () = tokio::time::sleep(due) => Input::Due,
-                next = next_fact(&mut facts) => match next {
+                next = next_fact(&mut facts), if self.steps.len() < STEPS_MAX => match next {
                     Ok(Some(fact)) => Input::Fact(fact),
                     Ok(None) => Input::Nothing,
                     Err(error) => Input::Failed(error),
                 },
             };
+            self.pins.set(self.partition, facts.as_ref().and_then(Facts::pin));
             match input {
-                Input::Stop => return Ok(()),
+                Input::Stop => return self.stop().await,
                 Input::Nothing => {}
-                Input::Fact(fact) => self.take(fact).await,
-                Input::Due => self.fire().await,
-                Input::Command(Command::Recover(exec)) => self.recover(exec).await,
-                Input::Command(Command::Republish) => self.republish().await,
+                Input::Fact(fact) => self.fact(fact),
+                Input::Stepped(exec, owned) => self.stepped(exec, owned),
+                Input::Due => self.wake(),
+                Input::Command(Command::Recover(exec, indexed)) => self.recover(exec, indexed),
+                Input::Command(Command::Republish) => self.republish(),
+                Input::Command(Command::Yield) => self.let_go().await,
                 Input::Failed(error) => {
                     tracing::debug!(partition = %self.partition, %error, "following the facts anew");
                     facts = None;
@@ -101,168 +125,132 @@ impl Shell {
         }
     }
 
-    /// One fact: fold, decide, commit, carry out, acknowledge.
-    async fn take(&mut self, fact: FactDelivery) {
+    fn fact(&mut self, fact: FactDelivery) {
         self.hands.metrics.facts.inc();
-        let exec = fact.stored.exec;
-        let verdict = match self.handle(&fact.stored).await {
-            Ok(()) => fact.done().await,
-            Err(error) => {
-                tracing::warn!(%exec, %error, "a fact was put back");
-                self.forget(exec);
-                fact.later(RETRY_AFTER).await
-            }
-        };
-        if let Err(error) = verdict {
-            tracing::debug!(%exec, %error, "an acknowledgement was not sent; the fact will come again");
+        self.give(fact.stored.exec, Todo { facts: vec![fact], ..Todo::default() });
+    }
+
+    fn recover(&mut self, exec: ExecutionId, indexed: bool) {
+        // One that is known already must learn that it stands in the index, so that its entry goes when it has ended.
+        if indexed || !self.slots.contains_key(&exec) {
+            self.give(exec, Todo { recover: true, indexed, ..Todo::default() });
         }
     }
 
-    async fn handle(&mut self, stored: &Stored) -> Result<(), bus::Error> {
-        let exec = stored.exec;
-        let first = is_submission(stored);
-        if !self.owned.contains_key(&exec) {
-            let mut owned = Owned::new(exec);
-            // The first fact needs no reading: if it was not the first, the commit says so.
-            if !first {
-                owned.history = self.hands.load(exec).await?;
-            }
-            self.owned.insert(exec, owned);
-        }
-        if let Some(owned) = self.owned.get_mut(&exec) {
-            fold(&mut owned.history, stored);
-            if first && owned.history.execution.is_closed() {
-                // Asked for again by a parent that has not heard of the end: it is told once more.
-                owned.reported = false;
-            }
-        }
-        self.advance(exec).await
-    }
-
-    async fn recover(&mut self, exec: ExecutionId) {
-        if let Err(error) = self.take_up(exec).await {
-            tracing::warn!(%exec, %error, "an open execution was not taken up; its next fact will");
-            self.forget(exec);
-        }
-    }
-
-    /// Takes up an execution that the index lists. One of its facts may have come before: then what it owns is the
-    /// entry, which must go when the execution has ended.
-    async fn take_up(&mut self, exec: ExecutionId) -> Result<(), bus::Error> {
-        if !self.owned.contains_key(&exec) {
-            let history = self.hands.load(exec).await?;
-            self.owned.insert(exec, Owned { history, ..Owned::new(exec) });
-        }
-        if let Some(owned) = self.owned.get_mut(&exec).filter(|o| o.indexed.is_none()) {
-            owned.indexed = Some(owned.history.decisions());
-            self.hands.metrics.open.inc();
-        }
-        self.advance(exec).await
-    }
-
-    async fn republish(&mut self) {
+    fn republish(&mut self) {
         let open: Vec<ExecutionId> =
-            self.owned.iter().filter(|(_, o)| !o.history.execution.is_closed()).map(|(exec, _)| *exec).collect();
+            self.slots.iter().filter(|(_, slot)| !slot.is_closed()).map(|(exec, _)| *exec).collect();
         for exec in open {
-            if let Some(owned) = self.owned.get_mut(&exec) {
-                owned.placed.clear();
-                owned.fired.clear();
-            }
-            if let Err(error) = self.advance(exec).await {
-                tracing::warn!(%exec, %error, "orders were not given again");
-                self.forget(exec);
-            }
+            self.give(exec, Todo { republish: true, ..Todo::default() });
         }
     }
 
-    /// Commits what follows, then does what was decided.
-    async fn advance(&mut self, exec: ExecutionId) -> Result<(), bus::Error> {
-        let Some(owned) = self.owned.get_mut(&exec) else {
-            return Ok(());
-        };
-        let hands = &self.hands;
-        for _ in 0..STALE_MAX {
-            let Some(record) = owned.history.decide(Rules::current()) else {
-                break;
-            };
-            match hands.runtime.bus.commit(&record, owned.history.sequence).await? {
-                Commit::Done(sequence) => {
-                    hands.metrics.decisions.inc();
-                    owned.history.commit(&record, sequence);
-                    hands.liveness.forget(exec);
-                    hands.withdraw(owned, &record).await;
+    /// Leaves what nothing is under way for to the owner, who has it from the log.
+    async fn let_go(&mut self) {
+        let idle = |slot: &Slot| matches!(slot, Slot::Idle(..));
+        let idle: Vec<ExecutionId> = self.slots.iter().filter(|(_, s)| idle(s)).map(|(exec, _)| *exec).collect();
+        for exec in idle {
+            if let Some(Slot::Idle(owned, _)) = self.slots.remove(&exec) {
+                self.hands.liveness.forget(exec);
+                self.young.remove(&exec);
+                step::let_go(*owned).await;
+            }
+        }
+        self.due.clear();
+        self.closed.clear();
+    }
+
+    fn wake(&mut self) {
+        let now = clock::now();
+        while let Some((_, exec)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
+            self.give(exec, Todo { woken: true, ..Todo::default() });
+        }
+    }
+
+    /// Begins a step, or lets it wait for the one under way.
+    fn give(&mut self, exec: ExecutionId, mut todo: Todo) {
+        let owned = match self.slots.insert(exec, Slot::Busy(Todo::default())) {
+            Some(Slot::Busy(mut waiting)) => {
+                waiting.add(todo);
+                self.slots.insert(exec, Slot::Busy(waiting));
+                return;
+            }
+            Some(Slot::Idle(owned, due)) => {
+                if let Some(at) = due {
+                    self.due.remove(&(at, exec));
                 }
-                // A fact folded optimistically may not have been the first: begin anew from the log.
-                Commit::Stale => owned.history = hands.load(exec).await?,
+                owned
             }
-        }
-        if owned.history.execution.is_closed() {
-            return self.close(exec).await;
-        }
-        hands.order_open(owned).await?;
-        hands.index(owned).await
+            None => Box::new(Owned::new(exec)),
+        };
+        todo.index |= self.young.len() >= YOUNG_MAX;
+        self.steps.push(Box::pin(step(self.hands.clone(), owned, todo)));
     }
 
-    async fn close(&mut self, exec: ExecutionId) -> Result<(), bus::Error> {
-        self.hands.liveness.forget(exec);
-        if let Some(owned) = self.owned.get_mut(&exec) {
-            // First told, then forgotten: a crash in between tells twice, which does no harm.
-            self.hands.report(owned).await?;
-            self.hands.unindex(owned).await?;
+    /// A step has ended: begins the next one if something came meanwhile. None means the execution must be read
+    /// anew from the log.
+    fn stepped(&mut self, exec: ExecutionId, owned: Option<Box<Owned>>) {
+        let Some(Slot::Busy(waiting)) = self.slots.remove(&exec) else {
+            return;
+        };
+        self.young.remove(&exec);
+        if let Some(owned) = owned {
+            if owned.kept.is_some() {
+                self.young.insert(exec);
+            }
+            let due = step::due(&owned);
+            if let Some(at) = due {
+                self.due.insert((at, exec));
+            }
+            if owned.history.execution.is_closed() {
+                self.keep_closed(exec);
+            }
+            self.slots.insert(exec, Slot::Idle(owned, due));
+        } else {
+            self.closed.retain(|e| *e != exec);
         }
+        if !waiting.is_empty() {
+            self.give(exec, waiting);
+        }
+    }
+
+    fn keep_closed(&mut self, exec: ExecutionId) {
         if !self.closed.contains(&exec) {
             self.closed.push_back(exec);
         }
-        while self.closed.len() > self.config.closed_kept {
-            if let Some(oldest) = self.closed.pop_front() {
-                self.forget(oldest);
+        while self.closed.len() > self.closed_kept {
+            // One with a step under way comes back here when that has ended.
+            if let Some(oldest) = self.closed.pop_front()
+                && let Some(Slot::Idle(..)) = self.slots.get(&oldest)
+            {
+                self.slots.remove(&oldest);
+            }
+        }
+    }
+
+    /// Lets the steps under way end, and puts back what has not been begun and what only we know of.
+    async fn stop(mut self) -> Result<(), bus::Error> {
+        while let Some((exec, owned)) = self.steps.next().await {
+            let Some(Slot::Busy(waiting)) = self.slots.remove(&exec) else {
+                continue;
+            };
+            waiting.put_back().await;
+            if let Some(owned) = owned {
+                step::let_go(*owned).await;
+            }
+        }
+        for slot in std::mem::take(&mut self.slots).into_values() {
+            if let Slot::Idle(owned, _) = slot {
+                step::let_go(*owned).await;
             }
         }
         Ok(())
     }
+}
 
-    /// Drops what is in memory; the log brings it back.
-    fn forget(&mut self, exec: ExecutionId) {
-        if self.owned.remove(&exec).is_some_and(|owned| owned.indexed.is_some()) {
-            self.hands.metrics.open.dec();
-        }
-        self.closed.retain(|e| *e != exec);
-    }
-
-    /// How long until some execution wants to be woken.
-    fn next_due(&self) -> Duration {
-        let timers = self.owned.values().filter_map(Owned::wake).map(|(_, at)| clock::until(at));
-        let room = self.owned.values().any(|o| o.waits_for_room).then_some(QUEUE_RETRY);
-        timers.chain(room).min().unwrap_or(Duration::from_secs(3_600))
-    }
-
-    /// Appends the facts of timers whose moment has come, and tries again where a queue was full.
-    async fn fire(&mut self) {
-        let now = clock::now();
-        let mut due: Vec<(ExecutionId, String, Nanos)> = Vec::new();
-        for (exec, owned) in &self.owned {
-            if let Some((timer, at)) = owned.wake().filter(|(_, at)| *at <= now) {
-                due.push((*exec, timer, at));
-            }
-        }
-        for (exec, timer, at) in due {
-            let fact = Fact::new(exec, now, FactBody::TimerFired(TimerFired { timer: timer.clone(), due: at }));
-            match self.hands.runtime.bus.append_fact(&fact).await {
-                Ok(_) => {
-                    if let Some(owned) = self.owned.get_mut(&exec) {
-                        owned.fired.insert((timer, at));
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%exec, timer, %error, "a timer's fact was not stored; trying again");
-                }
-            }
-        }
-        for (exec, owned) in self.owned.iter_mut().filter(|(_, o)| o.waits_for_room) {
-            if let Err(error) = self.hands.order_open(owned).await {
-                tracing::warn!(%exec, %error, "a job was not queued; trying again");
-            }
-        }
+impl Slot {
+    fn is_closed(&self) -> bool {
+        matches!(self, Self::Idle(owned, _) if owned.history.execution.is_closed())
     }
 }
 
@@ -270,16 +258,5 @@ async fn next_fact(facts: &mut Option<Facts>) -> Result<Option<FactDelivery>, bu
     match facts {
         Some(facts) => facts.next().await,
         None => Err(bus::Error::Broken("the facts cannot be followed".to_owned())),
-    }
-}
-
-fn is_submission(stored: &Stored) -> bool {
-    stored.kind == Kind::Fact
-        && Fact::read(&stored.payload).is_ok_and(|f| matches!(f.body, FactBody::ExecutionSubmitted(_)))
-}
-
-fn fold(history: &mut History, stored: &Stored) {
-    if let Err(unreadable) = history.fold(stored) {
-        tracing::error!(exec = %stored.exec, sequence = unreadable.sequence, reason = %unreadable.reason, "skipped a message of the log that cannot be read");
     }
 }

@@ -4,15 +4,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures::TryStreamExt;
 use prometheus::{IntCounter, IntGauge};
 use runtime::bus::provision;
 use runtime::{Runtime, bus};
-use schemas::{ExecutionId, Partition, stream};
+use schemas::Partition;
 use tokio::sync::mpsc;
 
+use crate::carry_out::Hands;
 use crate::config::Config;
 use crate::liveness::Liveness;
+use crate::ownership::{self, Pins, Shells};
 use crate::partition::{self, Command};
 
 /// Commands waiting for a partition: recoveries and republications. Senders wait, so nothing is dropped.
@@ -74,15 +75,19 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     crate::agents::directory::start(&runtime, config.agents_dir.clone()).await?;
     let metrics = Metrics::new(&runtime.metrics)?;
     let liveness = Liveness::start(&config, &runtime, &metrics).await?;
-    let mut partitions = BTreeMap::new();
+    let (pins, mut partitions) = (Pins::default(), BTreeMap::new());
     for partition in Partition::all() {
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
         partitions.insert(partition, commands);
+        let (runtime_, metrics, liveness) = (runtime.clone(), metrics.clone(), liveness.clone());
         let shell =
-            partition::Shell::new(partition, runtime.clone(), config.clone(), metrics.clone(), liveness.clone());
+            partition::Shell::new(partition, pins.clone(), Hands { runtime: runtime_, metrics, liveness }, &config);
         runtime.tasks.spawn_essential("orchestrator partition", shell.run(received));
     }
-    recover(&runtime, &partitions).await?;
+    let all = Partition::all().collect();
+    ownership::recover(&runtime, &partitions, &all).await?;
+    let (watched, shells) = (runtime.clone(), partitions.clone());
+    runtime.tasks.spawn_essential("orchestrator owners", ownership::watch(watched, pins, shells));
     let watched = runtime.clone();
     runtime
         .tasks
@@ -90,31 +95,8 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     Ok(())
 }
 
-/// Hands every open execution to its partition.
-async fn recover(runtime: &Runtime, partitions: &BTreeMap<Partition, mpsc::Sender<Command>>) -> Result<(), bus::Error> {
-    let bucket = runtime.bus.bucket(stream::BUCKET_OPEN).await?;
-    let keys = bucket.keys().await.map_err(|e| bus::Error::Broken(e.to_string()))?;
-    let keys: Vec<String> = keys.try_collect().await.map_err(|e| bus::Error::Broken(e.to_string()))?;
-    let open = keys.iter().filter_map(|key| key.split('.').nth(1)?.parse::<ExecutionId>().ok());
-    let mut count = 0;
-    for exec in open {
-        if let Some(commands) = partitions.get(&exec.partition()) {
-            count += 1;
-            // A closed channel means shutdown.
-            let _ = commands.send(Command::Recover(exec)).await;
-        }
-    }
-    if count > 0 {
-        tracing::info!(executions = count, "taking up open executions");
-    }
-    Ok(())
-}
-
 /// After a reconnect the server may have lost its memory streams: make them again and fill them from what is open.
-async fn follow_connection(
-    runtime: Runtime,
-    partitions: BTreeMap<Partition, mpsc::Sender<Command>>,
-) -> Result<(), bus::Error> {
+async fn follow_connection(runtime: Runtime, partitions: Shells) -> Result<(), bus::Error> {
     let mut connections = runtime.bus.connections();
     connections.mark_unchanged();
     let soft = runtime.tasks.soft();
@@ -136,7 +118,7 @@ async fn follow_connection(
         for commands in partitions.values() {
             let _ = commands.send(Command::Republish).await;
         }
-        if let Err(error) = recover(&runtime, &partitions).await {
+        if let Err(error) = ownership::recover(&runtime, &partitions, &Partition::all().collect()).await {
             tracing::warn!(%error, "open executions were not listed after a reconnect");
         }
     }

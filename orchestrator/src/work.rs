@@ -1,7 +1,7 @@
 //! What an open effect asks of others: a job for a worker, or the request of another execution. Pure: the same state
 //! gives the same work.
 
-use schemas::fact::{ChildClosed, ExecutionSubmitted, Kind, Limits, Outcome, Parent};
+use schemas::fact::{CancelMode, CancelRequested, ChildClosed, ExecutionSubmitted, Kind, Limits, Outcome, Parent};
 use schemas::job::{InferenceJob, Purpose, ToolJob};
 use schemas::wire::{Nanos, Schema};
 use schemas::{EffectId, ExecutionId, Fact, FactBody, Message, Role, Sampling};
@@ -123,6 +123,25 @@ pub fn report(execution: &Execution, now: Nanos) -> Option<Fact> {
     let mut fact = Fact::new(exec, now, FactBody::ChildClosed(closed));
     fact.trace = execution.trace.clone();
     Some(fact)
+}
+
+/// Children whose results nobody wants any more: each must be told to end. It follows from the state, not from the
+/// decision just made, so that who takes the execution over after a crash tells those that were not told.
+pub fn unwanted_children(execution: &Execution) -> impl Iterator<Item = (&EffectId, ExecutionId)> {
+    let cancelled = execution.effects.iter().filter(|(_, effect)| effect.state == State::Cancelled);
+    cancelled.filter_map(|(id, effect)| Some((id, child_of(effect)?)))
+}
+
+/// What a child hears that `parent` no longer wants. Told again, it is the same fact until the parent hears of something
+/// new.
+#[must_use]
+pub fn dismissal(parent: &Execution, child: ExecutionId) -> Option<Fact> {
+    let body = CancelRequested {
+        by: parent.exec?.to_string(),
+        reason: Some("the execution that asked for it no longer wants it".to_owned()),
+        mode: CancelMode::Now,
+    };
+    Some(Fact::new(child, parent.now, FactBody::CancelRequested(body)))
 }
 
 /// The execution that carries out an effect, if one does.

@@ -1,15 +1,15 @@
 //! Properties: whatever the facts and their order, replay equals state, decisions verify byte for byte, there is at
-//! most one end, and a crash at any point changes nothing.
+//! most one end, a crash at any point changes nothing, and neither does what arrives twice or in another order.
 
 use bytes::Bytes;
-use orchestrator::execution::{DELEGATE, MACHINE, Rules};
+use orchestrator::execution::{DELEGATE, Execution, MACHINE, Rules};
 use orchestrator::history::{History, Snapshot, verify, verify_as};
 use proptest::prelude::*;
 use runtime::bus::{Kind as MessageKind, Stored};
 use schemas::chat::{FinishReason, Message, Role, ToolCall, ToolSpec, Usage};
 use schemas::fact::*;
 use schemas::wire::encode;
-use schemas::{EffectId, ExecutionId, Fact, FactBody};
+use schemas::{EffectId, Event, ExecutionId, Fact, FactBody};
 use serde_json::json;
 
 fn exec() -> ExecutionId {
@@ -156,17 +156,17 @@ proptest! {
         prop_assert_eq!(&resumed.execution, &history.execution);
 
         let ends = log.iter().filter(|m| m.kind == MessageKind::Decision)
-            .filter(|m| schemas::Record::read(&m.payload).expect("reads").events.iter().any(schemas::Event::is_terminal)).count();
+            .filter(|m| schemas::Record::read(&m.payload).expect("reads").events.iter().any(Event::is_terminal)).count();
         prop_assert!(ends <= 1, "at most one end");
         let last = log.iter().rev().find(|m| m.kind == MessageKind::Decision);
-        prop_assert!(ends == 0 || last.is_some_and(|m| schemas::Record::read(&m.payload).expect("reads").events.last().is_some_and(schemas::Event::is_terminal)), "nothing follows an end");
+        prop_assert!(ends == 0 || last.is_some_and(|m| schemas::Record::read(&m.payload).expect("reads").events.last().is_some_and(Event::is_terminal)), "nothing follows an end");
 
         // What was settled is what was used, and nothing stays set aside behind an end.
         let of = |name: &str| -> u64 {
             let records = log.iter().filter(|m| m.kind == MessageKind::Decision).map(|m| schemas::Record::read(&m.payload).expect("reads"));
             records.flat_map(|r| r.events).map(|e| match e {
-                schemas::Event::BudgetReserved(e) if name == "reserved" => e.tokens,
-                schemas::Event::BudgetSettled(e) if name == "settled" => e.tokens,
+                Event::BudgetReserved(e) if name == "reserved" => e.tokens,
+                Event::BudgetSettled(e) if name == "settled" => e.tokens,
                 _ => 0,
             }).sum()
         };
@@ -189,6 +189,84 @@ proptest! {
         bytes[middle] ^= 1;
         log[target].payload = bytes.into();
         prop_assert!(verify(exec(), &log).is_err());
+    }
+}
+
+/// Facts that say again what they said; the others are new wishes each time, and the log knows them by their ids.
+fn can_arrive_twice(body: &FactBody) -> bool {
+    !matches!(
+        body,
+        FactBody::CancelRequested(_)
+            | FactBody::PauseRequested(_)
+            | FactBody::ResumeRequested(_)
+            | FactBody::BudgetGranted(_)
+            | FactBody::UserMessage(_)
+    )
+}
+
+/// Folds facts and decides after each that is marked so; the state at the end, all events, and which facts mattered.
+fn settle(facts: &[(Fact, bool)]) -> (Execution, Vec<Event>, Vec<bool>) {
+    let (mut execution, mut events, mut mattered) = (Execution::default(), Vec::new(), Vec::new());
+    for (fact, decides) in facts {
+        let mut before = execution.clone();
+        execution.apply_fact(fact);
+        before.now = execution.now;
+        mattered.push(before != execution);
+        if *decides {
+            events.extend(execution.settle(Rules::current()));
+        }
+    }
+    (execution, events, mattered)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_arrives_twice_changes_nothing(
+        facts in prop::collection::vec((any_fact(), any::<bool>()), 1..40),
+        again in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 1..10),
+        step in 1i64..60,
+    ) {
+        let facts = std::iter::once((submission(Kind::Agent), true)).chain(facts).zip(0i64..);
+        let mut facts: Vec<_> = facts.map(|((body, decides), i)| (Fact::new(exec(), i * step, body), decides)).collect();
+        let (once, events, mattered) = settle(&facts);
+        let first: Vec<Fact> = facts.iter().zip(mattered).filter(|((fact, _), mattered)| *mattered && can_arrive_twice(&fact.body)).map(|((fact, _), _)| fact.clone()).collect();
+        for (which, place) in again {
+            let fact = which.get(&first).clone();
+            let behind = facts.iter().position(|(f, _)| *f == fact).expect("it stands there") + 1;
+            let place = behind + place.index(facts.len() + 1 - behind);
+            facts.insert(place, (fact, false));
+        }
+        let (twice, events_of_twice, _) = settle(&facts);
+        prop_assert_eq!(events, events_of_twice);
+        prop_assert_eq!(once, twice);
+    }
+
+    #[test]
+    fn results_of_one_turn_come_in_any_order(kinds in prop::collection::vec(prop_oneof![Just(0u8), Just(3u8)], 1..5), keys in prop::collection::vec(any::<u32>(), 5), bad in any::<u8>()) {
+        let mut request = submission(Kind::Agent);
+        if let FactBody::ExecutionSubmitted(request) = &mut request {
+            (request.policy.join, request.window, request.limits.tokens) = (Join::All, 10_000, 100_000);
+        }
+        let asked = FactBody::InferenceCompleted(InferenceCompleted {
+            effect: EffectId::inference(1), attempt: 1, worker: "w".into(), text: "t".into(),
+            tool_calls: kinds.iter().enumerate().map(|(i, kind)| call(1, i, *kind)).collect(),
+            finish: FinishReason::ToolCalls, usage: Usage::new(20, 3), cached_tokens: 0, timing: InferenceTiming::default(),
+        });
+        let result = |i: usize| match kinds[i] {
+            0 if bad >> i & 1 == 1 => FactBody::ToolFailed(ToolFailed { effect: EffectId::tool(1, i), attempt: 1, worker: "w".into(), class: FailureClass::Refused, detail: format!("d{i}"), duration_us: 1, sandbox: Sandbox::default() }),
+            0 => FactBody::ToolCompleted(ToolCompleted { effect: EffectId::tool(1, i), attempt: 1, worker: "w".into(), result: format!("r{i}"), duration_us: 1, sandbox: Sandbox::default() }),
+            _ => FactBody::ChildClosed(ChildClosed { effect: EffectId::child(1, i), attempt: 1, child: exec(), outcome: if bad >> i & 1 == 1 { Outcome::Failed } else { Outcome::Completed }, text: format!("c{i}"), usage: Usage::new(9, 1) }),
+        };
+        let in_order = |order: &[usize]| {
+            let bodies = [request.clone(), asked.clone()].into_iter().chain(order.iter().map(|i| result(*i)));
+            settle(&bodies.zip(1i64..).map(|(body, at)| (Fact::new(exec(), at, body), true)).collect::<Vec<_>>()).0
+        };
+        let straight: Vec<usize> = (0..kinds.len()).collect();
+        let mut shuffled = straight.clone();
+        shuffled.sort_by_key(|i| keys[*i]);
+        prop_assert_eq!(in_order(&straight), in_order(&shuffled));
     }
 }
 

@@ -93,7 +93,7 @@ pub const FACT_ACK_WAIT: Duration = Duration::from_secs(10);
 /// The priority group of the consumers that orchestrators share.
 pub const OWNER_GROUP: &str = "owner";
 /// How long an owner may be silent before a standby takes its place.
-pub const OWNER_TIMEOUT: Duration = Duration::from_secs(3);
+pub const OWNER_TIMEOUT: Duration = Duration::from_secs(2);
 
 const MINUTE: Duration = Duration::from_secs(60);
 const MIB: i64 = 1 << 20;
@@ -189,7 +189,8 @@ fn dead_letters() -> StreamDefinition {
         discard: Discard::Old,
         max_age: Some(30 * 24 * 60 * MINUTE),
         max_messages: None,
-        max_bytes: Some(1024 * MIB),
+        // The server sets this much aside; a dead letter is a rare thing.
+        max_bytes: Some(64 * MIB),
         max_messages_per_subject: None,
         max_message_bytes: Some((8 * MIB) as i32),
         duplicate_window: 2 * MINUTE,

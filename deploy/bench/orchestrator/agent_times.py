@@ -30,7 +30,10 @@ def _hops(steps: dict[str, tuple[float, float]]) -> list[float]:
 
 def _spread(times: list[float]) -> dict[str, float]:
     times = sorted(times)
-    at = lambda percent: times[max(math.ceil(len(times) * percent / 100), 1) - 1] * 1e3
+
+    def at(percent):
+        return times[max(math.ceil(len(times) * percent / 100), 1) - 1] * 1e3
+
     return {"p50": at(50), "p99": at(99)}
 
 

@@ -54,7 +54,7 @@ pub(crate) async fn run(options: Audit) -> anyhow::Result<ExitCode> {
         progress.show();
         eprintln!();
     }
-    found.broken.sort_by(|a, b| (a.execution_id, a.sequence).cmp(&(b.execution_id, b.sequence)));
+    found.broken.sort_by_key(|b| (b.execution_id, b.sequence));
     let verified = found.broken.is_empty();
     if options.json {
         println!(

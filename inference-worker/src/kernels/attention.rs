@@ -78,6 +78,11 @@ impl KvCache {
         }
     }
 
+    /// Gives back the memory of a block; what it held is gone.
+    pub fn give_back(&mut self, block: u32) {
+        self.blocks[block as usize] = Vec::new();
+    }
+
     /// Attention of one token's query heads over positions `from..=position`.
     ///
     /// `scores` is scratch; `out` receives `heads * width` values.

@@ -83,20 +83,15 @@ async fn one(runtime: &Runtime, stub: &Stub) -> anyhow::Result<Ended> {
 /// Appends the request of an agent.
 pub(crate) async fn submit(runtime: &Runtime, exec: ExecutionId, tools: Vec<ToolSpec>) -> anyhow::Result<()> {
     let now = clock::now();
+    let deadline = now + 600_000_000_000;
+    let limits = Limits { iterations: 1_000, tokens: u64::MAX, tool_calls: 10_000, deadline, ..Limits::default() };
     let request = ExecutionSubmitted {
-        kind: fact::Kind::Agent,
-        agent: "bench".to_owned(),
         model: MODEL.to_owned(),
         window: 1_000_000,
         messages: vec![Message::text(Role::System, "Use tools."), Message::text(Role::User, "Do something.")],
         tools,
-        call: None,
-        workspace: None,
-        user_id: None,
-        conversation_id: None,
         sampling: Sampling { seed: Some(1), ..Sampling::default() },
-        limits: Limits { iterations: 1_000, tokens: u64::MAX, tool_calls: 10_000, deadline: now + 600_000_000_000 },
-        reply: None,
+        ..ExecutionSubmitted::new(fact::Kind::Agent, "bench", limits)
     };
     let fact = Fact::new(exec, now, FactBody::ExecutionSubmitted(Box::new(request)));
     runtime.bus.append_fact(&fact).await?;

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use orchestrator::execution::Rules;
 use orchestrator::history::History;
 use runtime::bus::{Kind, Stored};
 use runtime::clock;
-use schemas::chat::{FinishReason, Message, Role, Sampling, ToolCall, ToolSpec, Usage};
+use schemas::chat::{FinishReason, Message, Role, ToolCall, ToolSpec, Usage};
 use schemas::fact::{self, ExecutionSubmitted, InferenceCompleted, InferenceTiming, Limits, Sandbox, ToolCompleted};
 use schemas::wire::encode;
 use schemas::{EffectId, ExecutionId, Fact, FactBody, Record};
@@ -71,24 +72,20 @@ fn read(stored: &Stored) -> Read {
 /// The log of an agent that asks three tools in each of its turns, as the shell would write it.
 fn log(exec: ExecutionId) -> Vec<Stored> {
     let mut log = Log { history: History::new(exec), messages: Vec::new() };
+    let limits =
+        Limits { iterations: 1_000, tokens: u64::MAX, tool_calls: 10_000, deadline: i64::MAX, ..Limits::default() };
     log.fact(FactBody::ExecutionSubmitted(Box::new(ExecutionSubmitted {
-        kind: fact::Kind::Agent,
-        agent: "bench".to_owned(),
         model: "stub".to_owned(),
         window: 1_000_000,
         messages: vec![Message::text(Role::User, "Do something.")],
         tools: (0..TOOLS).map(|i| ToolSpec::new(format!("tool_{i}"), "", json!({}))).collect(),
-        call: None,
-        workspace: None,
-        user_id: None,
-        conversation_id: None,
-        sampling: Sampling::default(),
-        limits: Limits { iterations: 1_000, tokens: u64::MAX, tool_calls: 10_000, deadline: i64::MAX },
-        reply: None,
+        ..ExecutionSubmitted::new(fact::Kind::Agent, "bench", limits)
     })));
     for turn in 1..=TURNS {
         let calls = if turn < TURNS { TOOLS } else { 0 };
-        let call = |i| ToolCall::new(format!("call-{turn}-{i}"), format!("tool_{i}"), "{}");
+        // No two turns ask the same: an execution that repeats itself is stopped.
+        let arguments = format!("{{\"turn\": {turn}}}");
+        let call = |i| ToolCall::new(format!("call-{turn}-{i}"), format!("tool_{i}"), &arguments);
         log.fact(FactBody::InferenceCompleted(InferenceCompleted {
             effect: EffectId::inference(turn),
             attempt: 1,
@@ -123,7 +120,7 @@ impl Log {
     fn fact(&mut self, body: FactBody) {
         let fact = Fact::new(self.history.exec, self.messages.len() as i64, body);
         self.push(Kind::Fact, encode(&fact));
-        if let Some(record) = self.history.decide() {
+        if let Some(record) = self.history.decide(Rules::current()) {
             self.push(Kind::Decision, encode(&record));
         }
     }

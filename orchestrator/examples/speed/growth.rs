@@ -1,14 +1,18 @@
-//! What one long execution leaves on disk: 100 model calls, each with 5 KB of new content (its answer and the result
-//! of the tool it asked for), against the content itself.
+//! What long executions leave on disk: 100 model calls, each with 5 KB of new content (its answer and the result of
+//! the tool it asked for), against the content itself. The server compresses a block of the log when it is full, so
+//! one execution alone is seen uncompressed, and many in one partition as they are kept.
 
 use std::path::Path;
 use std::time::Duration;
 
-use runtime::{Runtime, clock};
+use anyhow::ensure;
+use runtime::Runtime;
+use runtime::bus::Kind;
 use schemas::chat::ToolSpec;
 use serde_json::{Value, json};
 
 use crate::agents::{end, submit};
+use crate::execution_of;
 use crate::stub::{Said, Stub};
 
 const MODEL_CALLS: u32 = 100;
@@ -33,17 +37,21 @@ fn say(turn: u32) -> Said {
     Said { text: noise(seed), calls: usize::from(turn < MODEL_CALLS), result: noise(seed + 1) }
 }
 
-pub(crate) async fn run(runtime: Runtime, store: &Path) -> anyhow::Result<Value> {
+pub(crate) async fn run(runtime: Runtime, store: &Path, executions: usize) -> anyhow::Result<Value> {
     let before = size(store)?;
     let _stub = Stub::start(runtime.clone(), say).await?;
-    let exec = clock::execution_id();
-    let mut live = runtime.bus.live(exec).await?;
-    submit(&runtime, exec, vec![ToolSpec::new("tool_0", "", json!({}))]).await?;
-    end(&runtime, exec, &mut live).await?;
+    for _ in 0..executions {
+        let exec = execution_of(0);
+        let mut live = runtime.bus.live(exec).await?;
+        submit(&runtime, exec, vec![ToolSpec::new("tool_0", "", json!({}))]).await?;
+        end(&runtime, exec, &mut live).await?;
+        let facts = runtime.bus.read_execution(exec, 0).await?.iter().filter(|m| m.kind == Kind::Fact).count();
+        ensure!(facts == 2 * MODEL_CALLS as usize, "the execution ended early, after {facts} facts");
+    }
     // The server writes its indexes a moment later.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let stored = size(store)? - before;
-    let useful = (2 * MODEL_CALLS as u64 - 1) * CONTENT_BYTES as u64;
+    let useful = (2 * u64::from(MODEL_CALLS) - 1) * CONTENT_BYTES as u64 * executions as u64;
     Ok(json!({"stored_bytes": stored, "useful_bytes": useful, "stored_over_useful": stored as f64 / useful as f64}))
 }
 

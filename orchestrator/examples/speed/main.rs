@@ -5,7 +5,7 @@
 //!     speed serve URL                               the orchestrator role alone, until it is killed
 //!     speed agents URL CONCURRENT SECONDS           agents of five steps through it
 //!     speed publish URL IN_FLIGHT PARTITIONS SECONDS    facts alone, without an orchestrator: the ceiling
-//!     speed growth URL STORE                        one execution of 100 model calls; STORE is the server's directory
+//!     speed growth URL EXECUTIONS STORE             executions of 100 model calls; STORE is the server's directory
 //!     speed fold                                    events folded in a second, on one core
 
 mod agents;
@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use runtime::bus::{self, Bus};
-use runtime::{Runtime, Tasks};
+use runtime::{Runtime, Tasks, clock};
+use schemas::ExecutionId;
 use serde_json::{Value, json};
 
 #[tokio::main]
@@ -32,12 +33,16 @@ async fn main() -> anyhow::Result<()> {
         }
         ["publish", url, in_flight, partitions, seconds] => {
             let runtime = connect(url, "bench").await?;
-            publish::run(&runtime, number(in_flight)?, number(partitions)?, seconds_of(seconds)?).await?
+            publish::run(&runtime, number(in_flight)?, number(partitions)? as u8, seconds_of(seconds)?).await?
         }
-        ["growth", url, store] => growth::run(connect(url, "bench").await?, store.as_ref()).await?,
+        ["growth", url, executions, store] => {
+            growth::run(connect(url, "bench").await?, store.as_ref(), number(executions)?).await?
+        }
         ["fold"] => fold::run(),
         _ => {
-            bail!("usage: serve URL | agents URL N SECONDS | publish URL N PARTITIONS SECONDS | growth URL DIR | fold")
+            bail!(
+                "usage: serve URL | agents URL N SECONDS | publish URL N PARTITIONS SECONDS | growth URL N DIR | fold"
+            )
         }
     };
     println!("{report}");
@@ -62,6 +67,16 @@ fn number(text: &str) -> anyhow::Result<usize> {
 
 fn seconds_of(text: &str) -> anyhow::Result<Duration> {
     Ok(Duration::from_secs_f64(text.parse().with_context(|| format!("{text} is no number of seconds"))?))
+}
+
+/// A new execution of one of the first `partition + 1` partitions.
+fn execution_of(partition: u8) -> ExecutionId {
+    loop {
+        let exec = clock::execution_id();
+        if exec.partition().number() <= partition {
+            return exec;
+        }
+    }
 }
 
 /// Percentiles by nearest rank, milliseconds.

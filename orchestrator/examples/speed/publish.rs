@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use runtime::{Runtime, clock};
-use schemas::fact::CancelRequested;
+use schemas::fact::{CancelMode, CancelRequested};
 use schemas::{Fact, FactBody};
 use serde_json::{Value, json};
 
-use crate::spread;
+use crate::{execution_of, spread};
 
 /// With its envelope, about the size of a result.
 const REASON_BYTES: usize = 256;
@@ -16,18 +16,19 @@ const REASON_BYTES: usize = 256;
 pub(crate) async fn run(
     runtime: &Runtime,
     in_flight: usize,
-    partitions: usize,
+    partitions: u8,
     duration: Duration,
 ) -> anyhow::Result<Value> {
     let times = Arc::new(Mutex::new(Vec::new()));
     let until = clock::instant() + duration;
     let publishers = (0..in_flight).map(|_| async {
         while clock::instant() < until {
-            let mut exec = clock::execution_id();
-            while usize::from(exec.partition().number()) >= partitions {
-                exec = clock::execution_id();
-            }
-            let body = CancelRequested { by: "bench".to_owned(), reason: Some("x".repeat(REASON_BYTES)) };
+            let exec = execution_of(partitions - 1);
+            let body = CancelRequested {
+                by: "bench".to_owned(),
+                reason: Some("x".repeat(REASON_BYTES)),
+                mode: CancelMode::Now,
+            };
             let fact = Fact::new(exec, clock::now(), FactBody::CancelRequested(body));
             let began = clock::instant();
             runtime.bus.append_fact(&fact).await?;

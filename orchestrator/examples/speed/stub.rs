@@ -98,8 +98,11 @@ impl Stub {
     }
 
     fn infer(&self, job: &InferenceJob) -> FactBody {
-        let said = (self.script)(turn(&job.effect));
-        let call = |i| ToolCall::new(format!("call-{}-{i}", job.effect), format!("tool_{i}"), "{}");
+        let turn = turn(&job.effect);
+        let said = (self.script)(turn);
+        // No two turns ask the same: an execution that repeats itself is stopped.
+        let arguments = format!("{{\"turn\": {turn}}}");
+        let call = |i| ToolCall::new(format!("call-{}-{i}", job.effect), format!("tool_{i}"), &arguments);
         FactBody::InferenceCompleted(InferenceCompleted {
             effect: job.effect.clone(),
             attempt: job.attempt,

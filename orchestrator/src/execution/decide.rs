@@ -220,7 +220,8 @@ impl Execution {
         if rules.accounts && reserved == 0 {
             let window = u64::from(self.request.as_deref().map_or(0, |r| r.window));
             let room = if window == 0 { tokens_max } else { window };
-            let tokens = (self.context.tokens() + tokens_max).min(room).min(self.budget.tokens_left()).max(1);
+            let tokens =
+                self.context.tokens().saturating_add(tokens_max).min(room).min(self.budget.tokens_left()).max(1);
             events.push(Event::BudgetReserved(BudgetReserved { effect: id.clone(), tokens }));
         }
         events
@@ -297,8 +298,9 @@ impl Execution {
         if request.kind == Kind::Agent && !self.calls().is_empty() {
             return self.request_calls(request, self.turn);
         }
-        // Somebody said more meanwhile: the answer is not the last, if the limits allow another.
-        if self.context.has_pending() && self.budget.exceeded().is_none() {
+        // Somebody said more meanwhile: the answer is not the last, if the limits allow another. Calls that go back to the
+        // caller end it all the same: only the caller has their results, and no prompt may stand without them.
+        if self.context.has_pending() && self.calls().is_empty() && self.budget.exceeded().is_none() {
             return self.next_turn(request, rules);
         }
         self.completed(effect.clone(), self.context.finish())

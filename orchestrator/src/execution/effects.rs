@@ -279,8 +279,9 @@ impl Effects {
         counts
     }
 
+    /// Nobody holds a child: it is an execution of its own, and says itself how it ended.
     pub(super) fn lose(&mut self, id: &EffectId, attempt: u32) {
-        if let Some(effect) = self.current(id, attempt) {
+        if let Some(effect) = self.current(id, attempt).filter(|e| !matches!(e.work, Work::Child { .. })) {
             effect.state = State::Lost;
         }
     }

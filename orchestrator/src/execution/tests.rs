@@ -188,6 +188,12 @@ fn iterations_tool_calls_and_tokens_are_limited() {
 }
 
 #[test]
+fn no_limit_is_a_limit_too() {
+    let boundless = with(|r| (r.limits.tokens, r.window) = (u64::MAX, 0));
+    assert_eq!(given(vec![boundless]).1, ["execution.started", "inference.requested"]);
+}
+
+#[test]
 fn a_retryable_failure_waits_and_is_tried_again() {
     let start = vec![submitted(Kind::Chat), model_failed(1, FailureClass::Overloaded)];
     let (execution, last) = given(start.clone());
@@ -391,6 +397,33 @@ fn children_are_limited_in_number_and_depth() {
 }
 
 #[test]
+fn a_child_cannot_be_lost() {
+    let start = [delegated(Join::All, 1), vec![lost(EffectId::child(1, 0), 1)]].concat();
+    let (execution, last) = given(start.clone());
+    assert!(last.is_empty() && execution.effects.open_effects().count() == 1, "it answers for itself");
+    let closed = [start, vec![child_closed(0, Outcome::Completed)]].concat();
+    assert_eq!(given(closed).1, ["tools.joined", "inference.requested"]);
+}
+
+#[test]
+fn what_a_child_used_beyond_its_part_is_settled_too() {
+    let mut start = delegated(Join::All, 1);
+    if let FactBody::ExecutionSubmitted(request) = &mut start[0] {
+        request.limits.tokens = 15;
+    }
+    assert_eq!(given(start.clone()).0.effects.open_effects().map(|(_, e)| e.reserved).collect::<Vec<_>>(), [1]);
+    let mut execution = Execution::default();
+    let mut settled = 0;
+    for (body, at) in [start, vec![child_closed(0, Outcome::Completed)]].concat().into_iter().zip(1..) {
+        execution.apply_fact(&Fact::new(exec(), at, body));
+        for event in execution.settle(Rules::current()) {
+            settled += if let Event::BudgetSettled(event) = event { event.tokens } else { 0 };
+        }
+    }
+    assert_eq!((settled, execution.budget.usage.tokens), (15 + 110, 15 + 110));
+}
+
+#[test]
 fn cancelling_a_parent_cancels_its_children() {
     let (_, last) = given([delegated(Join::All, 2), vec![cancel()]].concat());
     assert_eq!(last, ["effect.cancelled", "effect.cancelled", "execution.cancelled"]);
@@ -464,6 +497,13 @@ fn what_is_said_meanwhile_is_read_by_the_next_inference() {
     assert_eq!(last, ["inference.requested"], "the answer was not the last");
     assert_eq!(execution.context.messages().last().map(|m| m.content.as_str()), Some("and y?"));
     assert_eq!(execution.turn, 2);
+}
+
+#[test]
+fn calls_that_go_back_to_the_caller_end_a_chat_whatever_was_said_meanwhile() {
+    let (execution, last) = given(vec![submitted(Kind::Chat), say("and y?"), answer(1, 1, &["anything"])]);
+    assert_eq!(last, ["execution.completed"], "no prompt holds a call without its result");
+    assert_eq!(execution.turn, 1);
 }
 
 #[test]
@@ -580,6 +620,63 @@ fn a_prompt_that_did_not_fit_is_made_to_fit() {
     let overflown = [start, vec![overflow]].concat();
     assert_eq!(given(overflown.clone()).1, ["compression.requested"]);
     assert_eq!(given([overflown, vec![summary("short")]].concat()).1, ["context.replaced", "inference.requested"]);
+}
+
+/// Two turns whose answers fill the window and leave no outputs to drop.
+fn told_at_length() -> Vec<FactBody> {
+    let turn = |turn: u32, prompt_tokens| {
+        let mut facts = filling(turn, prompt_tokens, 20);
+        if let FactBody::InferenceCompleted(answer) = &mut facts[0] {
+            answer.text = "x".repeat(900);
+        }
+        facts
+    };
+    [vec![roomy()], turn(1, 100), turn(2, 990)].concat()
+}
+
+#[test]
+fn nobody_waits_for_a_summary_that_saves_nothing() {
+    assert_eq!(given(told_at_length()).1, ["tools.joined"], "the window is full, and a summary on its way");
+    for useless in [summary(""), summary(&"long ".repeat(400))] {
+        let landed = [told_at_length(), vec![useless]].concat();
+        assert_eq!(given(landed.clone()).1, ["inference.requested"], "there is nothing to wait for");
+        let overflow = FactBody::InferenceFailed(InferenceFailed {
+            effect: EffectId::inference(3),
+            attempt: 1,
+            worker: "w".into(),
+            class: FailureClass::Overflow,
+            detail: "d".into(),
+        });
+        assert_eq!(given([landed, vec![overflow]].concat()).1, ["execution.failed"]);
+    }
+}
+
+#[test]
+fn a_summary_that_will_be_tried_again_is_waited_for() {
+    let start = [vec![roomy()], filling(1, 100, 700), filling(2, 300, 700)].concat();
+    let overflow = FactBody::InferenceFailed(InferenceFailed {
+        effect: EffectId::inference(3),
+        attempt: 1,
+        worker: "w".into(),
+        class: FailureClass::Overflow,
+        detail: "d".into(),
+    });
+    let failed = [start, vec![overflow, no_summary(FailureClass::Overloaded)]].concat();
+    let (execution, last) = given(failed.clone());
+    assert_eq!(last, ["retry.scheduled"], "and nothing is dropped under it");
+    let (_, at) = execution.wake().expect("a timer");
+    assert_eq!(given([failed, vec![timer(at)]].concat()).1, ["compression.requested"]);
+}
+
+#[test]
+fn nothing_is_dropped_from_a_prompt_that_a_model_is_at() {
+    let start = [vec![roomy()], filling(1, 100, 600), filling(2, 400, 10)].concat();
+    assert_eq!(given(start.clone()).1, ["tools.joined", "inference.requested"]);
+    let (execution, last) = given([start.clone(), vec![say(&"y".repeat(1_000))]].concat());
+    assert!(last.is_empty(), "{last:?}");
+    assert!(execution.context.messages()[2].content.starts_with("1xxx"));
+    let answered = [start, vec![say(&"y".repeat(1_000)), answer(3, 1, &["read_file"])]].concat();
+    assert_eq!(given(answered).1.last(), Some(&"tools.requested"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `kill -9` of each part in the middle of the work: everything accepted ends as it would have, with one history.
 
 use pipeline_tests::{System, read_events, text};
+use schemas::FactBody;
 use serde_json::{Value, json};
 
 /// An agent request whose answer takes a while: a search and the answer about it.
@@ -104,5 +105,29 @@ async fn nats_dies_and_comes_back() -> anyhow::Result<()> {
         assert_eq!(end(&view), end(&wanted), "{view}\n{}", system.log());
         system.prove(*exec).await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_standby_takes_up_what_a_dead_owner_left_even_where_nothing_more_happens() -> anyhow::Result<()> {
+    let mut system = System::start_without(&["inference-worker"]).await?;
+    let exec = runtime::clock::execution_id();
+    let deadline = runtime::clock::now() + 9_000_000_000;
+    let mut fact = system.request(exec, "hello", &[]);
+    if let FactBody::ExecutionSubmitted(request) = &mut fact.body {
+        request.limits.deadline = deadline;
+    }
+    system.bus().await?.append_fact(&fact).await?;
+    system.log_until(exec, |messages| messages.len() == 2).await?;
+    // The first one owns the partition now; the second stands by.
+    system.start_role("orchestrator").await?;
+    system.kill_role("orchestrator").await?;
+    // No fact comes any more that could find an owner: only the clock says that the deadline has passed.
+    let view = system.ended(exec).await?;
+    assert_eq!(view["status"], "timed_out", "{view}\n{}", system.log());
+    let late = runtime::clock::now() - deadline;
+    assert!(late >= 0, "it ended before its time");
+    println!("ended {} ms after its deadline", late / 1_000_000);
+    system.prove(exec).await?;
     Ok(())
 }

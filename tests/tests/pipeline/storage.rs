@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 const MIB: usize = 1 << 20;
 
-/// Dead letters may take a gibibyte, which the server sets aside. An operator of a small machine allows less.
+/// Dead letters may take 64 MiB, which the server sets aside. An operator of a small machine allows less.
 async fn allow_fewer_dead_letters(system: &System) -> anyhow::Result<()> {
     let context = async_nats::jetstream::new(async_nats::connect(system.nats_url()).await?);
     let definition = schemas::stream::streams().into_iter().find(|s| s.name == schemas::stream::DEAD_LETTERS);

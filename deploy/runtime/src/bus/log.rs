@@ -1,5 +1,6 @@
 //! The log: append a fact, commit a decision, read one execution, follow a partition, watch live.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
@@ -131,6 +132,34 @@ impl Bus {
                 return Ok(messages);
             }
         }
+    }
+
+    /// Executions of a partition that have facts which were handed out and not acknowledged, and of others beside them.
+    ///
+    /// # Errors
+    /// When the consumer does not exist or the server does not answer.
+    pub async fn unacknowledged(&self, partition: Partition) -> Result<BTreeSet<ExecutionId>, Error> {
+        let name = subject::log_stream(partition);
+        let stream = self.js.get_stream_no_info(&name).await.map_err(Error::broken)?;
+        let consumer = stream.consumer_info(FACTS_CONSUMER).await.map_err(Error::broken)?;
+        let (mut from, upto) = (consumer.ack_floor.stream_sequence + 1, consumer.delivered.stream_sequence);
+        let mut found = BTreeSet::new();
+        while from <= upto {
+            let request =
+                json!({"seq": from, "next_by_subj": format!("vl.v1.log.{partition}.*.fact"), "batch": READ_BATCH});
+            let batch = direct_get(&self.log, &name, &request).await?;
+            if batch.is_empty() {
+                break;
+            }
+            for message in batch {
+                let subject = header(&message, "Nats-Subject")
+                    .ok_or_else(|| Error::Broken("a stored message has no subject".into()))?;
+                let stored = stored(&message, &subject)?;
+                from = stored.sequence + 1;
+                found.insert(stored.exec);
+            }
+        }
+        Ok(found)
     }
 
     /// Follows the facts of a partition as one of its possible owners.
@@ -409,7 +438,7 @@ impl Bus {
     /// When the server does not answer.
     pub async fn newest_executions(&self, limit: usize) -> Result<Vec<ExecutionId>, Error> {
         use futures::TryStreamExt;
-        let mut ids = std::collections::BTreeSet::new();
+        let mut ids = BTreeSet::new();
         for partition in Partition::all() {
             let stream = self.js.get_stream(subject::log_stream(partition)).await.map_err(Error::broken)?;
             let mut subjects =

@@ -124,7 +124,8 @@ impl Execution {
             agent: spec.name.clone(),
             limits,
         };
-        let reserved = BudgetReserved { effect, tokens: limits.tokens };
+        // At least one: what was never set aside is never settled, and a person may grant more to a child that got nothing.
+        let reserved = BudgetReserved { effect, tokens: limits.tokens.max(1) };
         [Event::ChildRequested(asked), Event::BudgetReserved(reserved)]
     }
 

@@ -6,7 +6,7 @@ use schemas::fact::{ExecutionSubmitted, FailureClass, Kind};
 use schemas::{EffectId, Event};
 
 use super::ATTEMPTS_MAX;
-use crate::execution::{Effect, Execution, Phase, Rules, State, Work};
+use crate::execution::{Compressing, Effect, Execution, Phase, Rules, State, Work};
 
 /// Share of the window, in percent, from which on a part of the context is summarised.
 const COMPRESS_FROM: u64 = 75;
@@ -71,10 +71,28 @@ impl Execution {
         self.relieve(request)
     }
 
-    /// Whether a summary is on its way.
+    /// Whether a summary is on its way, or has come and will take the place of its messages. Who waits for one that will
+    /// not come, waits for ever.
     fn is_compressing(&self) -> bool {
-        let state = self.context.compressing().and_then(|c| self.effects.get(&c.effect)).map(|e| &e.state);
-        matches!(state, Some(State::Open { .. } | State::Lost | State::Backoff { .. } | State::Done))
+        let Some(part) = self.context.compressing() else { return false };
+        match self.effects.get(&part.effect).map(|effect| (&effect.state, effect.attempt)) {
+            Some((State::Open { .. } | State::Lost | State::Backoff { .. }, _)) => true,
+            Some((State::Failed { class, .. }, attempt)) => class.retryable() && attempt < ATTEMPTS_MAX,
+            Some((State::Done, _)) => self.summary_helps(part),
+            _ => false,
+        }
+    }
+
+    /// Whether a summary saves enough to be put where its messages are.
+    fn summary_helps(&self, part: &Compressing) -> bool {
+        let was = self.context.tokens_between(part.from, part.to);
+        let summary = self.effects.text(&part.effect);
+        !summary.is_empty() && tokens_of_summary(summary) * 100 <= was * PROGRESS
+    }
+
+    /// Whether a model is at the newest prompt, which then stays as it was asked for: given again, it is the same.
+    fn is_prompt_out(&self) -> bool {
+        matches!(&self.phase, Phase::Inferring(asked) if !self.effects.is_settled(asked))
     }
 
     fn is_fuller_than(&self, request: &ExecutionSubmitted, percent: u64) -> bool {
@@ -95,6 +113,9 @@ impl Execution {
                 deadline: self.tool_deadline(),
             })]);
         }
+        if self.is_prompt_out() {
+            return None;
+        }
         self.drop_outputs(request).map(|event| vec![event])
     }
 
@@ -106,10 +127,7 @@ impl Execution {
 
     /// A summary that came takes the place of its messages; one that will not come, or saves nothing, is done without.
     fn after_compression(&self, request: &ExecutionSubmitted) -> Vec<Event> {
-        // A prompt that a model is at stays as it was asked for.
-        if let Phase::Inferring(asked) = &self.phase
-            && !self.effects.is_settled(asked)
-        {
+        if self.is_prompt_out() {
             return vec![];
         }
         let Some(part) = self.context.compressing() else { return vec![] };
@@ -120,13 +138,17 @@ impl Execution {
             State::Failed { .. } | State::Cancelled => return self.drop_outputs(request).into_iter().collect(),
             _ => return vec![],
         }
-        let was = self.context.tokens_between(part.from, part.to);
-        let summary = self.effects.text(&part.effect).len() as u64 * 2 / 5 + 16;
-        if self.effects.text(&part.effect).is_empty() || summary * 100 > was * PROGRESS {
+        if !self.summary_helps(part) {
             return self.drop_outputs(request).into_iter().collect();
         }
+        let was = self.context.tokens_between(part.from, part.to);
+        let summary = tokens_of_summary(self.effects.text(&part.effect));
         let tokens = (self.context.tokens() + summary).saturating_sub(was);
         let (from, to, summary) = (part.from, part.to, Some(part.effect.clone()));
         vec![Event::ContextReplaced(ContextReplaced { from, to, summary, tokens })]
     }
+}
+
+fn tokens_of_summary(summary: &str) -> u64 {
+    summary.len() as u64 * 2 / 5 + 16
 }
