@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use runtime::{Bus, bus, clock};
+use schemas::agent::{self, Refused, Source};
 use schemas::presence::Worker;
 use schemas::rpc::{AgentType, FindWorkspace, Model, Reply, Tool, Workspace};
-use schemas::wire::decode;
+use schemas::wire::{decode, encode};
 use schemas::{stream, subject};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +21,12 @@ const FRESH: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 type Remembered<T> = Mutex<Option<(Instant, Arc<Vec<T>>)>>;
+
+/// Agent types, and files that hold none.
+pub(crate) struct Registry {
+    pub(crate) agents: Vec<(Source, AgentType)>,
+    pub(crate) refused: Vec<Refused>,
+}
 
 /// Looks things up. One for each process.
 pub(crate) struct Directory {
@@ -71,13 +78,45 @@ impl Directory {
         Ok(self.ask::<Tool>(subject::RPC_TOOLS).await?.map(|tools| remember(&self.tools, tools)))
     }
 
-    /// Registered agent types, sorted by name.
+    /// The agent types that count, sorted by name.
     pub(crate) async fn agents(&self) -> Result<Arc<Vec<AgentType>>, Failure> {
         if let Some(agents) = fresh(&self.agents) {
             return Ok(agents);
         }
-        let found: BTreeMap<String, AgentType> = self.bucket(stream::BUCKET_CONFIG, "agent.>").await?;
-        Ok(remember(&self.agents, found.into_values().collect()))
+        let team = agent::effective(self.agents_of_all_sources().await?);
+        Ok(remember(&self.agents, team.into_values().map(|(_, agent)| agent).collect()))
+    }
+
+    /// Every agent type of every source as it is now, and what was refused.
+    pub(crate) async fn registry(&self) -> Result<Registry, Failure> {
+        let refused: BTreeMap<String, Refused> = self.bucket(stream::BUCKET_CONFIG, Refused::FILTER).await?;
+        Ok(Registry { agents: self.agents_of_all_sources().await?, refused: refused.into_values().collect() })
+    }
+
+    async fn agents_of_all_sources(&self) -> Result<Vec<(Source, AgentType)>, Failure> {
+        let mut found = Vec::new();
+        for source in Source::ALL {
+            let of_it: BTreeMap<String, AgentType> = self.bucket(stream::BUCKET_CONFIG, &source.key(">")).await?;
+            found.extend(of_it.into_values().map(|agent| (source, agent)));
+        }
+        Ok(found)
+    }
+
+    /// Registers an agent type; this gateway knows it at once, others within a second.
+    pub(crate) async fn register(&self, agent: &AgentType) -> Result<(), Failure> {
+        let bucket = self.bus.bucket(stream::BUCKET_CONFIG).await?;
+        let key = Source::Registered.key(&agent.name);
+        bucket.put(&key, encode(agent).into()).await.map_err(|e| bus::Error::Broken(e.to_string()))?;
+        forget(&self.agents);
+        Ok(())
+    }
+
+    /// Removes a registered agent type.
+    pub(crate) async fn unregister(&self, name: &str) -> Result<(), Failure> {
+        let bucket = self.bus.bucket(stream::BUCKET_CONFIG).await?;
+        bucket.purge(Source::Registered.key(name)).await.map_err(|e| bus::Error::Broken(e.to_string()))?;
+        forget(&self.agents);
+        Ok(())
     }
 
     /// One agent type.
@@ -147,6 +186,10 @@ impl Directory {
 fn fresh<T>(remembered: &Remembered<T>) -> Option<Arc<Vec<T>>> {
     let remembered = remembered.lock().expect("no panic while the lock is held");
     remembered.as_ref().filter(|(at, _)| clock::instant().duration_since(*at) < FRESH).map(|(_, list)| list.clone())
+}
+
+fn forget<T>(remembered: &Remembered<T>) {
+    *remembered.lock().expect("no panic while the lock is held") = None;
 }
 
 /// Remembers a list, unless it is empty: what is not there yet is asked for each time.

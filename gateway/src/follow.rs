@@ -58,6 +58,10 @@ impl Follow {
             self.transcript = Transcript::resume(&effect, n, &frames);
         }
         self.catch_up().await?;
+        // A call that no longer waits for a person is nothing to ask a person about.
+        let waiting = self.execution.waiting();
+        let waits = |effect: &EffectId| waiting.approvals().any(|(approval, _)| approval.effect == *effect);
+        self.ready.retain(|update| !matches!(update, Update::Approval(asked) if !waits(&asked.effect)));
         let open: Vec<EffectId> = self.execution.open().cloned().collect();
         for effect in open {
             for frame in self.bus.read_tokens(self.exec, &effect).await? {

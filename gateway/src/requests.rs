@@ -40,7 +40,8 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request<B
         return Err(Failure::new(404, "unknown_conversation", detail, "send the whole conversation in `messages`"));
     }
     let (agent, models) = (gateway.directory.agent("chat").await?, gateway.directory.models().await?);
-    let with = Surroundings { agent: &agent, models: &models, tools: &[], now: clock::now(), seed: seed() };
+    let (now, seed) = (clock::now(), seed());
+    let with = Surroundings { agent: &agent, agents: &[], models: &models, tools: &[], now, seed };
     let stream = request.stream;
     let submitted = submission::chat(request, &with)?;
     run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
@@ -50,13 +51,15 @@ pub(crate) async fn agent(State(gateway): State<Arc<Gateway>>, request: Request<
     let (headers, body) = body(request, gateway.config.body_bytes_max).await?;
     let request: AgentRequest = submission::read(&body)?;
     let agent = gateway.directory.agent(&request.agent_type).await?;
+    let agents = gateway.directory.agents().await?;
     let models = gateway.directory.models().await?;
     let tools = match gateway.directory.tools().await? {
         Some(tools) => tools,
-        None if agent.tools.is_empty() => Arc::default(),
+        None if agent.tools.is_empty() && agent.agents.is_empty() => Arc::default(),
         None => return Err(no_tool_worker()),
     };
-    let with = Surroundings { agent: &agent, models: &models, tools: &tools, now: clock::now(), seed: seed() };
+    let (now, seed) = (clock::now(), seed());
+    let with = Surroundings { agent: &agent, agents: &agents, models: &models, tools: &tools, now, seed };
     let stream = request.stream;
     let submitted = submission::agent(request, &with)?;
     run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
@@ -126,7 +129,7 @@ async fn run<T: Serialize>(
     let (exec, deadline) = (clock::execution_id(), submitted.limits.deadline);
     let mut follow = Follow::start(&gateway.runtime.bus, exec, stream).await?;
     let mut fact = Fact::new(exec, clock::now(), FactBody::ExecutionSubmitted(Box::new(submitted)));
-    fact.cause = headers.get("x-request-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
+    fact.cause = cause(headers);
     fact.trace = telemetry::trace_context();
     // Armed before the request is in the log: a client that goes at this very moment is heard, too.
     let mut cancel = wants_cancel(headers).then(|| CancelOnDrop::new(&gateway.runtime, exec));
@@ -170,7 +173,7 @@ pub(crate) fn not_ended(exec: ExecutionId) -> Failure {
 }
 
 /// The body, unless it is too large. By now the secret has been checked.
-async fn body(request: Request<Body>, bytes_max: usize) -> Result<(HeaderMap, axum::body::Bytes), Failure> {
+pub(crate) async fn body(request: Request<Body>, bytes_max: usize) -> Result<(HeaderMap, axum::body::Bytes), Failure> {
     let (parts, body) = request.into_parts();
     let too_large = || {
         let detail = format!("the body has more than {bytes_max} bytes");
@@ -182,6 +185,11 @@ async fn body(request: Request<Body>, bytes_max: usize) -> Result<(HeaderMap, ax
     }
     let bytes = axum::body::to_bytes(body, bytes_max).await.map_err(|_| too_large())?;
     Ok((parts.headers, bytes))
+}
+
+/// What the client calls this request, if it says so.
+pub(crate) fn cause(headers: &HeaderMap) -> Option<String> {
+    headers.get("x-request-id").and_then(|v| v.to_str().ok()).map(str::to_owned)
 }
 
 fn wants_cancel(headers: &HeaderMap) -> bool {
@@ -199,7 +207,7 @@ fn seed() -> u64 {
 }
 
 /// Asks for the end of an execution: the fact counts, the announcement makes it fast.
-pub(crate) async fn cancel(runtime: &Runtime, exec: ExecutionId, reason: Option<String>) -> Result<(), bus::Error> {
+async fn cancel(runtime: &Runtime, exec: ExecutionId, reason: Option<String>) -> Result<(), bus::Error> {
     let body = FactBody::CancelRequested(CancelRequested { by: "gateway".to_owned(), reason, mode: CancelMode::Now });
     runtime.bus.append_fact(&Fact::new(exec, clock::now(), body)).await?;
     runtime.bus.announce_cancel(exec).await

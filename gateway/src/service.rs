@@ -29,9 +29,9 @@ use crate::directory::Directory;
 use crate::follow::Follow;
 use crate::metrics::Metrics;
 use crate::problem::Failure;
-use crate::requests;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
+use crate::{agents, control, forks, requests};
 
 /// The gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -98,9 +98,16 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/internal/executions/{id}", get(execution))
         .route("/internal/executions/{id}/events", get(events))
         .route("/internal/executions/{id}/stream", get(stream))
-        .route("/internal/executions/{id}/cancel", post(cancel))
+        .route("/internal/executions/{id}/cancel", post(control::cancel))
+        .route("/internal/executions/{id}/pause", post(control::pause))
+        .route("/internal/executions/{id}/resume", post(control::resume))
+        .route("/internal/executions/{id}/approve", post(control::approve))
+        .route("/internal/executions/{id}/messages", post(control::messages))
+        .route("/internal/executions/{id}/grant", post(control::grant))
+        .route("/internal/executions/{id}/fork", post(forks::fork))
         .route("/internal/models", get(models))
-        .route("/internal/agents", get(agents))
+        .route("/internal/agents", get(agents::list))
+        .route("/internal/agents/{name}", get(agents::show).put(agents::put).delete(agents::delete))
         .route("/internal/tools", get(tools))
         .layer(middleware::from_fn_with_state(gateway.clone(), authorise));
     Router::new()
@@ -177,21 +184,17 @@ async fn models(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Fail
     Ok(Json(json!({"models": *gateway.directory.models().await?})))
 }
 
-async fn agents(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Failure> {
-    Ok(Json(json!({"agents": *gateway.directory.agents().await?})))
-}
-
 async fn tools(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Failure> {
     Ok(Json(json!({"tools": *gateway.directory.tools().await?.unwrap_or_default()})))
 }
 
-fn parse(id: &str) -> Result<ExecutionId, Failure> {
+pub(crate) fn parse(id: &str) -> Result<ExecutionId, Failure> {
     id.parse()
         .map_err(|e: schemas::ids::InvalidId| Failure::new(404, "unknown_execution", e.to_string(), "check the id"))
 }
 
 /// The execution's messages; none is an error.
-async fn read(gateway: &Gateway, exec: ExecutionId) -> Result<Vec<Stored>, Failure> {
+pub(crate) async fn read(gateway: &Gateway, exec: ExecutionId) -> Result<Vec<Stored>, Failure> {
     let messages = gateway.runtime.bus.read_execution(exec, 0).await?;
     if messages.is_empty() { Err(Failure::no_execution(exec)) } else { Ok(messages) }
 }
@@ -200,7 +203,7 @@ fn entry(stored: &Stored) -> Entry {
     Entry::read(stored.kind == Kind::Decision, &stored.payload)
 }
 
-fn fold(messages: &[Stored]) -> Execution {
+pub(crate) fn fold(messages: &[Stored]) -> Execution {
     let mut execution = Execution::default();
     for stored in messages {
         execution.apply(&entry(stored));
@@ -300,15 +303,4 @@ fn position(id: &str) -> Result<(EffectId, u64), Failure> {
         let detail = format!("Last-Event-ID {id:?} is no id of this stream");
         Failure::invalid(detail, "send the id of a token event, for example 1-infer-0.12")
     })
-}
-
-async fn cancel(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<Response, Failure> {
-    let exec = parse(&id)?;
-    let execution = fold(&read(&gateway, exec).await?);
-    let view = execution.view(exec).ok_or_else(|| Failure::no_execution(exec))?;
-    if execution.is_ended() {
-        return Ok((StatusCode::OK, Json(view)).into_response());
-    }
-    requests::cancel(&gateway.runtime, exec, None).await?;
-    Ok((StatusCode::ACCEPTED, Json(view)).into_response())
 }

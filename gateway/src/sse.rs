@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::requests::{self, CancelOnDrop, GRACE};
 use crate::transcript::Update;
+use crate::view::rfc3339;
 
 /// A stream under way: dropped with the client's connection, and with it its subscriptions.
 pub(crate) struct Streamed {
@@ -103,6 +104,11 @@ fn shown(update: &Update) -> Event {
         Update::ToolCall(call) => {
             let data = json!({"call_id": call.call_id, "name": call.name, "arguments": call.arguments});
             event("tool_call", None, &data)
+        }
+        Update::Approval(asked) => {
+            let (effect, expires) = (&asked.effect, rfc3339(asked.expires));
+            let data = json!({"effect": effect, "name": asked.name, "arguments": asked.arguments, "expires": expires});
+            event("approval", None, &data)
         }
         Update::ToolResult(call) => {
             let data = json!({"call_id": call.call_id, "success": call.success, "result": call.result});

@@ -1,8 +1,12 @@
 //! From a request to the fact that starts an execution: checks and completes it. Pure: what is there (agent types,
 //! models, tools), the time and the seed come as arguments.
 
-use schemas::api::{AgentRequest, ChatRequest, ToolRequest};
-use schemas::fact::{ExecutionSubmitted, Kind, Limits};
+mod delegation;
+mod models;
+
+use schemas::api::{AgentConfig, AgentRequest, ChatRequest, ToolRequest};
+use schemas::chat::DELEGATE;
+use schemas::fact::{AgentSpec, ExecutionSubmitted, Kind, Limits, Policy};
 use schemas::rpc::{AgentType, Model, Tool};
 use schemas::wire::Nanos;
 use schemas::{Message, Role, Sampling, ToolCall, ToolSpec};
@@ -26,6 +30,8 @@ pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
 /// What a submission rests on beside the request.
 pub(crate) struct Surroundings<'a> {
     pub(crate) agent: &'a AgentType,
+    /// All registered agent types, for those that it may delegate to.
+    pub(crate) agents: &'a [AgentType],
     pub(crate) models: &'a [Model],
     pub(crate) tools: &'a [Tool],
     pub(crate) now: Nanos,
@@ -46,7 +52,6 @@ pub(crate) fn chat(request: ChatRequest, with: &Surroundings<'_>) -> Result<Exec
             "leave it out, or send {\"type\": \"text\"}",
         ));
     }
-    let model = model(request.model.as_deref(), with)?;
     let sampling = Sampling {
         temperature: request.temperature,
         top_p: request.top_p,
@@ -60,6 +65,7 @@ pub(crate) fn chat(request: ChatRequest, with: &Surroundings<'_>) -> Result<Exec
     if request.conversation_id.is_none() && messages.iter().all(|m| m.role != Role::System) {
         messages.insert(0, Message::text(Role::System, &with.agent.system));
     }
+    let model = models::named_or_preferred(request.model.as_deref(), with, models::tokens(&messages, &request.tools))?;
     Ok(ExecutionSubmitted {
         model: model.name.clone(),
         window: model.window,
@@ -68,7 +74,8 @@ pub(crate) fn chat(request: ChatRequest, with: &Surroundings<'_>) -> Result<Exec
         user_id: request.user_id,
         conversation_id: request.conversation_id,
         sampling,
-        ..ExecutionSubmitted::new(Kind::Chat, &with.agent.name, limits(with, None, None, None))
+        policy: policy(with.agent, with.models),
+        ..ExecutionSubmitted::new(Kind::Chat, &with.agent.name, limits(with, &AgentConfig::default()))
     })
 }
 
@@ -78,10 +85,7 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
     if request.instruction.trim().is_empty() {
         return Err(Failure::invalid("`instruction` is empty", "say what the agent should do"));
     }
-    if config.max_iterations == Some(0) || config.max_tokens == Some(0) || config.deadline_ms == Some(0) {
-        return Err(Failure::invalid("a limit in `config` is 0", "leave it out or give it at least 1"));
-    }
-    let model = model(config.model.as_deref(), with)?;
+    check_limits(&config)?;
     let sampling = Sampling {
         temperature: config.temperature,
         seed: Some(config.seed.unwrap_or(with.seed)),
@@ -93,18 +97,31 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
         Some(Value::String(text)) => format!("{text}\n\n"),
         Some(value) => format!("{}\n\n", serde_json::to_string_pretty(&value).unwrap_or_default()),
     };
-    let limits = limits(with, config.max_iterations, config.max_tokens, config.deadline_ms);
+    let messages = vec![
+        Message::text(Role::System, &with.agent.system),
+        Message::text(Role::User, format!("{context}{}", request.instruction)),
+    ];
+    let limits = limits(with, &config);
+    let mut tools = wanted(config.tools.as_deref(), with)?;
+    let mut agents = Vec::new();
+    let delegates = config.tools.as_ref().is_none_or(|tools| tools.iter().any(|name| name == DELEGATE));
+    if delegates && limits.children > 0 && limits.depth > 0 && !with.agent.agents.is_empty() {
+        tools.push(delegation::tool(with.agent, with)?);
+        agents = delegation::agents(with)?;
+    }
+    let mut policy = policy(with.agent, with.models);
+    approve(&config.approve, &tools, &mut policy, &mut agents)?;
+    let model = models::named_or_preferred(config.model.as_deref(), with, models::tokens(&messages, &tools))?;
     Ok(ExecutionSubmitted {
         model: model.name.clone(),
         window: model.window,
-        messages: vec![
-            Message::text(Role::System, &with.agent.system),
-            Message::text(Role::User, format!("{context}{}", request.instruction)),
-        ],
-        tools: granted(config.tools.as_deref(), with)?,
+        messages,
+        tools,
         workspace: request.workspace,
         user_id: request.user_id,
         sampling,
+        policy,
+        agents,
         ..ExecutionSubmitted::new(Kind::Agent, &with.agent.name, limits)
     })
 }
@@ -174,59 +191,106 @@ fn check_sampling(sampling: &Sampling) -> Result<(), Failure> {
     Err(Failure::invalid(wrong, "correct it or leave it out"))
 }
 
-/// The named model, or the first of the agent type's preferences that is loaded.
-fn model<'a>(name: Option<&str>, with: &Surroundings<'a>) -> Result<&'a Model, Failure> {
-    let chat: Vec<&Model> = with.models.iter().filter(|m| m.kind != "embedding").collect();
-    if chat.is_empty() {
-        let detail = "no model is loaded: no inference worker answers";
-        return Err(Failure::new(503, "workers_absent", detail, "start one (`vlinders inference-worker`) or wait"));
-    }
-    let loaded = |name: &str| chat.iter().copied().find(|m| m.name == name);
-    let names = || chat.iter().map(|m| m.name.clone()).collect::<Vec<_>>();
-    match name {
-        Some(name) => loaded(name).ok_or_else(|| Failure::unknown("model", name, &names())),
-        None if with.agent.models.is_empty() => Ok(chat[0]),
-        None => with.agent.models.iter().find_map(|name| loaded(name)).ok_or_else(|| {
-            let wanted = with.agent.models.join(", ");
-            let detail = format!("none of the models of agent type {} is loaded: {wanted}", with.agent.name);
-            Failure::new(503, "workers_absent", detail, format!("load one, or name one of: {}", names().join(", ")))
-        }),
-    }
-}
-
 fn find<'a>(name: &str, tools: &'a [Tool]) -> Result<&'a Tool, Failure> {
     let names = || tools.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
     tools.iter().find(|t| t.name == name).ok_or_else(|| Failure::unknown("tool", name, &names()))
 }
 
-/// The agent type's tools that exist, can be used here, and are wanted.
-fn granted(wanted: Option<&[String]>, with: &Surroundings<'_>) -> Result<Vec<ToolSpec>, Failure> {
-    for name in wanted.unwrap_or_default() {
-        find(name, with.tools)?;
+/// The agent type's tools that exist and can be used here, in the agent type's order, which is the order its author
+/// had in mind for the model.
+fn granted(agent: &AgentType, tools: &[Tool]) -> Vec<ToolSpec> {
+    let named = agent.tools.iter().filter_map(|name| tools.iter().find(|t| &t.name == name));
+    let usable = named.filter(|t| t.unavailable.is_none());
+    usable.map(|t| ToolSpec::new(&t.name, &t.description, t.parameters.clone())).collect()
+}
+
+/// The granted tools, or those of them that the request wants.
+fn wanted(wanted: Option<&[String]>, with: &Surroundings<'_>) -> Result<Vec<ToolSpec>, Failure> {
+    let mut granted = granted(with.agent, with.tools);
+    let Some(wanted) = wanted else { return Ok(granted) };
+    for name in wanted {
+        if name == DELEGATE && !with.agent.agents.is_empty() {
+            continue;
+        }
+        if name != DELEGATE {
+            find(name, with.tools)?;
+        }
         if !with.agent.tools.contains(name) {
             let detail = format!("agent type {} may not use the tool {name}", with.agent.name);
             return Err(Failure::invalid(detail, format!("it may use: {}", with.agent.tools.join(", "))));
         }
     }
-    // In the agent type's order, which is the order its author had in mind for the model.
-    let named = with.agent.tools.iter().filter_map(|name| with.tools.iter().find(|t| &t.name == name));
-    let tools = named.filter(|t| t.unavailable.is_none() && wanted.is_none_or(|wanted| wanted.contains(&t.name)));
-    Ok(tools.map(|t| ToolSpec::new(&t.name, &t.description, t.parameters.clone())).collect())
+    granted.retain(|tool| wanted.contains(&tool.function.name));
+    Ok(granted)
 }
 
-/// What the request asks for, within the agent type's limits.
-fn limits(with: &Surroundings<'_>, iterations: Option<u32>, tokens: Option<u64>, deadline_ms: Option<u64>) -> Limits {
-    let agent = with.agent;
-    Limits {
-        iterations: iterations.unwrap_or(u32::MAX).min(agent.max_iterations),
-        tokens: tokens.unwrap_or(u64::MAX).min(agent.max_tokens),
-        tool_calls: agent.max_tool_calls,
-        deadline: after(with.now, deadline_ms.unwrap_or(u64::MAX).min(agent.deadline_ms)),
-        ..Limits::default()
+/// The agent type's rules. A model for summaries that is not loaded is done without.
+fn policy(agent: &AgentType, models: &[Model]) -> Policy {
+    let mut policy = agent.policy.clone();
+    policy.small_model = policy.small_model.filter(|name| models.iter().any(|m| &m.name == name));
+    policy
+}
+
+/// A person must allow these tools, whoever asks for them.
+fn approve(names: &[String], tools: &[ToolSpec], policy: &mut Policy, agents: &mut [AgentSpec]) -> Result<(), Failure> {
+    let offers = |tools: &[ToolSpec], name: &String| tools.iter().any(|tool| &tool.function.name == name);
+    for name in names {
+        if name == DELEGATE {
+            let detail = format!("`config.approve` names {DELEGATE}, which is no call of a tool");
+            return Err(Failure::invalid(detail, "name the tools that the agents below it use"));
+        }
+        let mut holders: Vec<&mut Policy> = Vec::new();
+        if offers(tools, name) {
+            holders.push(policy);
+        }
+        holders.extend(agents.iter_mut().filter(|a| offers(&a.tools, name)).map(|a| &mut a.policy));
+        if holders.is_empty() {
+            let names = tools.iter().chain(agents.iter().flat_map(|a| &a.tools)).map(|t| t.function.name.as_str());
+            let names: std::collections::BTreeSet<&str> = names.filter(|name| *name != DELEGATE).collect();
+            let names = if names.is_empty() { "none".to_owned() } else { Vec::from_iter(names).join(", ") };
+            let detail = format!("`config.approve` names {name}, which neither it nor an agent below it may use");
+            return Err(Failure::invalid(detail, format!("tools they use: {names}")));
+        }
+        for policy in holders {
+            if !policy.approve.contains(name) {
+                policy.approve.push(name.clone());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_limits(config: &AgentConfig) -> Result<(), Failure> {
+    let limits = [
+        ("max_iterations", config.max_iterations.map(u64::from)),
+        ("max_tokens", config.max_tokens),
+        ("max_tokens_in", config.max_tokens_in),
+        ("max_tokens_out", config.max_tokens_out),
+        ("deadline_ms", config.deadline_ms),
+    ];
+    match limits.into_iter().find(|(_, limit)| *limit == Some(0)) {
+        None => Ok(()),
+        Some((name, _)) => Err(Failure::invalid(format!("`config.{name}` is 0"), "leave it out or give it at least 1")),
     }
 }
 
-fn after(now: Nanos, ms: u64) -> Nanos {
+/// What the request asks for, within the agent type's limits.
+fn limits(with: &Surroundings<'_>, config: &AgentConfig) -> Limits {
+    let agent = with.agent;
+    let max = u64::MAX;
+    Limits {
+        iterations: config.max_iterations.unwrap_or(u32::MAX).min(agent.max_iterations),
+        tokens: config.max_tokens.unwrap_or(max).min(agent.max_tokens),
+        tool_calls: agent.max_tool_calls,
+        deadline: after(with.now, config.deadline_ms.unwrap_or(max).min(agent.deadline_ms)),
+        tokens_in: config.max_tokens_in,
+        tokens_out: config.max_tokens_out,
+        children: config.max_children.unwrap_or(u32::MAX).min(agent.max_children),
+        depth: agent.max_depth,
+    }
+}
+
+pub(crate) fn after(now: Nanos, ms: u64) -> Nanos {
     now.saturating_add(Nanos::try_from(ms).unwrap_or(Nanos::MAX).saturating_mul(1_000_000))
 }
 

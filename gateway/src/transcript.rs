@@ -8,7 +8,7 @@ use schemas::api::ToolCallReport;
 use schemas::token::FrameKind;
 use schemas::{EffectId, Frame};
 
-use crate::view::Happening;
+use crate::view::{Approval, Happening};
 
 /// One event of a stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +19,8 @@ pub(crate) enum Update {
     Restart { id: String, text: String },
     /// A tool is asked.
     ToolCall(ToolCallReport),
+    /// A call waits for a person.
+    Approval(Approval),
     /// A tool call has its outcome.
     ToolResult(ToolCallReport),
     /// Nothing follows.
@@ -43,6 +45,7 @@ struct Sent {
 pub(crate) struct Transcript {
     texts: BTreeMap<EffectId, Sent>,
     calls: BTreeSet<String>,
+    approvals: BTreeSet<EffectId>,
     results: BTreeSet<String>,
     resumed: Option<(u32, EffectId, u64)>,
 }
@@ -103,6 +106,9 @@ impl Transcript {
                 sent.become_text(&effect, &text, tokens.max(sent.next))
             }
             Happening::ToolCall(call) => self.calls.insert(call.call_id.clone()).then_some(Update::ToolCall(call)),
+            Happening::Approval(asked) => {
+                self.approvals.insert(asked.effect.clone()).then_some(Update::Approval(asked))
+            }
             Happening::ToolResult(call) => {
                 self.results.insert(call.call_id.clone()).then_some(Update::ToolResult(call))
             }

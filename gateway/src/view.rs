@@ -3,16 +3,21 @@
 //! A result counts only while its effect is open and its attempt is the current one, exactly as the orchestrator
 //! counts it, so that the edge never shows what was not accepted.
 
+mod waiting;
+
+pub(crate) use waiting::{Approval, Waiting};
+
 use std::collections::BTreeMap;
 
 use schemas::api::{Answer, ExecutionView, Status, ToolAnswer, ToolCallReport};
-use schemas::decision::{ChildRequested, Ended, Event};
+use schemas::decision::{ApprovalResolved, ChildRequested, Ended, Event};
 use schemas::fact::{ExecutionSubmitted, FactBody, InferenceCompleted, Kind, Outcome, Sandbox, Verdict};
 use schemas::wire::Nanos;
 use schemas::{EffectId, ExecutionId, Fact, FinishReason, Record, Usage};
 use serde_json::{Value, json};
 
 use crate::problem::Failure;
+use waiting::Resolved;
 
 /// A message of the log, read.
 #[derive(Clone, Debug)]
@@ -74,6 +79,8 @@ pub(crate) enum Happening {
     Text { effect: EffectId, text: String, tokens: u64 },
     /// A tool is asked.
     ToolCall(ToolCallReport),
+    /// A call waits for a person.
+    Approval(Approval),
     /// A tool call has its outcome.
     ToolResult(ToolCallReport),
     /// Nothing follows.
@@ -102,6 +109,7 @@ pub(crate) struct Execution {
     finish: Option<FinishReason>,
     ended: Option<(Nanos, Option<Ended>)>,
     decisions: u64,
+    waiting: Waiting,
 }
 
 impl Execution {
@@ -138,6 +146,17 @@ impl Execution {
         self.ended.is_some()
     }
 
+    /// How it ended, in one word; none while it goes on.
+    pub(crate) fn ended_as(&self) -> Option<String> {
+        let status = self.status.filter(|_| self.is_ended())?;
+        serde_json::to_value(status).ok()?.as_str().map(str::to_owned)
+    }
+
+    /// What it waits for.
+    pub(crate) const fn waiting(&self) -> &Waiting {
+        &self.waiting
+    }
+
     /// Inferences that are under way.
     pub(crate) fn open(&self) -> impl Iterator<Item = &EffectId> {
         self.open.keys()
@@ -156,8 +175,10 @@ impl Execution {
     }
 
     fn fact(&mut self, fact: &Fact) -> Vec<Happening> {
+        self.waiting.fact(&fact.body, fact.at);
         match &fact.body {
             FactBody::ExecutionSubmitted(submitted) if self.submitted.is_none() => {
+                self.waiting.submitted(submitted);
                 self.submitted = Some(submitted.clone());
                 self.created_at = fact.at;
                 Vec::new()
@@ -201,7 +222,7 @@ impl Execution {
         duration_us: u64,
         sandbox: &Sandbox,
     ) -> Vec<Happening> {
-        let Some((_, call)) = self.calls.iter_mut().rev().find(|(e, _)| e == effect) else {
+        let Some(call) = self.call(effect) else {
             return Vec::new();
         };
         call.report.success = Some(success);
@@ -212,6 +233,7 @@ impl Execution {
     }
 
     fn event(&mut self, event: &Event, at: Nanos) -> Vec<Happening> {
+        self.waiting.event(event);
         match event {
             Event::ExecutionStarted(_) => self.status = Some(Status::Running),
             Event::InferenceRequested(e) => {
@@ -229,12 +251,15 @@ impl Execution {
             }
             Event::ChildRequested(e) => return self.child_requested(e).into_iter().collect(),
             Event::CompressionRequested(e) => drop(self.open.insert(e.effect.clone(), e.attempt)),
-            Event::ApprovalRequested(e) => drop(self.open.insert(e.approval.clone(), 1)),
-            Event::ApprovalResolved(e) if e.verdict == Verdict::Deny => drop(self.open.remove(&e.approval)),
+            Event::ApprovalRequested(e) => {
+                self.open.insert(e.approval.clone(), 1);
+                let arguments = self.call(&e.approval).map_or(Value::Null, |call| call.report.arguments.clone());
+                return vec![Happening::Approval(self.waiting.ask(e, arguments))];
+            }
+            Event::ApprovalResolved(e) => self.resolved(e),
             Event::ExecutionPaused(_) => self.status = Some(Status::Paused),
             Event::ExecutionResumed(_) => self.status = Some(Status::Running),
-            Event::ApprovalResolved(_)
-            | Event::ContextMeasured(_)
+            Event::ContextMeasured(_)
             | Event::ContextReplaced(_)
             | Event::BudgetReserved(_)
             | Event::BudgetSettled(_)
@@ -290,11 +315,28 @@ impl Execution {
             effect: asked.effect.clone(),
             attempt: asked.attempt,
             ordinal: asked.ordinal,
-            name: "delegate".to_owned(),
+            name: schemas::chat::DELEGATE.to_owned(),
             deadline: asked.limits.deadline,
             refused: None,
         };
         self.requested(&call)
+    }
+
+    fn call(&mut self, effect: &EffectId) -> Option<&mut Call> {
+        self.calls.iter_mut().rev().find(|(e, _)| e == effect).map(|(_, call)| call)
+    }
+
+    fn resolved(&mut self, resolved: &ApprovalResolved) {
+        let outcome = self.waiting.resolve(&resolved.approval, resolved.verdict);
+        if resolved.verdict == Verdict::Deny {
+            self.open.remove(&resolved.approval);
+        }
+        let Some(call) = self.call(&resolved.approval) else { return };
+        match outcome {
+            Resolved::Allowed => {}
+            Resolved::Edited(arguments) => call.report.arguments = arguments,
+            Resolved::Denied(why) => call.report.result = Some(why),
+        }
     }
 
     fn joined(&mut self, effect: &EffectId, success: bool) -> Option<Happening> {
@@ -302,7 +344,7 @@ impl Execution {
         if success {
             return None;
         }
-        let (_, call) = self.calls.iter_mut().rev().find(|(e, _)| e == effect)?;
+        let call = self.call(effect)?;
         call.report.success = Some(false);
         call.report.result.get_or_insert_with(|| "the call gave no result".to_owned());
         Some(Happening::ToolResult(call.report.clone()))
@@ -390,7 +432,10 @@ impl Execution {
             usage: self.usage,
             created_at: rfc3339(self.created_at),
             finished_at: self.ended.as_ref().map(|(at, _)| rfc3339(*at)),
-            waiting_for: self.open.keys().cloned().collect(),
+            waiting_for: self.waiting.words(self.open.keys(), |effect| {
+                let call = self.calls.iter().rev().find(|(e, _)| e == effect);
+                call.map(|(_, call)| call.report.name.clone())
+            }),
             response: self.last.as_ref().map(|l| l.text.clone()).unwrap_or_default(),
             error: self.ended.as_ref().and_then(|(_, e)| e.as_ref()).map(|e| format!("{}: {}", e.code, e.detail)),
         })
@@ -398,7 +443,7 @@ impl Execution {
 }
 
 /// Nanoseconds since the epoch as RFC 3339, UTC, with microseconds (civil-from-days of Howard Hinnant).
-fn rfc3339(at: Nanos) -> String {
+pub(crate) fn rfc3339(at: Nanos) -> String {
     let seconds = at.div_euclid(1_000_000_000);
     let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let z = days + 719_468;

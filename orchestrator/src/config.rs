@@ -1,5 +1,7 @@
 //! Every knob of the orchestrator.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 /// Section `orchestrator`.
@@ -10,11 +12,13 @@ pub struct Config {
     pub liveness_every_ms: u64,
     /// How many closed executions are kept in memory for late facts, 0 to 100000.
     pub closed_kept: usize,
+    /// A directory of agent types, one TOML file each, taken up again whenever it changes; none when missing.
+    pub agents_dir: Option<PathBuf>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { liveness_every_ms: 250, closed_kept: 256 }
+        Self { liveness_every_ms: 250, closed_kept: 256, agents_dir: None }
     }
 }
 
@@ -30,6 +34,12 @@ impl Config {
         if self.closed_kept > 100_000 {
             return Err(format!("orchestrator.closed_kept is {}, must be at most 100000", self.closed_kept));
         }
-        Ok(())
+        match &self.agents_dir {
+            Some(directory) if !directory.is_dir() => Err(format!(
+                "orchestrator.agents_dir is {}, which is no directory: create it, or name another one",
+                directory.display()
+            )),
+            _ => Ok(()),
+        }
     }
 }

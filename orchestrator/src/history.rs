@@ -197,7 +197,7 @@ pub struct Difference {
 /// # Errors
 /// The first difference.
 pub fn verify(exec: ExecutionId, messages: &[Stored]) -> Result<Verified, Difference> {
-    walk(exec, messages, |history, message| check(history, message, None))
+    walk(exec, messages, None)
 }
 
 /// Decides every decision again by the rules of `version`, and compares what was decided: what a change of the rules
@@ -206,28 +206,77 @@ pub fn verify(exec: ExecutionId, messages: &[Stored]) -> Result<Verified, Differ
 /// # Errors
 /// The first decision that would come out otherwise.
 pub fn verify_as(exec: ExecutionId, messages: &[Stored], rules: Rules) -> Result<Verified, Difference> {
-    walk(exec, messages, |history, message| check(history, message, Some(rules)))
+    walk(exec, messages, Some(rules))
 }
 
-fn walk(
-    exec: ExecutionId,
-    messages: &[Stored],
-    check: impl Fn(&History, &Stored) -> Result<Record, Difference>,
-) -> Result<Verified, Difference> {
-    let mut history = History::new(exec);
-    let mut verified = Verified { events: 0, decisions: 0, final_hash: String::new(), unreadable: Vec::new() };
+fn walk(exec: ExecutionId, messages: &[Stored], other: Option<Rules>) -> Result<Verified, Difference> {
+    let mut verifier = Verifier { other, ..Verifier::new(exec) };
     for message in messages {
-        verified.events += 1;
-        if message.kind == Kind::Decision {
-            let found = check(&history, message)?;
-            verified.decisions += 1;
-            verified.final_hash.clone_from(&found.hash);
+        verifier.take(message)?;
+    }
+    Ok(verifier.verified)
+}
+
+/// Verifies an execution message by message, as they are read.
+pub struct Verifier {
+    history: History,
+    /// Rules to decide by instead of those that made each decision.
+    other: Option<Rules>,
+    /// Sequences of the facts since the newest decision.
+    facts: Vec<u64>,
+    verified: Verified,
+}
+
+impl Verifier {
+    /// An execution of which nothing was read.
+    #[must_use]
+    pub fn new(exec: ExecutionId) -> Self {
+        let verified = Verified { events: 0, decisions: 0, final_hash: String::new(), unreadable: Vec::new() };
+        Self { history: History::new(exec), other: None, facts: Vec::new(), verified }
+    }
+
+    /// Takes the next message; returns whether it could be read.
+    ///
+    /// # Errors
+    /// When it is a decision that does not come out again.
+    pub fn take(&mut self, message: &Stored) -> Result<bool, Difference> {
+        self.verified.events += 1;
+        match message.kind {
+            Kind::Fact => self.facts.push(message.sequence),
+            Kind::Decision => {
+                let found = check(&self.history, message, self.other).map_err(|d| self.blame(&d))?;
+                self.verified.decisions += 1;
+                self.verified.final_hash.clone_from(&found.hash);
+                self.facts.clear();
+            }
         }
-        if let Err(unreadable) = history.fold(message) {
-            verified.unreadable.push(unreadable);
+        match self.history.fold(message) {
+            Ok(()) => Ok(true),
+            Err(unreadable) => {
+                self.verified.unreadable.push(unreadable);
+                Ok(false)
+            }
         }
     }
-    Ok(verified)
+
+    /// A decision rests on facts, and it may be one of them that was changed.
+    fn blame(&self, found: &Difference) -> Difference {
+        let facts: Vec<String> = self.facts.iter().map(u64::to_string).collect();
+        let rests = if facts.is_empty() { "no new fact".to_owned() } else { format!("facts at {}", facts.join(", ")) };
+        Difference { difference: format!("{} (it rests on {rests})", found.difference), ..found.clone() }
+    }
+
+    /// Whether the execution has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.history.execution.is_closed()
+    }
+
+    /// What was found so far.
+    #[must_use]
+    pub const fn verified(&self) -> &Verified {
+        &self.verified
+    }
 }
 
 fn check(history: &History, message: &Stored, other: Option<Rules>) -> Result<Record, Difference> {

@@ -13,14 +13,18 @@
 //! | [`execution`] | **the state machine**: `apply` and `decide`, five regions, all pure |
 //! | [`history`] | folds a log into an execution, seals decisions, verifies them |
 //! | [`work`] | what an open effect asks of others: a job, or the request of a child |
-//! | [`agents`] | the built-in agent types |
+//! | `forks` | what another execution would begin with |
+//! | [`audit`] | the proof of a whole partition, while it is read |
+//! | [`agents`] | agent types: built in, and from a directory |
 //! | [`simulate`] | core and shell in virtual time against a bus in memory, from a seed: `cargo run -p orchestrator --example simulate -- --seeds 1000` |
 //! | `service`, `partition`, `carry_out`, `liveness`, `ownership` | the shell: receive, ask the core, do what it answered |
 
 pub mod agents;
+pub mod audit;
 mod carry_out;
 pub mod config;
 pub mod execution;
+mod forks;
 pub mod history;
 mod liveness;
 mod ownership;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use prometheus::{IntCounter, IntGauge};
 use runtime::bus::provision;
 use runtime::{Runtime, bus};
-use schemas::{Partition, stream, wire};
+use schemas::Partition;
 use tokio::sync::mpsc;
 
 use crate::carry_out::Hands;
@@ -71,7 +71,8 @@ impl Metrics {
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     config.check().map_err(Error::Config)?;
     provision(&runtime.bus).await?;
-    register_agents(&runtime).await?;
+    crate::forks::serve(&runtime).await?;
+    crate::agents::directory::start(&runtime, config.agents_dir.clone()).await?;
     let metrics = Metrics::new(&runtime.metrics)?;
     let liveness = Liveness::start(&config, &runtime, &metrics).await?;
     let (pins, mut partitions) = (Pins::default(), BTreeMap::new());
@@ -91,20 +92,6 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     runtime
         .tasks
         .spawn_essential("orchestrator reconnect", async move { follow_connection(watched, partitions).await });
-    Ok(())
-}
-
-/// Writes the built-in agent types, unless somebody registered one of that name.
-async fn register_agents(runtime: &Runtime) -> Result<(), Error> {
-    let bucket = runtime.bus.bucket(stream::BUCKET_CONFIG).await?;
-    for agent in crate::agents::builtin() {
-        let key = format!("agent.{}", agent.name);
-        let value = wire::encode(&agent);
-        let known = bucket.get(&key).await.map_err(|e| bus::Error::Broken(e.to_string()))?;
-        if known.is_none_or(|found| found != value) {
-            bucket.put(&key, value.into()).await.map_err(|e| bus::Error::Broken(e.to_string()))?;
-        }
-    }
     Ok(())
 }
 

@@ -1,11 +1,17 @@
 //! Bodies of the HTTP edge. Unknown fields are refused, so that a misspelt option is never silently ignored.
 
+mod control;
+
+pub use control::{
+    ApproveRequest, CancelRequest, ForkRequest, GrantRequest, MessageRequest, PauseRequest, ResumeRequest,
+};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::chat::{FinishReason, Message, ToolCall, ToolSpec, Usage};
 use crate::fact::Sandbox;
-use crate::ids::{EffectId, ExecutionId};
+use crate::ids::ExecutionId;
 
 /// `POST /internal/chat`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,12 +92,24 @@ pub struct AgentConfig {
     /// Tokens at most, over all inferences.
     #[serde(default)]
     pub max_tokens: Option<u64>,
+    /// Prompt tokens at most, over all inferences; no limit of its own when missing.
+    #[serde(default)]
+    pub max_tokens_in: Option<u64>,
+    /// Generated tokens at most, over all inferences; no limit of its own when missing.
+    #[serde(default)]
+    pub max_tokens_out: Option<u64>,
+    /// Agents it may ask at most; 0 means that it works alone.
+    #[serde(default)]
+    pub max_children: Option<u32>,
     /// Wall time at most.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
     /// Tools it may use, out of the agent type's.
     #[serde(default)]
     pub tools: Option<Vec<String>>,
+    /// Tools that a person must allow, call by call, beside those of the agent type; for the agents below it, too.
+    #[serde(default)]
+    pub approve: Vec<String>,
     /// 0 is greedy.
     #[serde(default)]
     pub temperature: Option<f32>,
@@ -241,9 +259,9 @@ pub struct ExecutionView {
     /// RFC 3339, UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<String>,
-    /// Effects that are open.
+    /// What it waits for, in words: `<effect>: <what>` for each open effect, `resume: …` or `grant: …` while paused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub waiting_for: Vec<EffectId>,
+    pub waiting_for: Vec<String>,
     /// The answer so far.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub response: String,

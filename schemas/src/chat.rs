@@ -62,6 +62,9 @@ fn null_as_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<St
 /// The name under which a call that could not be read stands in an answer; its arguments are the model's own text.
 pub const MALFORMED_CALL: &str = "malformed_tool_call";
 
+/// The name of the tool that hands a task to another agent: the orchestrator carries it out, no worker does.
+pub const DELEGATE: &str = "delegate";
+
 /// A function the model asked to be called.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ToolCall {

@@ -18,6 +18,7 @@
 //! | [`api`] | bodies of the HTTP edge |
 //! | [`subject`], [`stream`] | names and limits of everything on the bus |
 
+pub mod agent;
 pub mod api;
 pub mod chat;
 pub mod decision;

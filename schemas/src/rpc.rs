@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::chat::Usage;
-use crate::fact::Policy;
+use crate::fact::{ExecutionSubmitted, Policy};
+use crate::ids::ExecutionId;
 
 /// What a service answers: a value, or why not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +88,25 @@ pub struct Workspace {
     pub path: String,
 }
 
+/// Question on `vl.v1.rpc.fork`, answered by an orchestrator; the answer is [`Forked`], or a refusal of code
+/// `unknown_execution`, `out_of_range` or `no_context`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fork {
+    /// The execution.
+    pub exec: ExecutionId,
+    /// The number of its message after which another one should begin, from 0.
+    pub at: u64,
+}
+
+/// The beginning of another execution.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forked {
+    /// The old execution's request, with everything its model would read after that message.
+    pub request: ExecutionSubmitted,
+    /// The wall time the old one had, milliseconds.
+    pub duration_ms: u64,
+}
+
 /// Question on `vl.v1.rpc.analysis`; the answer is [`Outline`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Analyse {
@@ -130,7 +150,8 @@ pub struct Symbol {
     pub end_line: u32,
 }
 
-/// An agent type: data, not code. Stored in the KV bucket `vl_config` under `agent.<name>`.
+/// An agent type: data, not code. Stored in the KV bucket `vl_config`, see [`crate::agent`]; the manifests in the
+/// directory of agent types have the same fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentType {
@@ -147,12 +168,16 @@ pub struct AgentType {
     #[serde(default)]
     pub tools: Vec<String>,
     /// Inferences at most.
+    #[serde(default = "iterations")]
     pub max_iterations: u32,
     /// Tokens at most, over all inferences.
+    #[serde(default = "tokens")]
     pub max_tokens: u64,
     /// Tool calls at most.
+    #[serde(default = "tool_calls")]
     pub max_tool_calls: u32,
     /// Wall time at most, milliseconds.
+    #[serde(default = "deadline")]
     pub deadline_ms: u64,
     /// Agent types it may delegate to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -166,4 +191,22 @@ pub struct AgentType {
     /// Its rules that are no limits.
     #[serde(default)]
     pub policy: Policy,
+}
+
+// What an agent type may use when it does not say: enough for a dozen questions about a workspace.
+
+const fn iterations() -> u32 {
+    12
+}
+
+const fn tokens() -> u64 {
+    200_000
+}
+
+const fn tool_calls() -> u32 {
+    96
+}
+
+const fn deadline() -> u64 {
+    300_000
 }

@@ -88,6 +88,8 @@ pub const RPC_MODELS: &str = "vl.v1.rpc.models";
 pub const RPC_TOOLS: &str = "vl.v1.rpc.tools";
 /// Question: whether tools may work in a workspace.
 pub const RPC_WORKSPACE: &str = "vl.v1.rpc.workspace";
+/// Question: what an execution's model would read after one of its messages.
+pub const RPC_FORK: &str = "vl.v1.rpc.fork";
 /// Question: symbols and imports of a file.
 pub const RPC_ANALYSIS: &str = "vl.v1.rpc.analysis";
 

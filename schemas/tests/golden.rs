@@ -12,7 +12,7 @@ use schemas::presence::{Hold, Holds, Worker};
 use schemas::rpc;
 use schemas::token::{Frame, FrameKind};
 use schemas::wire::{Schema, decode, encode};
-use schemas::{EffectId, ExecutionId};
+use schemas::{EffectId, ExecutionId, agent};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -443,6 +443,13 @@ fn jobs_tokens_presence_and_questions() {
             }],
             note: Some("cut".into()),
         },
+    );
+    check("rpc.fork", &rpc::Fork { exec: exec(), at: 3 });
+    let request = ExecutionSubmitted::new(Kind::Chat, "chat", limits());
+    check("rpc.forked", &rpc::Forked { request, duration_ms: 60_000 });
+    check(
+        "config.refused",
+        &agent::Refused { file: "coder.toml".into(), line: Some(4), reason: "`max_iterations` is 0".into() },
     );
     check(
         "config.agent",

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
 use runtime::bus::{Kind, Stored};
+use schemas::fact::{Outcome, Verdict};
 use schemas::{EffectId, Event, Fact, FactBody, Record};
 
 /// What is known of the effects while the log is read.
@@ -51,6 +52,9 @@ impl Books {
             FactBody::ToolCompleted(f) => (&f.effect, f.attempt, true),
             FactBody::InferenceFailed(f) => (&f.effect, f.attempt, false),
             FactBody::ToolFailed(f) => (&f.effect, f.attempt, false),
+            FactBody::ChildClosed(f) => (&f.effect, f.attempt, f.outcome == Outcome::Completed),
+            FactBody::CompressionCompleted(f) => (&f.effect, f.attempt, true),
+            FactBody::CompressionFailed(f) => (&f.effect, f.attempt, false),
             FactBody::EffectLost(f) => {
                 if self.open.get(&f.effect) == Some(&f.attempt) {
                     self.open.remove(&f.effect);
@@ -78,6 +82,13 @@ impl Books {
                         self.ask(&call.effect, call.attempt)?;
                     }
                 }
+            }
+            Event::ChildRequested(asked) => self.ask(&asked.effect, asked.attempt)?,
+            Event::CompressionRequested(asked) => self.ask(&asked.effect, asked.attempt)?,
+            // Nobody carries out what a person did not allow.
+            Event::ApprovalResolved(resolved) if resolved.verdict == Verdict::Deny => {
+                self.open.remove(&resolved.approval);
+                self.settled.insert(resolved.approval.clone(), false);
             }
             Event::RetryScheduled(retry) => drop(self.open.remove(&retry.effect)),
             Event::EffectCancelled(cancelled) => drop(self.open.remove(&cancelled.effect)),

@@ -5,7 +5,7 @@ mod account;
 mod program;
 
 pub use account::account;
-pub use program::{Ended, Up, nats_server, processes_about, run};
+pub use program::{Ended, Up, nats_server, processes_about, run, secret_of};
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -74,9 +74,18 @@ impl Up {
     /// # Errors
     /// When it does not become ready.
     pub async fn start(data: &Path) -> anyhow::Result<Self> {
+        Self::start_with(data, &[]).await
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn start_with(data: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new(program()?)
             .args(["up", "--json", "--http", "127.0.0.1:0", "--data"])
             .arg(data)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -105,6 +114,15 @@ impl Up {
     pub async fn kill(mut self) -> anyhow::Result<()> {
         Ok(self.child.kill().await?)
     }
+}
+
+/// The secret of a `vlinders up`.
+///
+/// # Errors
+/// When its file cannot be read.
+pub fn secret_of(up: &Up) -> anyhow::Result<String> {
+    let file = up.ready["secret_file"].as_str().context("the ready line names the secret's file")?;
+    Ok(std::fs::read_to_string(file)?.trim().to_owned())
 }
 
 /// The command lines of all processes that name `path`.

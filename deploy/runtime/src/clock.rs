@@ -4,6 +4,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use schemas::ExecutionId;
 use schemas::wire::Nanos;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Nanoseconds since the Unix epoch, UTC.
 #[must_use]
@@ -24,6 +26,13 @@ pub fn instant() -> Instant {
 #[must_use]
 pub fn until(at: Nanos) -> Duration {
     Duration::from_nanos(u64::try_from(at.saturating_sub(now())).unwrap_or(0))
+}
+
+/// A moment in RFC 3339, for example `2026-01-31T12:00:00Z`; none when the text is anything else.
+#[must_use]
+pub fn parse(rfc3339: &str) -> Option<Nanos> {
+    let at = OffsetDateTime::parse(rfc3339, &Rfc3339).ok()?;
+    Nanos::try_from(at.unix_timestamp_nanos()).ok()
 }
 
 /// A new execution id: a UUIDv7, so that ids sort by time.

@@ -36,6 +36,22 @@ pub(crate) enum Command {
     Executions(Executions),
     /// Fold the log of one execution and print its story.
     Replay(Replay),
+    /// Prove the whole log: decide every decision of every execution again and compare byte for byte.
+    Audit(Audit),
+    /// Begin a new execution where another one stood after one of its messages.
+    Fork(Fork),
+    /// Let an execution wait: what is open finishes, nothing more is asked for.
+    Pause(Pause),
+    /// Let it go on.
+    Resume(Resume),
+    /// End it.
+    Cancel(Cancel),
+    /// Allow, edit or deny a call that waits for a person.
+    Approve(Approve),
+    /// Say more while it runs.
+    Say(Say),
+    /// Allow it more of something limited.
+    Grant(Grant),
     /// Ask many chats at once and say how long the first token and the answer took, and where the time went.
     Bench(Bench),
     /// Say what is here, what is missing, and what to do about it.
@@ -56,6 +72,9 @@ pub(crate) struct Up {
     /// A model directory, or a directory of model directories.
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,
+    /// A directory of agent types, one TOML file each; taken up again whenever it changes.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) agents: Option<PathBuf>,
     /// A configuration file (TOML).
     #[arg(long, value_name = "FILE", env = "VLINDERS_CONFIG")]
     pub(crate) config: Option<PathBuf>,
@@ -88,6 +107,9 @@ pub(crate) struct Role {
     /// inference-worker: a model directory, or a directory of model directories.
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,
+    /// orchestrator: a directory of agent types, one TOML file each; taken up again whenever it changes.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) agents: Option<PathBuf>,
     /// Print one JSON line when ready, and log as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -148,9 +170,26 @@ pub(crate) struct Agent {
 }
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Executions {
-    /// Show this one.
+    #[command(subcommand)]
+    pub(crate) what: Option<ExecutionsWhat>,
+    /// Show this one in a line.
     pub(crate) execution: Option<ExecutionId>,
+    #[command(flatten)]
+    pub(crate) list: List,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ExecutionsWhat {
+    /// List the newest executions.
+    Ls(List),
+    /// Show one as it stands: where it is, what is open, what its model would read.
+    Show(Show),
+}
+
+#[derive(Args)]
+pub(crate) struct List {
     /// How many to list.
     #[arg(long, default_value_t = 20)]
     pub(crate) limit: usize,
@@ -162,12 +201,140 @@ pub(crate) struct Executions {
 }
 
 #[derive(Args)]
+pub(crate) struct Show {
+    /// The execution.
+    pub(crate) execution: ExecutionId,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
 pub(crate) struct Replay {
     /// The execution.
     pub(crate) execution: ExecutionId,
+    /// Show the state after this message instead of the story; messages are numbered from 0.
+    #[arg(long, value_name = "N", conflicts_with_all = ["verify", "machine", "follow"])]
+    pub(crate) at: Option<usize>,
     /// Decide every decision again and compare byte for byte.
     #[arg(long)]
     pub(crate) verify: bool,
+    /// Decide every decision again by the rules of another version of the state machine (a number, or `next`), and
+    /// compare what was decided.
+    #[arg(long, value_name = "VERSION", conflicts_with = "verify")]
+    pub(crate) machine: Option<String>,
+    /// Go on with what is stored while we look, until the execution ends.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+/// Whom something is told, and by whom.
+#[derive(Args)]
+pub(crate) struct Tell {
+    /// The execution.
+    pub(crate) execution: ExecutionId,
+    /// Who says it.
+    #[arg(long, value_name = "NAME", default_value = "command-line")]
+    pub(crate) by: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct Pause {
+    #[command(flatten)]
+    pub(crate) tell: Tell,
+    /// Why.
+    #[arg(long)]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Resume {
+    #[command(flatten)]
+    pub(crate) tell: Tell,
+}
+
+#[derive(Args)]
+pub(crate) struct Cancel {
+    #[command(flatten)]
+    pub(crate) tell: Tell,
+    /// Let what is open finish.
+    #[arg(long)]
+    pub(crate) graceful: bool,
+    /// Why.
+    #[arg(long)]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Approve {
+    #[command(flatten)]
+    pub(crate) tell: Tell,
+    /// The call that waits, for example 1-tool-0.
+    pub(crate) effect: String,
+    /// Do not allow it.
+    #[arg(long, conflicts_with = "edit")]
+    pub(crate) deny: bool,
+    /// Allow it with these arguments instead.
+    #[arg(long, value_name = "JSON")]
+    pub(crate) edit: Option<String>,
+    /// Why; the model reads it with a denial.
+    #[arg(long)]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Say {
+    #[command(flatten)]
+    pub(crate) tell: Tell,
+    /// What to say; the next inference reads it.
+    pub(crate) text: String,
+    /// Names the message, so that saying it again says it once.
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Grant {
+    #[command(flatten)]
+    pub(crate) tell: Tell,
+    /// `iterations`, `tokens`, `tokens_in`, `tokens_out`, `tool_calls` or `children`.
+    pub(crate) dimension: String,
+    /// How much more.
+    pub(crate) amount: u64,
+}
+
+#[derive(Args)]
+pub(crate) struct Fork {
+    #[command(flatten)]
+    pub(crate) tell: Tell,
+    /// The message after which the new execution begins; messages are numbered from 0.
+    #[arg(long, value_name = "N")]
+    pub(crate) at: u64,
+    /// Another model.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// What is said next.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Audit {
+    /// Only executions with messages since this moment (RFC 3339), or so long before now (`90s`, `15m`, `2h`, `7d`).
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

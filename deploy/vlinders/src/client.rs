@@ -135,7 +135,7 @@ fn shorten(text: &str) -> String {
 }
 
 /// A problem document in two lines.
-fn report(problem: &Value, otherwise: &str) {
+pub(crate) fn report(problem: &Value, otherwise: &str) {
     eprintln!("vlinders: {}", problem["detail"].as_str().unwrap_or(otherwise));
     if let Some(next) = problem["next_step"].as_str() {
         eprintln!("  next: {next}");

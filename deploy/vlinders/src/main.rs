@@ -2,9 +2,11 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 verification failed.
 
+mod audit;
 mod bench;
 mod cli;
 mod client;
+mod control;
 mod doctor;
 mod endpoint;
 mod nats;
@@ -12,6 +14,7 @@ mod replay;
 mod roles;
 mod settings;
 mod sse;
+mod state;
 mod up;
 
 use std::process::ExitCode;
@@ -54,6 +57,14 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Agent(options) => client::agent(options).await,
         Command::Executions(options) => replay::executions(options).await,
         Command::Replay(options) => replay::replay(options).await,
+        Command::Audit(options) => audit::run(options).await,
+        Command::Fork(options) => control::fork(options).await,
+        Command::Pause(options) => control::pause(options).await,
+        Command::Resume(options) => control::resume(options).await,
+        Command::Cancel(options) => control::cancel(options).await,
+        Command::Approve(options) => control::approve(options).await,
+        Command::Say(options) => control::say(options).await,
+        Command::Grant(options) => control::grant(options).await,
         Command::Bench(options) => bench::run(options).await,
         Command::Doctor(options) => doctor::run(options).await,
     }

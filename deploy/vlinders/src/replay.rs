@@ -1,16 +1,23 @@
 //! Reads executions straight from the log: lists them, tells the story of one, and proves it.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use orchestrator::history;
+use orchestrator::execution::{MACHINE, MACHINE_NEXT, Rules};
+use orchestrator::history::{self, History};
 use runtime::bus::{self, Bus, Kind, Stored};
 use schemas::{ExecutionId, Fact, FactBody, Record};
 use serde_json::json;
 
-use crate::cli::{Executions, Replay, Target};
+use crate::cli::{Executions, ExecutionsWhat, List, Replay, Target};
+use crate::settings::Usage;
+use crate::state;
 
-async fn connect(target: &Target) -> anyhow::Result<Bus> {
+/// How long a follower waits for a sign before it reads the log.
+const FOLLOW_EVERY: Duration = Duration::from_secs(1);
+
+pub(crate) async fn connect(target: &Target) -> anyhow::Result<Bus> {
     let config = bus::Config { url: target.nats()?, ..bus::Config::default() };
     Ok(Bus::connect(&config, "cli").await?)
 }
@@ -25,8 +32,21 @@ async fn read(bus: &Bus, exec: ExecutionId) -> anyhow::Result<Vec<Stored>> {
 
 /// `vlinders executions`
 pub(crate) async fn executions(options: Executions) -> anyhow::Result<ExitCode> {
+    match options.what {
+        Some(ExecutionsWhat::Ls(list)) => lines(None, &list).await,
+        Some(ExecutionsWhat::Show(one)) => {
+            let messages = read(&connect(&one.target).await?, one.execution).await?;
+            show(one.execution, &messages, messages.len() - 1, one.json);
+            Ok(ExitCode::SUCCESS)
+        }
+        None => lines(options.execution, &options.list).await,
+    }
+}
+
+/// A line for each: the newest, or the one that was named.
+async fn lines(execution: Option<ExecutionId>, options: &List) -> anyhow::Result<ExitCode> {
     let bus = connect(&options.target).await?;
-    let ids = match options.execution {
+    let ids = match execution {
         Some(exec) => vec![exec],
         None => bus.newest_executions(options.limit).await?,
     };
@@ -43,6 +63,14 @@ pub(crate) async fn executions(options: Executions) -> anyhow::Result<ExitCode> 
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn show(exec: ExecutionId, messages: &[Stored], at: usize, as_json: bool) {
+    if as_json {
+        println!("{}", state::as_json(exec, messages, at));
+    } else {
+        state::tell(exec, messages, at);
+    }
 }
 
 /// The agent type and the newest event's name.
@@ -70,72 +98,133 @@ fn summary(messages: &[Stored]) -> (String, String) {
 
 /// `vlinders replay`
 pub(crate) async fn replay(options: Replay) -> anyhow::Result<ExitCode> {
+    let rules = options.machine.as_deref().map(rules).transpose()?;
     let bus = connect(&options.target).await?;
     let exec = options.execution;
-    let messages = read(&bus, exec).await.with_context(|| format!("replay {exec}"))?;
-    if !options.json {
-        messages.iter().for_each(tell);
-    }
-    if !options.verify {
-        if options.json {
-            println!("{}", json!({"execution_id": exec, "events": messages.len()}));
+    let mut messages = read(&bus, exec).await.with_context(|| format!("replay {exec}"))?;
+    if let Some(at) = options.at {
+        let last = messages.len() - 1;
+        if at > last {
+            return Err(
+                Usage(format!("the execution has the messages 0 to {last}, there is none of number {at}")).into()
+            );
         }
+        show(exec, &messages, at, options.json);
         return Ok(ExitCode::SUCCESS);
     }
-    match history::verify(exec, &messages) {
+    if !options.json || options.follow {
+        messages.iter().enumerate().for_each(|(n, message)| tell(n, message, options.json));
+    }
+    if options.follow {
+        follow(&bus, exec, &mut messages, options.json).await?;
+    }
+    if options.verify || rules.is_some() {
+        return Ok(verify(exec, &messages, rules, options.json));
+    }
+    if options.json {
+        println!("{}", json!({"execution_id": exec, "events": messages.len()}));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The rules of a version of the state machine.
+fn rules(version: &str) -> Result<Rules, Usage> {
+    let number = if version == "next" { Some(MACHINE_NEXT) } else { version.parse().ok() };
+    number.and_then(Rules::of).ok_or_else(|| {
+        let known: Vec<String> = (1..=MACHINE.max(MACHINE_NEXT)).map(|n| n.to_string()).collect();
+        Usage(format!("--machine {version} is no version this program holds: say next, or one of {}", known.join(", ")))
+    })
+}
+
+/// Tells what is stored from now on, until the end.
+async fn follow(bus: &Bus, exec: ExecutionId, messages: &mut Vec<Stored>, as_json: bool) -> anyhow::Result<()> {
+    let mut live = bus.live(exec).await?;
+    let mut history = History::new(exec);
+    for message in messages.iter() {
+        let _ = history.fold(message);
+    }
+    while !history.execution.is_closed() {
+        let more = bus.read_execution(exec, history.sequence).await?;
+        if more.is_empty() {
+            // What is republished may be lost; a while later the log is read anyway.
+            let _ = tokio::time::timeout(FOLLOW_EVERY, live.next()).await;
+        }
+        for message in more {
+            tell(messages.len(), &message, as_json);
+            // What cannot be read led to nothing.
+            let _ = history.fold(&message);
+            messages.push(message);
+        }
+    }
+    Ok(())
+}
+
+fn verify(exec: ExecutionId, messages: &[Stored], rules: Option<Rules>, as_json: bool) -> ExitCode {
+    let verified = match rules {
+        None => history::verify(exec, messages),
+        Some(rules) => history::verify_as(exec, messages, rules),
+    };
+    let by = rules.map(|rules| rules.version);
+    match verified {
         Ok(verified) => {
-            if options.json {
-                println!(
-                    "{}",
-                    json!({"execution_id": exec, "events": verified.events, "decisions": verified.decisions, "verified": true, "final_hash": verified.final_hash})
-                );
-            } else {
-                println!(
+            if as_json {
+                let mut shown = json!({"execution_id": exec, "events": verified.events, "decisions": verified.decisions, "verified": true, "final_hash": verified.final_hash});
+                if let Some(by) = by {
+                    shown["machine"] = json!(by);
+                }
+                println!("{shown}");
+                return ExitCode::SUCCESS;
+            }
+            match by {
+                None => println!(
                     "verified: {} decisions of {} messages came out byte for byte; final hash {}",
                     verified.decisions, verified.events, verified.final_hash
-                );
-                for unreadable in verified.unreadable {
-                    println!(
-                        "  message {} cannot be read and led to nothing: {}",
-                        unreadable.sequence, unreadable.reason
-                    );
-                }
+                ),
+                Some(by) => println!(
+                    "the same: machine {by} would decide all {} decisions of {} messages as they stand",
+                    verified.decisions, verified.events
+                ),
             }
-            Ok(ExitCode::SUCCESS)
+            for unreadable in verified.unreadable {
+                println!("  message {} cannot be read and led to nothing: {}", unreadable.sequence, unreadable.reason);
+            }
+            ExitCode::SUCCESS
         }
         Err(difference) => {
-            if options.json {
-                println!(
-                    "{}",
-                    json!({"execution_id": exec, "events": messages.len(), "verified": false, "decision": difference.n, "sequence": difference.sequence, "difference": difference.difference})
-                );
+            if as_json {
+                let mut shown = json!({"execution_id": exec, "events": messages.len(), "verified": false, "decision": difference.n, "sequence": difference.sequence, "difference": difference.difference});
+                if let Some(by) = by {
+                    shown["machine"] = json!(by);
+                }
+                println!("{shown}");
             } else {
                 println!("NOT verified: {difference}");
             }
-            Ok(ExitCode::from(3))
+            ExitCode::from(3)
         }
     }
 }
 
 /// One message of the story.
-fn tell(message: &Stored) {
+fn tell(n: usize, message: &Stored, as_json: bool) {
     let sequence = message.sequence;
-    match message.kind {
+    let (kind, name, detail) = match message.kind {
         Kind::Fact => match Fact::read(&message.payload) {
-            Ok(fact) => println!("{sequence:>8}  fact      {:<22} {}", fact.body.name(), detail(&fact.body)),
-            Err(error) => println!("{sequence:>8}  corrupt   {error}"),
+            Ok(fact) => ("fact", fact.body.name().to_owned(), detail(&fact.body)),
+            Err(error) => ("corrupt", String::new(), error.to_string()),
         },
         Kind::Decision => match Record::read(&message.payload) {
             Ok(record) => {
                 let names: Vec<&str> = record.events.iter().map(schemas::Event::name).collect();
-                println!(
-                    "{sequence:>8}  decision  {:<22} {}",
-                    format!("#{} {}", record.n, &record.hash[..12]),
-                    names.join(", ")
-                );
+                ("decision", format!("#{} {}", record.n, record.hash.get(..12).unwrap_or_default()), names.join(", "))
             }
-            Err(error) => println!("{sequence:>8}  corrupt   {error}"),
+            Err(error) => ("corrupt", String::new(), error.to_string()),
         },
+    };
+    if as_json {
+        println!("{}", json!({"n": n, "sequence": sequence, "kind": kind, "name": name, "detail": detail}));
+    } else {
+        println!("{n:>5} {sequence:>8}  {kind:<8}  {name:<22} {detail}");
     }
 }
 

@@ -56,6 +56,9 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     if let Some(models) = &options.models {
         flags.push(("inference", "models", settings::path_list(&settings::model_directories(models)?)));
     }
+    if let Some(agents) = &options.agents {
+        flags.push(("orchestrator", "agents_dir", toml::Value::String(agents.display().to_string())));
+    }
     let mut settings = Settings::load(options.config.as_deref(), flags)?;
     if options.json {
         settings.telemetry.format = telemetry::Format::Json;
@@ -92,7 +95,10 @@ pub(crate) async fn start(
 ) -> anyhow::Result<Option<SocketAddr>> {
     let runtime = runtime.clone();
     match role {
-        Role::Orchestrator => orchestrator::serve(settings.orchestrator, runtime).await?,
+        Role::Orchestrator => {
+            settings.orchestrator.check().map_err(Usage)?;
+            orchestrator::serve(settings.orchestrator, runtime).await?;
+        }
         Role::Inference => inference_worker::serve(settings.inference, runtime).await?,
         Role::Tools => tool_worker::serve(settings.tools, runtime).await?,
         Role::Analysis => analysis_worker::serve(settings.analysis, runtime).await?,

@@ -90,6 +90,9 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
     if let Some(models) = &options.models {
         flags.push(("inference", "models", settings::path_list(&settings::model_directories(models)?)));
     }
+    if let Some(agents) = &options.agents {
+        flags.push(("orchestrator", "agents_dir", toml::Value::String(agents.display().to_string())));
+    }
     let mut settings = Settings::load(options.config.as_deref(), flags)?;
     if settings.inference.models.is_empty()
         && let Some(shipped) = settings::shipped_models(data)

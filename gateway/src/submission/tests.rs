@@ -40,13 +40,18 @@ fn models() -> Vec<Model> {
 
 fn submit_chat(body: &Value) -> Result<ExecutionSubmitted, Failure> {
     let (agent, models, tools) = (agent_type(), models(), tools());
-    let with = Surroundings { agent: &agent, models: &models, tools: &tools, now: 5, seed: 7 };
+    let with = Surroundings { agent: &agent, agents: &[], models: &models, tools: &tools, now: 5, seed: 7 };
     read::<ChatRequest>(body.to_string().as_bytes()).and_then(|r| chat(r, &with))
 }
 
 fn submit_agent(body: &Value) -> Result<ExecutionSubmitted, Failure> {
-    let (kind, models, tools) = (agent_type(), models(), tools());
-    let with = Surroundings { agent: &kind, models: &models, tools: &tools, now: 5, seed: 7 };
+    submit_to(&[agent_type()], body)
+}
+
+/// Submits to the first of these agent types.
+fn submit_to(agents: &[AgentType], body: &Value) -> Result<ExecutionSubmitted, Failure> {
+    let (models, tools) = (models(), tools());
+    let with = Surroundings { agent: &agents[0], agents, models: &models, tools: &tools, now: 5, seed: 7 };
     read::<AgentRequest>(body.to_string().as_bytes()).and_then(|r| agent(r, &with))
 }
 
@@ -95,4 +100,108 @@ fn a_tool_must_exist_and_be_granted() {
     let with = |name: &str| json!({"agent_type": "coder", "instruction": "go", "config": {"tools": [name]}});
     assert_eq!(code(submit_agent(&with("reed_file"))), (404, "unknown_tool".into()));
     assert_eq!(code(submit_agent(&with("delete_all"))), (400, "invalid_request".into()));
+}
+
+/// A team: `lead` may ask `coder` and `scout`, `scout` may ask `coder`.
+fn team(max_depth: u32) -> Vec<AgentType> {
+    let member = |name: &str, agents: &[&str]| AgentType {
+        name: name.into(),
+        description: format!("The {name}."),
+        agents: agents.iter().map(|a| (*a).to_owned()).collect(),
+        max_children: 8,
+        max_depth,
+        ..agent_type()
+    };
+    vec![member("lead", &["scout"]), member("scout", &["coder"]), AgentType { max_children: 0, ..agent_type() }]
+}
+
+fn go(config: &Value) -> Value {
+    json!({"agent_type": "lead", "instruction": "go", "config": config})
+}
+
+fn offered(tools: &[ToolSpec]) -> Vec<&str> {
+    tools.iter().map(|t| t.function.name.as_str()).collect()
+}
+
+#[test]
+fn an_agent_brings_all_whom_it_may_ask_and_says_whom_it_may_ask_directly() {
+    let lead = submit_to(&team(2), &go(&json!({}))).expect("valid");
+    assert_eq!((lead.limits.children, lead.limits.depth), (8, 2));
+    assert_eq!(offered(&lead.tools), ["read_file", "delegate"]);
+    let tool = &lead.tools[1].function;
+    assert_eq!(tool.parameters["properties"]["agent"]["enum"], json!(["scout"]));
+    assert!(tool.description.contains("scout: The scout."), "{}", tool.description);
+    let brought: Vec<(&str, Vec<&str>, &[String])> =
+        lead.agents.iter().map(|a| (a.name.as_str(), offered(&a.tools), a.agents.as_slice())).collect();
+    let (scout, coder) = (["scout".to_owned()], ["coder".to_owned()]);
+    let expected: Vec<(&str, Vec<&str>, &[String])> = vec![
+        ("scout", vec!["read_file", "delegate"], &coder),
+        ("coder", vec!["read_file"], &[]),
+        ("lead", vec!["read_file", "delegate"], &scout),
+    ];
+    assert_eq!(brought, expected);
+    assert_eq!((lead.agents[1].model.as_str(), lead.agents[1].window, lead.agents[1].tokens), ("tiny", 512, 100));
+}
+
+#[test]
+fn the_depth_ends_who_may_be_asked_and_no_children_means_alone() {
+    let lead = submit_to(&team(1), &go(&json!({}))).expect("valid");
+    assert_eq!(lead.agents.iter().map(|a| (a.name.as_str(), a.agents.len())).collect::<Vec<_>>(), [("scout", 0)]);
+    assert_eq!(offered(&lead.agents[0].tools), ["read_file"]);
+    for config in [json!({"max_children": 0}), json!({"tools": ["read_file"]})] {
+        let alone = submit_to(&team(2), &go(&config)).expect("valid");
+        assert_eq!((offered(&alone.tools), alone.agents.len()), (vec!["read_file"], 0));
+    }
+    let only = submit_to(&team(2), &go(&json!({"tools": ["delegate"]}))).expect("valid");
+    assert_eq!((offered(&only.tools), only.agents.len()), (vec!["delegate"], 3));
+}
+
+#[test]
+fn an_agent_that_asks_nobody_knows_or_itself_is_refused_with_what_to_do() {
+    let mut two = team(2);
+    two.truncate(2);
+    let problem = submit_to(&two, &go(&json!({}))).expect_err("no coder").0;
+    assert_eq!((problem.status, problem.code.as_str()), (503, "agent_missing"));
+    assert!(problem.detail.contains("scout delegates to coder"), "{}", problem.detail);
+    assert!(problem.next_step.contains("register coder"), "{}", problem.next_step);
+    two[1].agents = vec!["lead".into()];
+    assert_eq!(code(submit_to(&two, &go(&json!({})))), (503, "agents_in_a_circle".into()));
+}
+
+#[test]
+fn what_needs_a_person_needs_one_at_every_level() {
+    let lead = submit_to(&team(2), &go(&json!({"approve": ["read_file"]}))).expect("valid");
+    assert_eq!(lead.policy.approve, ["read_file"]);
+    assert!(lead.agents.iter().all(|a| a.policy.approve == ["read_file"]));
+    for name in ["delegate", "delete_all"] {
+        let problem = submit_to(&team(2), &go(&json!({"approve": [name]}))).expect_err("not a tool of theirs").0;
+        assert_eq!((problem.status, problem.code.as_str()), (400, "invalid_request"));
+        assert!(problem.detail.contains(name), "{}", problem.detail);
+    }
+}
+
+#[test]
+fn limits_of_a_request_are_its_own_or_the_agent_types() {
+    let config = json!({"max_tokens_in": 50, "max_tokens_out": 9, "max_children": 99});
+    let limits = submit_to(&team(2), &go(&config)).expect("valid").limits;
+    assert_eq!((limits.tokens_in, limits.tokens_out, limits.children), (Some(50), Some(9), 8));
+    let problem = submit_to(&team(2), &go(&json!({"max_tokens_out": 0}))).expect_err("zero").0;
+    assert!(problem.detail.contains("max_tokens_out"), "{}", problem.detail);
+}
+
+#[test]
+fn the_first_preferred_model_that_is_loaded_and_holds_the_prompt_serves() {
+    let model = |name: &str, window| Model { name: name.into(), kind: "chat".into(), window };
+    let models = [model("large", 4_096), model("small", 100), model("unknown", 0)];
+    let preferring =
+        |names: &[&str]| AgentType { models: names.iter().map(|n| (*n).to_owned()).collect(), ..agent_type() };
+    let chosen = |names: &[&str], tokens| {
+        models::preferred(&preferring(names), &models, tokens).map(|m| m.name.clone()).map_err(|f| f.0.code)
+    };
+    assert_eq!(chosen(&["missing", "small", "large"], 50), Ok("small".into()));
+    assert_eq!(chosen(&["missing", "small", "large"], 100), Ok("large".into()));
+    assert_eq!(chosen(&["small", "large"], 9_999), Ok("large".into()), "the tokenizer will judge");
+    assert_eq!(chosen(&[], 50), Ok("large".into()));
+    assert_eq!(chosen(&["missing"], 50), Err("workers_absent".into()));
+    assert_eq!(models::tokens(&[Message::text(Role::User, "x".repeat(50))], &[]), 20);
 }

@@ -142,6 +142,7 @@ fn an_agent_reports_every_call_with_its_result() {
     let names = happenings.iter().map(|h| match h {
         Happening::Text { .. } => "text",
         Happening::ToolCall(_) => "call",
+        Happening::Approval(_) => "approval",
         Happening::ToolResult(_) => "result",
         Happening::Ended => "ended",
     });
@@ -199,7 +200,7 @@ fn a_corrupt_message_hides_no_other() {
     let corrupt = Entry::read(false, b"\xc1");
     assert_eq!(corrupt.json(1, 9, 0)["kind"], "corrupt");
     let (execution, _) = given(&[submitted(Kind::Chat), corrupt, decision(0, vec![started(), infer(1)])]);
-    assert_eq!(execution.view(exec()).expect("submitted").waiting_for, [EffectId::inference(1)]);
+    assert_eq!(execution.view(exec()).expect("submitted").waiting_for, ["1-infer-0: the model"]);
 }
 
 #[test]

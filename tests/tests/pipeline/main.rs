@@ -1,9 +1,12 @@
 //! The whole pipeline against a real nats-server, real processes and the real model; one module a story.
 
+mod agent_types;
 mod agents;
+mod audit;
 mod interruptions;
 mod kill;
 mod moments;
+mod people;
 mod proof;
 mod refusals;
 mod requests;

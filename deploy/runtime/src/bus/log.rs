@@ -11,14 +11,15 @@ use schemas::wire::{Nanos, encode};
 use schemas::{ExecutionId, Fact, Partition, Record, stream, subject};
 use serde::Deserialize;
 use serde_json::json;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::pull::{Pull, header};
 use super::{Bus, Error, REPLY_TIMEOUT, publish, request};
+use crate::clock;
 
 /// Messages asked for at a time when an execution is read.
 const READ_BATCH: u64 = 512;
+/// Bytes of such a batch at most, where a whole partition is read: sixteen of them are in memory at once.
+const READ_BYTES: u64 = 16 << 20;
 /// Facts handed out at a time; they are small and handled in milliseconds.
 const FACTS_BATCH: usize = 64;
 /// How long one pull waits. Shorter than the owner's timeout, so that a quiet owner stays the owner.
@@ -293,19 +294,17 @@ impl Live {
 
 /// A message that the server read back or republished, whose log subject is `subject`.
 fn stored(message: &Message, subject: &str) -> Result<Stored, Error> {
-    let sequence = header(message, "Nats-Sequence")
-        .and_then(|s| s.parse().ok())
-        .ok_or_else(|| Error::Broken("a stored message has no sequence".into()))?;
+    let sequence = sequence(message)?;
     let stored_at = header(message, "Nats-Time-Stamp")
-        .and_then(|s| nanos(&s))
+        .and_then(|s| clock::parse(&s))
         .ok_or_else(|| Error::Broken("a stored message has no time".into()))?;
     let (exec, kind) = parse_subject(subject)?;
     Ok(Stored { exec, sequence, stored_at, kind, payload: message.payload.clone() })
 }
 
-fn nanos(rfc3339: &str) -> Option<Nanos> {
-    let at = OffsetDateTime::parse(rfc3339, &Rfc3339).ok()?;
-    Nanos::try_from(at.unix_timestamp_nanos()).ok()
+fn sequence(message: &Message) -> Result<u64, Error> {
+    let sequence = header(message, "Nats-Sequence").and_then(|s| s.parse().ok());
+    sequence.ok_or_else(|| Error::Broken("a stored message has no sequence".into()))
 }
 
 /// `vl.v1.log.<part>.<exec>.<kind>`, and the same under `seen`.
@@ -376,7 +375,63 @@ pub(super) fn headers(
     headers
 }
 
+/// For those who read the whole log.
 impl Bus {
+    /// Sequence of a partition's newest message; 0 when there is none.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn last_sequence(&self, partition: Partition) -> Result<u64, Error> {
+        let stream = self.js.get_stream(subject::log_stream(partition)).await.map_err(Error::broken)?;
+        Ok(stream.cached_info().state.last_sequence)
+    }
+
+    /// The next messages of a partition in order, of sequences `from` to `to`; empty when there are none. Each comes
+    /// with its sequence, and without content when its subject names no execution.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn read_partition(
+        &self,
+        partition: Partition,
+        from: u64,
+        to: u64,
+    ) -> Result<Vec<(u64, Option<Stored>)>, Error> {
+        let stream = subject::log_stream(partition);
+        let request = json!({"seq": from, "next_by_subj": ">", "batch": READ_BATCH, "max_bytes": READ_BYTES});
+        let mut messages = Vec::new();
+        for message in direct_get(&self.log, &stream, &request).await? {
+            let sequence = sequence(&message)?;
+            if sequence > to {
+                break;
+            }
+            let subject = header(&message, "Nats-Subject").unwrap_or_default();
+            messages.push((sequence, stored(&message, &subject).ok()));
+        }
+        Ok(messages)
+    }
+
+    /// Sequence of a partition's first message that was stored at `at` or later; behind `last` when there is none.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn first_since(&self, partition: Partition, at: Nanos, last: u64) -> Result<u64, Error> {
+        let stream = subject::log_stream(partition);
+        // Times of storing grow with the sequence.
+        let (mut before, mut since) = (0, last + 1);
+        while before + 1 < since {
+            let middle = before.midpoint(since);
+            let request = json!({"seq": middle, "next_by_subj": ">", "batch": 1});
+            let found = direct_get(&self.log, &stream, &request).await?;
+            let stored_at = found.first().and_then(|m| clock::parse(&header(m, "Nats-Time-Stamp")?));
+            match stored_at {
+                Some(stored_at) if stored_at < at => before = middle,
+                _ => since = middle,
+            }
+        }
+        Ok(since)
+    }
+
     /// The newest executions, newest first (their ids sort by time).
     ///
     /// # Errors
@@ -415,8 +470,8 @@ mod tests {
 
     #[test]
     fn times_are_read_with_as_many_digits_as_the_server_writes() {
-        assert_eq!(nanos("2023-11-14T22:13:20.123456789Z"), Some(1_700_000_000_123_456_789));
-        assert_eq!(nanos("2023-11-14T22:13:20Z"), Some(1_700_000_000_000_000_000));
-        assert_eq!(nanos("yesterday"), None);
+        assert_eq!(clock::parse("2023-11-14T22:13:20.123456789Z"), Some(1_700_000_000_123_456_789));
+        assert_eq!(clock::parse("2023-11-14T22:13:20Z"), Some(1_700_000_000_000_000_000));
+        assert_eq!(clock::parse("yesterday"), None);
     }
 }
