@@ -35,9 +35,9 @@ pub struct Shell {
     /// What is in memory is read anew when somebody else was handed a fact of the partition in between, and by who
     /// becomes its owner again.
     pub reads_after_gap: bool,
-    /// A decision that the log knew already, or that is found there after a silence, is no ground to go on from what is
-    /// in memory: more may stand behind it.
-    pub reads_after_duplicate: bool,
+    /// A decision that is found in the log after a refusal or a silence is no ground to go on from what is in memory: more
+    /// may stand behind it.
+    pub reads_after_refusal: bool,
     /// Which children are to be told of a cancel follows from the state, not from the decision just made: a crash
     /// behind the commit forgets none.
     pub tells_children_by_state: bool,
@@ -52,7 +52,7 @@ impl Default for Shell {
         Self {
             reads_children_first: true,
             reads_after_gap: true,
-            reads_after_duplicate: true,
+            reads_after_refusal: true,
             tells_children_by_state: true,
             reads_before_republish: true,
             indexes_always: true,
@@ -61,12 +61,12 @@ impl Default for Shell {
 }
 
 impl Shell {
-    /// Names of what can be left out. The absence of most shows in the first ten seeds; of `reads_children_first` in one of
+    /// Names of what can be left out. The absence of most shows in the first tens of seeds; of `reads_children_first` in one of
     /// hundreds, of `indexes_always` in one of thousands, for they take several deaths at the right moments.
     pub const PARTS: [&str; 6] = [
         "reads_children_first",
         "reads_after_gap",
-        "reads_after_duplicate",
+        "reads_after_refusal",
         "tells_children_by_state",
         "reads_before_republish",
         "indexes_always",
@@ -79,7 +79,7 @@ impl Shell {
         let missing = match part {
             "reads_children_first" => &mut shell.reads_children_first,
             "reads_after_gap" => &mut shell.reads_after_gap,
-            "reads_after_duplicate" => &mut shell.reads_after_duplicate,
+            "reads_after_refusal" => &mut shell.reads_after_refusal,
             "tells_children_by_state" => &mut shell.tells_children_by_state,
             "reads_before_republish" => &mut shell.reads_before_republish,
             "indexes_always" => &mut shell.indexes_always,

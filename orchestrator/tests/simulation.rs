@@ -9,7 +9,7 @@ use orchestrator::simulate::{Counts, Coverage, Outcome, Shell, run, run_as};
 /// Seeds that every run of the tests goes through; they make more than [`EXECUTIONS`].
 const SEEDS: u64 = 160;
 const EXECUTIONS: u64 = 2_000;
-/// Seeds in which a shell that lacks something is found out; most are in the first ten.
+/// Seeds in which a shell that lacks something is found out; most are in the first tens.
 const SEEDS_TO_FIND: u64 = 150;
 
 /// Runs seeds from 1 on all processors, in no particular order, until there are `seeds` or one is `enough`: a seed depends
@@ -80,7 +80,7 @@ fn the_same_seed_gives_the_same_trace() {
 /// whose absence shows soon enough.
 #[test]
 fn a_shell_that_lacks_anything_is_found_out() {
-    for part in ["reads_after_gap", "reads_after_duplicate", "tells_children_by_state", "reads_before_republish"] {
+    for part in ["reads_after_gap", "reads_after_refusal", "tells_children_by_state", "reads_before_republish"] {
         let shell = Shell::without(part).expect("its own parts");
         let outcomes = run_all(shell, SEEDS_TO_FIND, |outcome| !outcome.violations.is_empty());
         let found = outcomes.iter().find_map(|o| Some((o.seed, o.violations.first()?)));

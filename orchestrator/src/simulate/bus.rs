@@ -64,19 +64,16 @@ impl Log {
         }
     }
 
-    /// Appends a decision on a condition. The id is looked at first: who writes the same decision twice is told where
-    /// the first one stands.
-    pub(super) fn append_decision(&mut self, record: &Record, expected: u64, now: Nanos) -> Result<(u64, bool), Stale> {
+    /// Appends a decision on a condition. The server looks at the condition before it looks at the id: who writes the same
+    /// decision twice is refused.
+    pub(super) fn append_decision(&mut self, record: &Record, expected: u64, now: Nanos) -> Result<u64, Stale> {
         let stream = self.stream(record.exec.partition());
-        if let Some(sequence) = stream.known(&record.message_id(), now) {
-            return Ok((sequence, false));
-        }
         if stream.last.get(&record.exec).copied().unwrap_or(0) != expected {
             return Err(Stale);
         }
         let sequence = stream.store(record.exec, Kind::Decision, encode(record), record.message_id(), now);
         stream.last_decision.insert(record.exec, (sequence, record.message_id()));
-        Ok((sequence, true))
+        Ok(sequence)
     }
 
     /// Where a decision stands, if it is its execution's last one.

@@ -461,12 +461,7 @@ impl World {
         let fate = self.fate_of(who);
         let stored = if fate == Fate::Lost { None } else { self.append_decision(&record, expected) };
         match stored.filter(|_| fate == Fate::Fine) {
-            // It stood there already, and the log may have gone on since.
-            Some((_, false)) if self.shell.reads_after_duplicate => {
-                self.load(who, exec)?;
-                Ok(Some(Stage::Decide(round + 1)))
-            }
-            Some((sequence, _)) => Ok(Some(self.committed(who, exec, &record, sequence, round))),
+            Some(sequence) => Ok(Some(self.committed(who, exec, &record, sequence, round))),
             None => Ok(Some(Stage::Find(Box::new(record), round))),
         }
     }
@@ -475,7 +470,7 @@ impl World {
     fn find(&mut self, who: usize, exec: ExecutionId, record: &Record, round: usize) -> Next {
         self.try_it(who)?;
         if let Some(sequence) = self.log.find_decision(record)
-            && !self.shell.reads_after_duplicate
+            && !self.shell.reads_after_refusal
         {
             return Ok(Some(self.committed(who, exec, record, sequence, round)));
         }

@@ -286,30 +286,27 @@ impl World {
         sequence
     }
 
-    /// Stores a decision, if nothing was stored since; people who wait for it begin to think. Returns its sequence, and
-    /// whether it is new.
-    pub(super) fn append_decision(&mut self, record: &Record, expected: u64) -> Option<(u64, bool)> {
-        let Ok((sequence, new)) = self.log.append_decision(record, expected, self.now) else {
+    /// Stores a decision, if nothing was stored since; people who wait for it begin to think.
+    pub(super) fn append_decision(&mut self, record: &Record, expected: u64) -> Option<u64> {
+        let Ok(sequence) = self.log.append_decision(record, expected, self.now) else {
             self.counts.stale += 1;
             self.note(|| format!("decision {} {} stale", record.exec, record.n));
             return None;
         };
         let names = || record.events.iter().map(Event::name).collect::<Vec<_>>().join(" ");
         self.note(|| format!("decision {} {} {sequence} {}", record.exec, record.n, names()));
-        if new {
-            self.hash(record.hash.as_bytes());
-            self.counts.decisions += 1;
-            for event in &record.events {
-                match event {
-                    Event::ApprovalRequested(asked) => self.ask_person(record.exec, &asked.approval),
-                    Event::ExecutionPaused(ExecutionPaused { by, .. }) => self.somebody_sees_a_pause(record, by),
-                    Event::ChildRequested(_) => self.somebody_sees_a_child(record.exec),
-                    end if end.is_terminal() => drop(self.open.remove(&record.exec)),
-                    _ => {}
-                }
+        self.hash(record.hash.as_bytes());
+        self.counts.decisions += 1;
+        for event in &record.events {
+            match event {
+                Event::ApprovalRequested(asked) => self.ask_person(record.exec, &asked.approval),
+                Event::ExecutionPaused(ExecutionPaused { by, .. }) => self.somebody_sees_a_pause(record, by),
+                Event::ChildRequested(_) => self.somebody_sees_a_child(record.exec),
+                end if end.is_terminal() => drop(self.open.remove(&record.exec)),
+                _ => {}
             }
         }
-        Some((sequence, new))
+        Some(sequence)
     }
 
     /// A job is queued that nobody has queued in a while. No result may have been in the log when whoever queues it
