@@ -9,6 +9,8 @@ use orchestrator::simulate::{Counts, Coverage, Outcome, Shell, run, run_as};
 /// Seeds that every run of the tests goes through; they make more than [`EXECUTIONS`].
 const SEEDS: u64 = 160;
 const EXECUTIONS: u64 = 2_000;
+/// Seeds in which a shell that lacks something is found out; most are in the first ten.
+const SEEDS_TO_FIND: u64 = 150;
 
 /// Runs seeds from 1 on all processors, in no particular order, until there are `seeds` or one is `enough`: a seed depends
 /// on nothing but itself.
@@ -72,4 +74,17 @@ fn the_same_seed_gives_the_same_trace() {
         assert_eq!(first.trace, run(seed).trace, "whether it is kept as text or not");
     }
     assert_ne!(run(1).trace, run(2).trace);
+}
+
+/// A simulator that finds nothing proves nothing: things that the shell does for one history are left out once, those
+/// whose absence shows soon enough.
+#[test]
+fn a_shell_that_lacks_anything_is_found_out() {
+    for part in ["reads_after_gap", "reads_after_duplicate", "tells_children_by_state", "reads_before_republish"] {
+        let shell = Shell::without(part).expect("its own parts");
+        let outcomes = run_all(shell, SEEDS_TO_FIND, |outcome| !outcome.violations.is_empty());
+        let found = outcomes.iter().find_map(|o| Some((o.seed, o.violations.first()?)));
+        let (seed, violation) = found.unwrap_or_else(|| panic!("without {part} nothing is found"));
+        println!("without {part}, seed {seed}: {violation}");
+    }
 }

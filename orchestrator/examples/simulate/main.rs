@@ -45,7 +45,10 @@ fn main() -> ExitCode {
         let (seen, all) = coverage.of_region(region);
         println!("transitions of {region}: {seen} of {all}");
     }
-    coverage.missing().iter().for_each(|row| println!("never seen: {row:?}"));
+    // A few seeds see few.
+    if arguments.seeds >= 100 {
+        coverage.missing().iter().for_each(|row| println!("never seen: {row:?}"));
+    }
     coverage.unknown().iter().for_each(|row| println!("in no table: {row:?}"));
     if found == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

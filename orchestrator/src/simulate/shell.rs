@@ -227,16 +227,21 @@ impl World {
         Some(owner)
     }
 
-    /// The new owner takes up what is open.
+    /// The new owner takes up what is open. What it knew from an earlier time as the owner may be old by now.
     pub(super) fn pin(&mut self, partition: Partition, owner: usize) {
-        self.log.stream(partition).consumer.pinned = Some(owner);
+        let before = self.log.stream(partition).consumer.pinned.replace(owner);
         self.note(|| format!("partition {partition} goes to {owner}"));
+        if before != Some(owner) && self.shell.reads_after_gap {
+            let owned = &mut self.orchestrators[owner].owned;
+            owned.iter_mut().filter(|(exec, _)| exec.partition() == partition).for_each(|(_, o)| o.stale = true);
+        }
         self.take_up(partition, owner);
     }
 
     fn take_up(&mut self, partition: Partition, owner: usize) {
         let owned = &self.orchestrators[owner].owned;
-        let open = self.index.keys().filter(|exec| exec.partition() == partition && !owned.contains_key(exec));
+        let known = |exec: &ExecutionId| owned.get(exec).is_some_and(|owned| !owned.stale);
+        let open = self.index.keys().filter(|exec| exec.partition() == partition && !known(exec));
         for exec in open.copied().collect::<Vec<_>>() {
             self.put_in(owner, exec, Input::Recover);
         }
@@ -392,11 +397,13 @@ impl World {
                     owned.reported = false;
                 }
             }
-            Input::Recover if known => return Ok(None),
             Input::Recover => {
-                self.load(who, exec)?;
+                if !known {
+                    self.load(who, exec)?;
+                }
+                // What it owns now is the entry too, which must go when the execution has ended.
                 let owned = self.owned(who, exec);
-                owned.indexed = Some(owned.history.decisions());
+                owned.indexed = owned.indexed.or(Some(owned.history.decisions()));
             }
             Input::Republish => {
                 if owned.is_none_or(|o| o.history.execution.is_closed()) {
