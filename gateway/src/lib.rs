@@ -1,7 +1,8 @@
 //! The edge: checks a request, appends it to the log, and streams back what comes of it.
 //!
 //! It consumes what the log republishes and the token frames of the executions it waits for, publishes the facts
-//! `execution.submitted` and what people tell an execution (`cancel.requested`, `approval.decided`, …), and asks `vl.v1.rpc.*` what is there.
+//! `execution.submitted` and what people tell an execution (`cancel.requested`, `approval.decided`, …), asks
+//! `vl.v1.rpc.*` what is there, and keeps the agent types that are registered in the bucket `vl_config`.
 //!
 //! What must always be true: nothing is answered that is not in the log, an accepted request goes on whatever
 //! happens to its client, and any gateway can serve any execution.

@@ -164,6 +164,18 @@ impl System {
         Ok(nats.kill().await?)
     }
 
+    /// SIGTERM for the nats-server, which writes down what it holds.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn stop_nats(&mut self) -> anyhow::Result<()> {
+        let mut nats = self.nats.take().context("nats-server runs")?;
+        let id = nats.id().context("it runs")?.to_string();
+        ensure!(Command::new("kill").args(["-TERM", &id]).status().await?.success(), "kill -TERM {id}");
+        tokio::time::timeout(PATIENCE, nats.wait()).await.context("nats-server did not end")??;
+        Ok(())
+    }
+
     /// Where NATS listens.
     #[must_use]
     pub fn nats_url(&self) -> String {

@@ -162,6 +162,9 @@ pub(crate) struct Agent {
     /// The model; the agent type's choice when missing.
     #[arg(long)]
     pub(crate) model: Option<String>,
+    /// A tool whose calls wait for `vlinders approve`; repeatable.
+    #[arg(long, value_name = "TOOL")]
+    pub(crate) approve: Vec<String>,
     /// Print the events as JSON lines.
     #[arg(long)]
     pub(crate) json: bool,

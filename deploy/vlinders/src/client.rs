@@ -30,7 +30,7 @@ pub(crate) async fn agent(options: Agent) -> anyhow::Result<ExitCode> {
         "agent_type": options.agent_type,
         "instruction": options.instruction,
         "workspace": options.workspace,
-        "config": {"model": options.model},
+        "config": {"model": options.model, "approve": options.approve},
         "stream": true,
     });
     ask(&options.target, "/internal/agent", &body, options.json).await
@@ -95,6 +95,12 @@ impl Shown {
             "tool_call" => {
                 self.new_line();
                 println!("→ {}({})", data["name"].as_str().unwrap_or_default(), data["arguments"]);
+            }
+            "approval" => {
+                self.new_line();
+                let text = |field: &str| data[field].as_str().unwrap_or_default().to_owned();
+                println!("? {}({}) waits for a person until {}:", text("name"), data["arguments"], text("expires"));
+                println!("  vlinders approve {} {} [--deny | --edit JSON]", self.execution, text("effect"));
             }
             "tool_result" => {
                 self.new_line();

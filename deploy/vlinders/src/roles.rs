@@ -67,6 +67,9 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
         let shipped = settings::shipped_models(&settings::default_data());
         settings.inference.models = shipped.map(|d| settings::model_directories(&d)).transpose()?.unwrap_or_default();
     }
+    if role == Role::Orchestrator {
+        settings.orchestrator.check().map_err(Usage)?;
+    }
     let _telemetry = telemetry::start(&settings.telemetry, role.name())?;
     settings.log();
     let bus = Bus::connect(&settings.nats, role.name()).await?;
@@ -95,10 +98,7 @@ pub(crate) async fn start(
 ) -> anyhow::Result<Option<SocketAddr>> {
     let runtime = runtime.clone();
     match role {
-        Role::Orchestrator => {
-            settings.orchestrator.check().map_err(Usage)?;
-            orchestrator::serve(settings.orchestrator, runtime).await?;
-        }
+        Role::Orchestrator => orchestrator::serve(settings.orchestrator, runtime).await?,
         Role::Inference => inference_worker::serve(settings.inference, runtime).await?,
         Role::Tools => tool_worker::serve(settings.tools, runtime).await?,
         Role::Analysis => analysis_worker::serve(settings.analysis, runtime).await?,

@@ -64,7 +64,7 @@ async fn a_directory_is_followed_and_a_wrong_file_harms_no_other() -> anyhow::Re
     let nowhere = data.path().join("nowhere");
     let ended =
         run(&["orchestrator", "--nats", "nats://127.0.0.1:9", "--agents", nowhere.to_str().expect("plain")]).await?;
-    assert!(ended.code != Some(0), "{ended:?}");
+    assert_eq!((ended.code, ended.stderr.contains("agents_dir")), (Some(2), true), "{ended:?}");
     Ok(())
 }
 

@@ -1,6 +1,8 @@
 //! `vlinders audit`, `replay --at` and `fork`: the whole log is proven, one forged decision is found and located, and an
 //! execution goes on in another one.
 
+use std::path::{Path, PathBuf};
+
 use pipeline_tests::{System, conversation, run};
 use runtime::bus::Commit;
 use schemas::decision::{Draft, FactsDigest};
@@ -154,5 +156,52 @@ async fn the_command_line_pauses_says_resumes_and_cancels() -> anyhow::Result<()
     assert_eq!(system.client(&["cancel", &id, "--by", "ann", "--reason", "enough"]).await?.0, Some(0));
     assert_eq!(system.ended(exec).await?["error"], "cancelled: cancelled by ann: enough");
     system.prove(exec).await?;
+    Ok(())
+}
+
+/// Files in which nats-server keeps messages of the log.
+fn blocks(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(blocks(&path)?);
+        } else if path.extension().is_some_and(|e| e == "blk") && path.to_string_lossy().contains("VL_LOG_") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::test]
+async fn a_byte_that_changed_on_disk_is_found() -> anyhow::Result<()> {
+    let mut system = System::start().await?;
+    let exec = system.submit("a text that stands nowhere else").await?;
+    system.ended(exec).await?;
+    for role in ["gateway", "tool-worker", "analysis-worker", "inference-worker", "orchestrator"] {
+        system.kill_role(role).await?;
+    }
+    system.stop_nats().await?;
+    let mut flipped = 0;
+    for block in blocks(&system.store)? {
+        let mut bytes = std::fs::read(&block)?;
+        if let Some(place) = bytes.windows(20).position(|w| w == b"a text that stands n") {
+            bytes[place] ^= 1;
+            std::fs::write(&block, bytes)?;
+            flipped += 1;
+        }
+    }
+    assert_eq!(flipped, 1, "the request stands in one place");
+    system.start_nats().await?;
+    let (code, found) = read(&system, &["audit"]).await?;
+    assert_eq!((code, &found["verified"]), (Some(3), &json!(false)), "{found}");
+    // The server does not hand out what its own checksum disagrees with; had it done so, the hash would.
+    let broken = found["broken"].as_array().expect("a list");
+    assert_eq!(
+        (&broken[0]["sequence"], &broken[0]["difference"]),
+        (&json!(1), &json!("message 1 is missing")),
+        "{found}"
+    );
+    assert_eq!(broken[1]["execution_id"], json!(exec), "{found}");
     Ok(())
 }

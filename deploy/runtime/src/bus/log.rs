@@ -18,8 +18,9 @@ use crate::clock;
 
 /// Messages asked for at a time when an execution is read.
 const READ_BATCH: u64 = 512;
-/// Bytes of such a batch at most, where a whole partition is read: sixteen of them are in memory at once.
-const READ_BYTES: u64 = 16 << 20;
+/// Bytes of such a batch at most, where a whole partition is read: all sixteen are read at once over one connection, and
+/// the server closes one on which more than 64 MiB wait.
+const READ_BYTES: u64 = 2 << 20;
 /// Facts handed out at a time; they are small and handled in milliseconds.
 const FACTS_BATCH: usize = 64;
 /// How long one pull waits. Shorter than the owner's timeout, so that a quiet owner stays the owner.

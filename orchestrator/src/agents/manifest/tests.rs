@@ -92,3 +92,12 @@ fn what_was_taken_before_stays_until_the_file_is_right_again() {
     let gone = admit(&BTreeMap::new(), &first.agents, &others());
     assert_eq!(gone, Admitted::default());
 }
+
+#[test]
+fn the_example_of_the_readme_is_taken() {
+    let readme = include_str!("../../../../README.md");
+    let example = readme.lines().skip_while(|line| !line.contains("reviewer.toml")).take_while(|line| !line.is_empty());
+    let text: Vec<&str> = example.collect();
+    let admitted = admit_new(&[("reviewer", text.join("\n"))]);
+    assert_eq!((taken(&admitted), &admitted.refused), (vec!["reviewer"], &BTreeMap::new()));
+}
