@@ -6,9 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use prometheus::IntGauge;
 use runtime::{Runtime, bus, clock};
 use schemas::chat::{Message, Role};
-use schemas::fact::{CancelMode, CancelRequested};
 use schemas::wire::{Nanos, encode};
-use schemas::{EffectId, Event, ExecutionId, Fact, FactBody, Record, stream};
+use schemas::{EffectId, Event, ExecutionId, Record, stream};
 
 use crate::history::{History, Snapshot};
 use crate::liveness::Liveness;
@@ -40,6 +39,10 @@ pub(crate) struct Owned {
     pub(crate) indexed: Option<u64>,
     /// Its parent, and whoever asked for a reply, have been told of its end.
     pub(crate) reported: bool,
+    /// Somebody else may have owned it meanwhile.
+    pub(crate) distrusted: bool,
+    /// Children that were told to end.
+    pub(crate) dismissed: BTreeSet<ExecutionId>,
 }
 
 /// An effect whose order was given.
@@ -61,11 +64,14 @@ impl Owned {
             open: None,
             indexed: None,
             reported: false,
+            distrusted: false,
+            dismissed: BTreeSet::new(),
         }
     }
 
     pub(crate) fn wake(&self) -> Option<(String, Nanos)> {
-        self.history.execution.wake().filter(|timer| !self.fired.contains(timer))
+        let armed = self.history.execution.wakes().filter(|timer| !self.fired.contains(timer));
+        armed.min_by_key(|(_, at)| *at)
     }
 }
 
@@ -149,7 +155,7 @@ impl Hands {
         }
     }
 
-    /// Takes back the orders that a decision made pointless, and tells workers and children at once.
+    /// Takes back the orders that a decision made pointless, and tells workers at once.
     pub(crate) async fn withdraw(&self, owned: &mut Owned, record: &Record) {
         let exec = record.exec;
         let cancelled: Vec<&EffectId> = record
@@ -167,12 +173,6 @@ impl Hands {
             {
                 tracing::debug!(%exec, %effect, %error, "a cancelled job stays in its queue; its result will be ignored");
             }
-            let child = owned.history.execution.effects.get(effect).and_then(work::child_of);
-            if let Some(child) = child
-                && let Err(error) = self.cancel_child(exec, child).await
-            {
-                tracing::warn!(%exec, %child, %error, "a child was not told to end; it ends at its deadline");
-            }
         }
         if !cancelled.is_empty()
             && let Err(error) = self.runtime.bus.announce_cancel(exec).await
@@ -181,14 +181,20 @@ impl Hands {
         }
     }
 
-    async fn cancel_child(&self, parent: ExecutionId, child: ExecutionId) -> Result<(), bus::Error> {
-        let body = CancelRequested {
-            by: parent.to_string(),
-            reason: Some("the execution that asked for it no longer wants it".to_owned()),
-            mode: CancelMode::Now,
-        };
-        self.runtime.bus.append_fact(&Fact::new(child, clock::now(), FactBody::CancelRequested(body))).await?;
-        self.runtime.bus.announce_cancel(child).await
+    /// Tells children that nobody wants any more to end. It follows from the state, so that who takes the execution over
+    /// tells those that a dead owner did not.
+    pub(crate) async fn dismiss(&self, owned: &mut Owned) -> Result<(), bus::Error> {
+        let execution = &owned.history.execution;
+        let unwanted = work::unwanted_children(execution).map(|(_, child)| child);
+        let unwanted: Vec<ExecutionId> = unwanted.filter(|child| !owned.dismissed.contains(child)).collect();
+        for child in unwanted {
+            if let Some(fact) = work::dismissal(execution, child) {
+                self.runtime.bus.append_fact(&fact).await?;
+                self.runtime.bus.announce_cancel(child).await?;
+            }
+            owned.dismissed.insert(child);
+        }
+        Ok(())
     }
 
     /// Tells whoever waits for the end: the parent, by a fact in its log, and the reply subject of a plain NATS client.

@@ -300,17 +300,19 @@ impl Execution {
     /// The next moment at which the passing of time changes something: the timer's name and the moment.
     #[must_use]
     pub fn wake(&self) -> Option<(String, Nanos)> {
-        if self.is_closed() || self.request.is_none() {
-            return None;
-        }
-        let deadline = ("deadline".to_owned(), self.budget.deadline());
+        self.wakes().min_by_key(|(_, at)| *at)
+    }
+
+    /// All moments at which the passing of time changes something, in no order.
+    pub fn wakes(&self) -> impl Iterator<Item = (String, Nanos)> {
+        let over = self.is_closed() || self.request.is_none();
+        let deadline = (!over).then(|| ("deadline".to_owned(), self.budget.deadline()));
         // While it waits for somebody, nothing is asked for again.
         let waits = matches!(self.control, Control::Paused { .. } | Control::Draining { .. });
-        let wakes = self
-            .effects
-            .wakes()
-            .filter(|(id, _)| !waits || matches!(self.effects.get(id).map(|e| &e.state), Some(State::Open { .. })));
-        wakes.map(|(id, at)| (id.to_string(), at)).chain([deadline]).min_by_key(|(_, at)| *at)
+        let wakes = self.effects.wakes().filter(move |_| !over).filter(move |(id, _)| {
+            !waits || matches!(self.effects.get(id).map(|e| &e.state), Some(State::Open { .. }))
+        });
+        wakes.map(|(id, at)| (id.to_string(), at)).chain(deadline)
     }
 
     /// The calls that are to be carried out: of the last answer, of the request itself, or the one that recalls.

@@ -60,6 +60,8 @@ enum Slot {
 pub(crate) struct Shell {
     partition: Partition,
     pins: Pins,
+    /// The pin under which facts came last.
+    pin: Option<String>,
     hands: Hands,
     closed_kept: usize,
     slots: BTreeMap<ExecutionId, Slot>,
@@ -76,6 +78,7 @@ impl Shell {
         Self {
             partition,
             pins,
+            pin: None,
             hands,
             closed_kept: config.closed_kept,
             slots: BTreeMap::new(),
@@ -106,7 +109,12 @@ impl Shell {
                     Err(error) => Input::Failed(error),
                 },
             };
-            self.pins.set(self.partition, facts.as_ref().and_then(Facts::pin));
+            let pin = facts.as_ref().and_then(Facts::pin);
+            self.pins.set(self.partition, pin);
+            if pin.is_some() && pin != self.pin.as_deref() {
+                self.pin = pin.map(str::to_owned);
+                self.distrust();
+            }
             match input {
                 Input::Stop => return self.stop().await,
                 Input::Nothing => {}
@@ -145,6 +153,18 @@ impl Shell {
         }
     }
 
+    /// The partition was given to us anew: somebody else may have taken in facts meanwhile that memory misses.
+    fn distrust(&mut self) {
+        let all: Vec<ExecutionId> = self.slots.keys().copied().collect();
+        for exec in all {
+            match self.slots.get_mut(&exec) {
+                Some(Slot::Busy(waiting)) => waiting.reload = true,
+                Some(Slot::Idle(owned, _)) => owned.distrusted = true,
+                None => {}
+            }
+        }
+    }
+
     /// Leaves what nothing is under way for to the owner, who has it from the log.
     async fn let_go(&mut self) {
         let idle = |slot: &Slot| matches!(slot, Slot::Idle(..));
@@ -169,7 +189,7 @@ impl Shell {
 
     /// Begins a step, or lets it wait for the one under way.
     fn give(&mut self, exec: ExecutionId, mut todo: Todo) {
-        let owned = match self.slots.insert(exec, Slot::Busy(Todo::default())) {
+        let mut owned = match self.slots.insert(exec, Slot::Busy(Todo::default())) {
             Some(Slot::Busy(mut waiting)) => {
                 waiting.add(todo);
                 self.slots.insert(exec, Slot::Busy(waiting));
@@ -184,6 +204,7 @@ impl Shell {
             None => Box::new(Owned::new(exec)),
         };
         todo.index |= self.young.len() >= YOUNG_MAX;
+        todo.reload |= std::mem::take(&mut owned.distrusted);
         self.steps.push(Box::pin(step(self.hands.clone(), owned, todo)));
     }
 
@@ -194,7 +215,8 @@ impl Shell {
             return;
         };
         self.young.remove(&exec);
-        if let Some(owned) = owned {
+        if let Some(mut owned) = owned {
+            owned.distrusted |= waiting.reload;
             if owned.kept.is_some() {
                 self.young.insert(exec);
             }

@@ -39,6 +39,8 @@ pub(crate) struct Todo {
     pub(crate) indexed: bool,
     /// Its jobs may be gone: give every order again.
     pub(crate) republish: bool,
+    /// Somebody else may have owned it meanwhile: read it anew.
+    pub(crate) reload: bool,
     /// Its moment has come.
     pub(crate) woken: bool,
     /// Write it into the index, however young it is.
@@ -51,6 +53,7 @@ impl Todo {
         self.recover |= more.recover;
         self.indexed |= more.indexed;
         self.republish |= more.republish;
+        self.reload |= more.reload;
         self.woken |= more.woken;
         self.index |= more.index;
     }
@@ -110,6 +113,7 @@ async fn advance(hands: &Hands, owned: &mut Owned, todo: &Todo) -> Result<(), bu
         fire(hands, owned).await;
     }
     commit(hands, owned).await?;
+    hands.dismiss(owned).await?;
     if owned.history.execution.is_closed() {
         hands.liveness.forget(owned.history.exec);
         // First told, then forgotten: a crash in between tells twice, which does no harm.
@@ -133,9 +137,11 @@ async fn advance(hands: &Hands, owned: &mut Owned, todo: &Todo) -> Result<(), bu
 }
 
 async fn take_in(hands: &Hands, owned: &mut Owned, todo: &Todo) -> Result<(), bus::Error> {
-    let fresh = owned.history.sequence == 0;
-    // The first fact needs no reading: if it was not the first, the commit says so.
-    if fresh && !todo.facts.first().is_some_and(|fact| is_submission(&fact.stored)) {
+    // A request needs no reading: if it is not the first message, the commit says so. Behind a child's request there may
+    // be a cancel before it, which the commit cannot notice.
+    let fresh = owned.history.sequence == 0 && !todo.facts.first().is_some_and(|fact| is_first(&fact.stored));
+    // What is in memory may miss what another owner took in, and jobs must not be given again from that.
+    if fresh || todo.reload || todo.republish {
         owned.history = hands.load(owned.history.exec).await?;
     }
     if todo.indexed && owned.indexed.is_none() {
@@ -233,6 +239,12 @@ async fn put_back(fact: FactDelivery) {
     if let Err(error) = fact.later(RETRY_AFTER).await {
         tracing::debug!(%exec, %error, "a fact was not put back; it comes again by itself");
     }
+}
+
+/// Whether a message is surely the first of its execution, unless a commit says otherwise.
+fn is_first(stored: &Stored) -> bool {
+    let fact = (stored.kind == Kind::Fact).then(|| Fact::read(&stored.payload).ok()).flatten();
+    matches!(fact.map(|f| f.body), Some(FactBody::ExecutionSubmitted(request)) if request.parent.is_none())
 }
 
 fn is_submission(stored: &Stored) -> bool {

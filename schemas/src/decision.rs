@@ -124,10 +124,11 @@ impl Record {
         Ok(record)
     }
 
-    /// The id under which this decision is published.
+    /// The id under which this decision is published: its number, so that a second one of that number is recognised even
+    /// by a server to which the sequence seems right.
     #[must_use]
     pub fn message_id(&self) -> String {
-        format!("{}/{}", self.exec, self.commit)
+        format!("{}/decision/{}", self.exec, self.n)
     }
 }
 

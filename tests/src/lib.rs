@@ -309,7 +309,7 @@ impl System {
             model: "tiny".to_owned(),
             window: 1_024,
             messages: vec![Message::text(Role::User, question)],
-            tools: tools.iter().map(|name| ToolSpec::new(*name, "", json!({"type": "object"}))).collect(),
+            tools: tools.iter().map(|name| ToolSpec::new(*name, "", parameters(name))).collect(),
             workspace: Some(self.workspace().display().to_string()),
             sampling: Sampling { seed: Some(1), ..Sampling::default() },
             ..ExecutionSubmitted::new(kind, agent, limits)
@@ -471,4 +471,15 @@ pub fn text(events: &[(String, Value)]) -> String {
         }
         text
     })
+}
+
+/// The arguments of a tool, as the model reads them.
+fn parameters(tool: &str) -> Value {
+    let names: &[&str] = match tool {
+        "search_code" => &["query", "path", "regex", "max"],
+        "read_file" => &["path", "start", "end"],
+        _ => &[],
+    };
+    let properties: serde_json::Map<String, Value> = names.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
+    json!({"type": "object", "properties": properties})
 }

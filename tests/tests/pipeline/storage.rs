@@ -78,7 +78,7 @@ async fn a_full_log_refuses_with_a_next_step_and_goes_on_by_itself_with_more_roo
     system.start_nats().await?;
     let ended = run(&["orchestrator", "--json", "--nats", &system.nats_url()]).await?;
     assert_eq!(ended.code, Some(1), "{ended:?}");
-    assert!(ended.stderr.contains("no room for stream VL_DLQ of 1024 MiB"), "{ended:?}");
+    assert!(ended.stderr.contains("no room for stream VL_DLQ of 64 MiB"), "{ended:?}");
     assert!(ended.stderr.contains("raise max_file_store"), "{ended:?}");
 
     allow_fewer_dead_letters(&system).await?;

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::{Client, HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -38,9 +37,9 @@ pub struct Appended {
 /// How a commit ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Commit {
-    /// The decision is in the log at this sequence, written now or by an earlier attempt.
+    /// The decision is in the log at this sequence.
     Done(u64),
-    /// The execution moved on: read it again and decide again.
+    /// It may or may not be, or somebody else wrote: read the execution again and decide again.
     Stale,
 }
 
@@ -79,34 +78,22 @@ impl Bus {
         Ok(Appended { sequence: ack.seq, duplicate: ack.duplicate })
     }
 
-    /// Appends a decision if the execution's last message still has the sequence `expected` (0 for none).
+    /// Appends a decision if the execution's last message still has the sequence `expected` (0 for none), and the log
+    /// holds no decision of its number.
     ///
-    /// After a lost or ambiguous answer the log is read again: a decision with the same commit id is ours.
+    /// After a refusal, and after a lost or ambiguous answer, only the log can say what is the case: read it again and
+    /// decide again. A decision that did arrive is found there, and nothing follows a second time.
     ///
     /// # Errors
-    /// When the server does not answer even to the reading.
+    /// When the server refuses for another reason.
     pub async fn commit(&self, record: &Record, expected: u64) -> Result<Commit, Error> {
         let mut headers = headers(record.exec, "decision", &record.message_id(), &std::collections::BTreeMap::new());
         headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string().as_str());
         headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", subject::execution(record.exec).as_str());
         match publish(&self.log, subject::decision(record.exec), headers, encode(record).into()).await {
-            Ok(ack) => Ok(Commit::Done(ack.seq)),
-            Err(Error::Stale(_) | Error::Timeout(_) | Error::Broken(_)) => self.find_commit(record).await,
+            Ok(ack) if !ack.duplicate => Ok(Commit::Done(ack.seq)),
+            Ok(_) | Err(Error::Stale(_) | Error::Timeout(_) | Error::Broken(_)) => Ok(Commit::Stale),
             Err(error) => Err(error),
-        }
-    }
-
-    async fn find_commit(&self, record: &Record) -> Result<Commit, Error> {
-        // The leader answers this one, so it sees every acknowledged write.
-        let stream =
-            self.js.get_stream_no_info(subject::log_stream(record.exec.partition())).await.map_err(Error::broken)?;
-        match stream.get_last_raw_message_by_subject(&subject::decision(record.exec)).await {
-            Ok(last) if last.headers.get("Nats-Msg-Id").is_some_and(|id| id.as_str() == record.message_id()) => {
-                Ok(Commit::Done(last.sequence))
-            }
-            Ok(_) => Ok(Commit::Stale),
-            Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(Commit::Stale),
-            Err(e) => Err(Error::broken(e)),
         }
     }
 
