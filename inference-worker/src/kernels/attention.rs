@@ -4,6 +4,8 @@
 //! each other, so that one vector holds sixteen scores and nothing is summed across a vector. Memory for a block is
 //! taken when the block is first used: an idle worker holds none.
 
+use memmap2::MmapMut;
+
 use crate::kernels::{Lane, elementwise::exp, for_each_isa, multiply_add};
 
 /// Positions in one block.
@@ -12,9 +14,34 @@ pub const BLOCK: usize = 16;
 /// Keys and values of all blocks of one model.
 #[derive(Debug)]
 pub struct KvCache {
-    blocks: Vec<Vec<Lane>>,
+    blocks: Vec<Option<Block>>,
     layers: usize,
     shape: HeadShape,
+}
+
+/// The memory of one block, a mapping of its own: given back, it is the system's again at once, which an allocator does
+/// not promise.
+#[derive(Debug)]
+struct Block(MmapMut);
+
+impl Block {
+    /// Zeros.
+    fn new(lanes: usize) -> Self {
+        Self(MmapMut::map_anon(lanes * size_of::<Lane>()).expect("the system has memory for a block of the cache"))
+    }
+
+    #[expect(unsafe_code, reason = "a mapping is bytes, the kernels want lanes")]
+    fn lanes(&self) -> &[Lane] {
+        // SAFETY: a mapping begins at a page, which is aligned for a lane, and holds whole lanes; every bit pattern is a
+        // valid lane, and nobody writes while this borrow lives.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() / size_of::<Lane>()) }
+    }
+
+    #[expect(unsafe_code, reason = "a mapping is bytes, the kernels want lanes")]
+    fn lanes_mut(&mut self) -> &mut [Lane] {
+        // SAFETY: as above, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() / size_of::<Lane>()) }
+    }
 }
 
 /// The dimensions attention needs.
@@ -54,16 +81,14 @@ impl HeadShape {
 impl KvCache {
     /// A cache of `blocks` blocks, none of them allocated yet.
     pub fn new(blocks: usize, layers: usize, shape: HeadShape) -> Self {
-        Self { blocks: vec![Vec::new(); blocks], layers, shape }
+        Self { blocks: std::iter::repeat_with(|| None).take(blocks).collect(), layers, shape }
     }
 
     /// Stores the key and value of one position, `kv_heads * width` values each.
     pub fn write(&mut self, layer: usize, block: u32, slot: usize, key: &[f32], value: &[f32]) {
         let shape = self.shape;
-        let storage = &mut self.blocks[block as usize];
-        if storage.is_empty() {
-            *storage = vec![Lane::ZERO; self.layers * shape.layer_block()];
-        }
+        let lanes = self.layers * shape.layer_block();
+        let storage = self.blocks[block as usize].get_or_insert_with(|| Block::new(lanes)).lanes_mut();
         let storage = &mut storage[layer * shape.layer_block()..][..shape.layer_block()];
         let (keys, values) = storage.split_at_mut(shape.key_block());
         for (lane, &key) in keys.iter_mut().zip(key) {
@@ -80,7 +105,7 @@ impl KvCache {
 
     /// Gives back the memory of a block; what it held is gone.
     pub fn give_back(&mut self, block: u32) {
-        self.blocks[block as usize] = Vec::new();
+        self.blocks[block as usize] = None;
     }
 
     /// Attention of one token's query heads over positions `from..=position`.
@@ -91,7 +116,8 @@ impl KvCache {
     }
 
     fn layer(&self, block: u32, layer: usize) -> (&[Lane], &[Lane]) {
-        let storage = &self.blocks[block as usize][layer * self.shape.layer_block()..][..self.shape.layer_block()];
+        let storage = self.blocks[block as usize].as_ref().expect("a block is written before it is read");
+        let storage = &storage.lanes()[layer * self.shape.layer_block()..][..self.shape.layer_block()];
         storage.split_at(self.shape.key_block())
     }
 }
