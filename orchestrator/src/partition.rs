@@ -182,7 +182,8 @@ impl Shell {
 
     fn wake(&mut self) {
         let now = clock::now();
-        while let Some((_, exec)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
+        while let Some((at, exec)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
+            self.due.remove(&(at, exec));
             self.give(exec, Todo { woken: true, ..Todo::default() });
         }
     }

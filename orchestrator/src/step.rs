@@ -120,7 +120,8 @@ async fn advance(hands: &Hands, owned: &mut Owned, todo: &Todo) -> Result<(), bu
         hands.report(owned).await?;
         hands.unindex(owned).await?;
         release(owned).await;
-        owned.open = None;
+        // Nothing waits any more, neither for room in a queue nor to be counted.
+        (owned.open, owned.full, owned.room_at) = (None, false, None);
         return Ok(());
     }
     owned.open.get_or_insert_with(|| Open::new(&hands.metrics.open));
