@@ -58,7 +58,7 @@ impl Entry {
             Self::Decision(r) => json!({
                 "n": n, "sequence": sequence, "kind": "decision",
                 "type": r.events.last().map_or("decision", Event::name), "at": rfc3339(r.at), "at_ns": r.at,
-                "decision": r.n, "commit": r.commit, "machine": r.machine, "facts_upto": r.facts_upto,
+                "decision": r.n, "commit": r.commit(), "machine": r.machine, "facts_upto": r.facts_upto,
                 "events": r.events, "prev_hash": r.prev_hash, "hash": r.hash,
             }),
             Self::Corrupt(why) => {

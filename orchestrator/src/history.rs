@@ -161,7 +161,7 @@ impl History {
         }
         self.sequence = sequence;
         self.decisions += 1;
-        self.last_hash.clone_from(&record.hash);
+        record.hash.as_str().clone_into(&mut self.last_hash);
         self.facts = FactsDigest::default();
     }
 }
@@ -246,7 +246,7 @@ impl Verifier {
             Kind::Decision => {
                 let found = check(&self.history, message, self.other).map_err(|d| self.blame(&d))?;
                 self.verified.decisions += 1;
-                self.verified.final_hash.clone_from(&found.hash);
+                found.hash.as_str().clone_into(&mut self.verified.final_hash);
                 self.facts.clear();
             }
         }

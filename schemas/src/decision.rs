@@ -1,7 +1,8 @@
 //! Decisions: what the orchestrator made of the facts. One decision is one message, appended with the expected last
 //! sequence of its execution, and chained by hashes, so that one execution's stream proves itself.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use crate::chat::{FinishReason, Usage};
@@ -12,7 +13,7 @@ use crate::wire::{DecodeError, Nanos, Schema, decode, encode};
 /// One decision in its envelope: the events that followed from the facts up to `facts_upto`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// `decision/1.0`.
+    /// `decision/2.0`, or `decision/1.0` from machines before the third.
     pub schema: String,
     /// The execution.
     pub exec: ExecutionId,
@@ -20,8 +21,9 @@ pub struct Record {
     pub n: u64,
     /// The time of the newest fact it rests on. A decision reads no clock.
     pub at: Nanos,
-    /// Names this commit; derived from the hash, so that writing the same decision twice is recognised.
-    pub commit: String,
+    /// What [`Record::commit`] gives, written out; machines before the third did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// Version of the state machine that decided.
     pub machine: u32,
     /// Log sequence of the last fact that was folded before deciding.
@@ -29,13 +31,82 @@ pub struct Record {
     /// What was decided, in order.
     pub events: Vec<Event>,
     /// Hash of the previous decision; empty for the first.
-    pub prev_hash: String,
-    /// SHA-256, hex, over the previous hash, the facts consumed since, and everything above.
-    pub hash: String,
+    pub prev_hash: Hash,
+    /// SHA-256 over the previous hash, the facts consumed since, and everything above.
+    pub hash: Hash,
 }
 
 impl Schema for Record {
-    const SCHEMA: &'static str = "decision/1.0";
+    const SCHEMA: &'static str = "decision/2.0";
+
+    fn reads(found: &str) -> bool {
+        found.starts_with("decision/1.") || found.starts_with("decision/2.")
+    }
+}
+
+/// What earlier machines write: hashes as text, and the commit id beside them.
+const FIRST_SCHEMA: &str = "decision/1.0";
+/// The first machine that writes hashes as bytes and leaves out what follows from them: 93 bytes less a decision.
+const COMPACT_SINCE: u32 = 3;
+
+/// A SHA-256, or nothing, where there is no decision before. People read it in hexadecimal.
+///
+/// In the log machines before the third wrote that text, later ones write the 32 bytes. A hash remembers how it stood, so that
+/// a decision that is read and written again has the same bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hash {
+    hex: String,
+    text: bool,
+}
+
+impl Hash {
+    /// A hash as a machine of this version writes it.
+    fn of(hex: &str, machine: u32) -> Self {
+        Self { hex: hex.to_owned(), text: machine < COMPACT_SINCE }
+    }
+
+    /// In hexadecimal; empty when there is none.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.hex
+    }
+}
+
+impl std::fmt::Display for Hash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.hex)
+    }
+}
+
+impl Serialize for Hash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.text || serializer.is_human_readable() {
+            return serializer.serialize_str(&self.hex);
+        }
+        serializer.serialize_bytes(&hex::decode(&self.hex).map_err(serde::ser::Error::custom)?)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = Hash;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a hash: bytes, or hexadecimal text")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Hash, E> {
+                Ok(Hash { hex: text.to_owned(), text: true })
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Hash, E> {
+                Ok(Hash { hex: hex::encode(bytes), text: false })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 /// Running digest over the facts a decision consumes.
@@ -80,7 +151,7 @@ pub struct Draft<'a> {
     pub facts_upto: u64,
     /// Facts consumed since the previous decision.
     pub facts: &'a FactsDigest,
-    /// Hash of the previous decision; empty for the first.
+    /// Hash of the previous decision, in hexadecimal; empty for the first.
     pub prev_hash: &'a str,
 }
 
@@ -99,17 +170,23 @@ impl Record {
         digest.update(encode(&events));
         let hash = hex::encode(digest.finalize());
         Self {
-            schema: Self::SCHEMA.to_owned(),
+            schema: if draft.machine < COMPACT_SINCE { FIRST_SCHEMA } else { Self::SCHEMA }.to_owned(),
             exec: draft.exec,
             n: draft.n,
             at: draft.at,
-            commit: format!("{}-{}", draft.n, &hash[..16]),
+            commit: (draft.machine < COMPACT_SINCE).then(|| commit(draft.n, &hash)),
             machine: draft.machine,
             facts_upto: draft.facts_upto,
             events,
-            prev_hash: draft.prev_hash.to_owned(),
-            hash,
+            prev_hash: Hash::of(draft.prev_hash, draft.machine),
+            hash: Hash::of(&hash, draft.machine),
         }
+    }
+
+    /// Names this commit: its number and the beginning of its hash, so that the same decision has the same name.
+    #[must_use]
+    pub fn commit(&self) -> String {
+        commit(self.n, self.hash.as_str())
     }
 
     /// Reads a decision and checks its version.
@@ -128,8 +205,12 @@ impl Record {
     /// by a server to which the sequence seems right.
     #[must_use]
     pub fn message_id(&self) -> String {
-        format!("{}/decision/{}", self.exec, self.n)
+        format!("{}/{}", self.exec, self.n)
     }
+}
+
+fn commit(n: u64, hash: &str) -> String {
+    format!("{n}-{}", hash.get(..16).unwrap_or(hash))
 }
 
 /// What can be decided.

@@ -15,7 +15,7 @@ use schemas::wire::{Schema, decode, encode};
 use schemas::{EffectId, ExecutionId, agent};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 
 fn exec() -> ExecutionId {
     "0192f0c1-7a3b-7c4d-8e5f-001122334455".parse().expect("canonical id")
@@ -64,8 +64,7 @@ fn policy() -> Policy {
 /// Writes or compares one sample: the bytes as hex, then the same value as people read it.
 fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, sample: &T) {
     let bytes = encode(sample);
-    let readable: Value = decode(&bytes).expect("a message is a map that JSON can show");
-    let text = format!("{}\n{}\n", hex::encode(&bytes), serde_json::to_string_pretty(&readable).expect("JSON"));
+    let text = format!("{}\n{}\n", hex::encode(&bytes), serde_json::to_string_pretty(sample).expect("JSON"));
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{name}.txt"));
     #[expect(clippy::disallowed_methods, reason = "a switch for the person who changes the wire on purpose")]
     if std::env::var("UPDATE_GOLDEN").is_ok() {
@@ -308,8 +307,26 @@ fn decisions() {
     ];
     let mut facts = FactsDigest::default();
     facts.add(1, b"fact");
-    let draft = Draft { exec: exec(), n: 1, at: 5, machine: 1, facts_upto: 1, facts: &facts, prev_hash: "ab" };
-    check("decision", &Record::seal(&draft, all));
+    let first = Draft { exec: exec(), n: 1, at: 5, machine: 1, facts_upto: 1, facts: &facts, prev_hash: "ab" };
+    check("decision.1", &Record::seal(&first, all.clone()));
+    check("decision", &Record::seal(&Draft { machine: 3, ..first }, all));
+}
+
+#[test]
+fn a_decision_reads_as_it_was_written_and_writes_the_same_again() {
+    let facts = FactsDigest::default();
+    for (machine, schema) in [(1, "decision/1.0"), (2, "decision/1.0"), (3, "decision/2.0")] {
+        let draft = Draft { exec: exec(), n: 1, at: 5, machine, facts_upto: 1, facts: &facts, prev_hash: "ab" };
+        let written = Record::seal(&draft, Vec::new());
+        assert_eq!(written.schema, schema);
+        let read = Record::read(&encode(&written)).expect("a decision");
+        assert_eq!(encode(&read), encode(&written), "machine {machine}");
+        assert_eq!((read.hash.as_str(), read.commit()), (written.hash.as_str(), written.commit()));
+        assert!(read.hash.as_str().len() == 64 && read.prev_hash.as_str() == "ab", "people read hexadecimal");
+        let json = serde_json::to_value(&read).expect("JSON");
+        assert_eq!((&json["hash"], &json["prev_hash"]), (&json!(written.hash.as_str()), &json!("ab")));
+    }
+    assert!(!Record::reads("decision/3.0") && !Record::reads("fact/1.0"));
 }
 
 #[test]

@@ -216,7 +216,11 @@ fn tell(n: usize, message: &Stored, as_json: bool) {
         Kind::Decision => match Record::read(&message.payload) {
             Ok(record) => {
                 let names: Vec<&str> = record.events.iter().map(schemas::Event::name).collect();
-                ("decision", format!("#{} {}", record.n, record.hash.get(..12).unwrap_or_default()), names.join(", "))
+                (
+                    "decision",
+                    format!("#{} {}", record.n, record.hash.as_str().get(..12).unwrap_or_default()),
+                    names.join(", "),
+                )
             }
             Err(error) => ("corrupt", String::new(), error.to_string()),
         },

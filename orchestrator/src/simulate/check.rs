@@ -53,7 +53,7 @@ fn one(exec: ExecutionId, log: &[Stored], coverage: &mut Coverage) -> Result<Exe
                 if ends > 0 {
                     return Err(format!("decision {} stands behind the end", record.n));
                 }
-                if !commits.insert(record.commit.clone()) {
+                if !commits.insert(record.commit()) {
                     return Err(format!("decision {} was appended twice", record.n));
                 }
                 ends += record.events.iter().filter(|e| e.is_terminal()).count();

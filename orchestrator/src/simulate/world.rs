@@ -295,7 +295,7 @@ impl World {
         };
         let names = || record.events.iter().map(Event::name).collect::<Vec<_>>().join(" ");
         self.note(|| format!("decision {} {} {sequence} {}", record.exec, record.n, names()));
-        self.hash(record.hash.as_bytes());
+        self.hash(record.hash.as_str().as_bytes());
         self.counts.decisions += 1;
         for event in &record.events {
             match event {

@@ -57,7 +57,7 @@ async fn an_audit_proves_an_honest_log_and_locates_a_forged_decision() -> anyhow
         machine: end.machine,
         facts_upto: last.sequence,
         facts: &facts,
-        prev_hash: &end.hash,
+        prev_hash: end.hash.as_str(),
     };
     let forged = Record::seal(&draft, end.events.clone());
     let Commit::Done(sequence) = bus.commit(&forged, last.sequence).await? else { panic!("the log moved on") };

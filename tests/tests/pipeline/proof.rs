@@ -38,7 +38,7 @@ async fn a_replay_proves_an_honest_log_and_finds_a_forged_decision() -> anyhow::
         machine: end.machine,
         facts_upto: last.sequence,
         facts: &facts,
-        prev_hash: &end.hash,
+        prev_hash: end.hash.as_str(),
     };
     let forged = Record::seal(&draft, end.events.clone());
     assert!(matches!(bus.commit(&forged, last.sequence).await?, Commit::Done(_)));

@@ -34,7 +34,7 @@ impl Bus {
     /// # Errors
     /// [`Error::Full`] when the queue takes nothing more; otherwise when it is not known to be queued.
     pub async fn queue<J: Job>(&self, job: &J) -> Result<Queued, Error> {
-        let headers = headers(job.exec(), J::SCHEMA, &job.message_id(), job.trace());
+        let headers = headers(Some(J::SCHEMA), &job.message_id(), job.trace());
         let ack = publish(&self.jobs, job.subject(), headers, encode(job).into()).await?;
         Ok(Queued { sequence: ack.seq, duplicate: ack.duplicate })
     }

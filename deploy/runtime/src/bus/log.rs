@@ -73,7 +73,7 @@ impl Bus {
     /// # Errors
     /// When it is not known to be stored. Asking again is safe.
     pub async fn append_fact(&self, fact: &Fact) -> Result<Appended, Error> {
-        let headers = headers(fact.exec, fact.body.name(), &fact.message_id(), &fact.trace);
+        let headers = headers(Some(fact.body.name()), &fact.message_id(), &fact.trace);
         let ack = publish(&self.log, subject::fact(fact.exec), headers, encode(fact).into()).await?;
         Ok(Appended { sequence: ack.seq, duplicate: ack.duplicate })
     }
@@ -87,7 +87,7 @@ impl Bus {
     /// # Errors
     /// When the server refuses for another reason.
     pub async fn commit(&self, record: &Record, expected: u64) -> Result<Commit, Error> {
-        let mut headers = headers(record.exec, "decision", &record.message_id(), &std::collections::BTreeMap::new());
+        let mut headers = headers(None, &record.message_id(), &std::collections::BTreeMap::new());
         headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string().as_str());
         headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", subject::execution(record.exec).as_str());
         match publish(&self.log, subject::decision(record.exec), headers, encode(record).into()).await {
@@ -346,17 +346,18 @@ pub(super) async fn direct_get(
     }
 }
 
-/// Headers that every durable message carries.
+/// Headers of a durable message. What its subject says, the execution and whether it is a decision, they do not repeat:
+/// it would be stored with each.
 pub(super) fn headers(
-    exec: ExecutionId,
-    kind: &str,
+    kind: Option<&str>,
     message_id: &str,
     trace: &std::collections::BTreeMap<String, String>,
 ) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", message_id);
-    headers.insert("Vl-Type", kind);
-    headers.insert("Vl-Exec", exec.to_string().as_str());
+    if let Some(kind) = kind {
+        headers.insert("Vl-Type", kind);
+    }
     for (key, value) in trace {
         headers.insert(key.as_str(), value.as_str());
     }
