@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use prometheus::IntGauge;
 use runtime::{Runtime, bus, clock};
 use schemas::chat::{Message, Role};
+use schemas::job::Job;
 use schemas::wire::{Nanos, encode};
 use schemas::{EffectId, Event, ExecutionId, Record, stream};
 
 use crate::history::{History, Snapshot};
-use crate::liveness::Liveness;
+use crate::liveness::{Liveness, Place};
 use crate::service::Metrics;
 use crate::step::Kept;
 use crate::work::{self, Order};
@@ -48,8 +49,8 @@ pub(crate) struct Owned {
 /// An effect whose order was given.
 pub(crate) struct Placed {
     attempt: u32,
-    /// Stream and sequence of its job; none for a child.
-    job: Option<(&'static str, u64)>,
+    /// Its job; none for a child.
+    job: Option<Place>,
 }
 
 impl Owned {
@@ -109,8 +110,8 @@ impl Hands {
         let mut orders = Vec::new();
         for (id, effect) in execution.effects.open_effects() {
             if let Some(placed) = owned.placed.get(id).filter(|p| p.attempt == effect.attempt) {
-                if let Some((stream, _)) = placed.job {
-                    self.liveness.watch(exec, id, effect.attempt, stream);
+                if let Some(place) = &placed.job {
+                    self.liveness.watch(exec, id, effect.attempt, place);
                 }
                 continue;
             }
@@ -119,6 +120,9 @@ impl Hands {
             }
             let before = history.as_deref().unwrap_or(&[]);
             if let Some(order) = work::order(execution, id, effect, before, clock::now()) {
+                if !matches!(order, Order::Child(_)) {
+                    self.liveness.expect(exec, id, effect.attempt);
+                }
                 orders.push((id.clone(), effect.attempt, order));
             }
         }
@@ -126,13 +130,13 @@ impl Hands {
         for ((id, attempt, _), job) in orders.into_iter().zip(given) {
             match job {
                 Ok(job) => {
-                    if let Some((stream, _)) = job {
+                    if let Some(place) = &job {
                         self.metrics.jobs.inc();
-                        self.liveness.watch(exec, &id, attempt, stream);
+                        self.liveness.watch(exec, &id, attempt, place);
                     }
                     // Another attempt of the same effect may still be queued; nobody wants it.
-                    if let Some((stream, old)) = owned.placed.insert(id, Placed { attempt, job }).and_then(|p| p.job) {
-                        let _ = self.runtime.bus.unqueue(stream, old).await;
+                    if let Some(old) = owned.placed.insert(id, Placed { attempt, job }).and_then(|p| p.job) {
+                        let _ = self.runtime.bus.unqueue(old.stream, old.sequence).await;
                     }
                 }
                 Err(bus::Error::Full(why)) => {
@@ -145,14 +149,18 @@ impl Hands {
         Ok(())
     }
 
-    /// Returns stream and sequence of a job; none for a child.
-    async fn give(&self, order: &Order) -> Result<Option<(&'static str, u64)>, bus::Error> {
-        let bus = &self.runtime.bus;
+    /// Returns where a job was queued; none for a child.
+    async fn give(&self, order: &Order) -> Result<Option<Place>, bus::Error> {
         match order {
-            Order::Inference(job) => Ok(Some((stream::INFERENCE_JOBS, bus.queue(job.as_ref()).await?.sequence))),
-            Order::Tool(job) => Ok(Some((stream::TOOL_JOBS, bus.queue(job.as_ref()).await?.sequence))),
-            Order::Child(fact) => bus.append_fact(fact).await.map(|_| None),
+            Order::Inference(job) => self.queue(stream::INFERENCE_JOBS, job.as_ref()).await.map(Some),
+            Order::Tool(job) => self.queue(stream::TOOL_JOBS, job.as_ref()).await.map(Some),
+            Order::Child(fact) => self.runtime.bus.append_fact(fact).await.map(|_| None),
         }
+    }
+
+    async fn queue<J: Job>(&self, stream: &'static str, job: &J) -> Result<Place, bus::Error> {
+        let sequence = self.runtime.bus.queue(job).await?.sequence;
+        Ok(Place { stream, subject: job.subject(), sequence })
     }
 
     /// Takes back the orders that a decision made pointless, and tells workers at once.
@@ -168,8 +176,8 @@ impl Hands {
             .collect();
         for effect in &cancelled {
             let job = owned.placed.remove(effect).and_then(|placed| placed.job);
-            if let Some((stream, sequence)) = job
-                && let Err(error) = self.runtime.bus.unqueue(stream, sequence).await
+            if let Some(place) = job
+                && let Err(error) = self.runtime.bus.unqueue(place.stream, place.sequence).await
             {
                 tracing::debug!(%exec, %effect, %error, "a cancelled job stays in its queue; its result will be ignored");
             }

@@ -18,7 +18,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { liveness_every_ms: 250, closed_kept: 256, agents_dir: None }
+        Self { liveness_every_ms: 100, closed_kept: 256, agents_dir: None }
     }
 }
 

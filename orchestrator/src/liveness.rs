@@ -17,8 +17,9 @@ use schemas::{EffectId, ExecutionId, Fact, FactBody, stream};
 use crate::config::Config;
 use crate::service::Metrics;
 
-/// How long a worker may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a worker may take to answer. One that is busy and answers later loses nothing; but a question that was on its
+/// way to a worker when it died is never answered, and holds up the next round, which finds it gone.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(150);
 /// How long a holder may deny an effect before it counts as lost: its result may be on its way.
 const DENIED_FOR: Duration = Duration::from_secs(2);
 /// How long an effect may be without a holder, its job handed out, before it counts as lost.
@@ -28,8 +29,17 @@ type Key = (ExecutionId, EffectId, u32);
 /// A lost effect and who held it, when known.
 type Lost = (Key, Option<String>);
 
+/// Where a job was queued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) stream: &'static str,
+    pub(crate) subject: String,
+    pub(crate) sequence: u64,
+}
+
 struct Watched {
-    stream: &'static str,
+    /// None while it is being queued.
+    place: Option<Place>,
     holder: Option<String>,
     /// Since when nobody is known to hold it.
     unheld_since: Instant,
@@ -65,10 +75,24 @@ impl Liveness {
         Ok(this)
     }
 
+    /// The job of an effect's attempt is about to be queued: whoever takes it may say so before the queue has answered.
+    pub(crate) fn expect(&self, exec: ExecutionId, effect: &EffectId, attempt: u32) {
+        self.entry(exec, effect, attempt, |_| {});
+    }
+
     /// An attempt of an effect is open and its job queued.
-    pub(crate) fn watch(&self, exec: ExecutionId, effect: &EffectId, attempt: u32, stream: &'static str) {
-        let watched = || Watched { stream, holder: None, unheld_since: clock::instant() };
-        self.lock().entry((exec, effect.clone(), attempt)).or_insert_with(watched);
+    pub(crate) fn watch(&self, exec: ExecutionId, effect: &EffectId, attempt: u32, place: &Place) {
+        self.entry(exec, effect, attempt, |watched| {
+            // Queued anew after a queue was lost, it has another place.
+            if watched.place.as_ref() != Some(place) {
+                (watched.place, watched.unheld_since) = (Some(place.clone()), clock::instant());
+            }
+        });
+    }
+
+    fn entry(&self, exec: ExecutionId, effect: &EffectId, attempt: u32, then: impl FnOnce(&mut Watched)) {
+        let watched = || Watched { place: None, holder: None, unheld_since: clock::instant() };
+        then(self.lock().entry((exec, effect.clone(), attempt)).or_insert_with(watched));
     }
 
     /// Nothing of an execution needs watching until it is watched again.
@@ -123,11 +147,7 @@ impl Liveness {
     }
 
     /// Brings what is known up to date. Returns what is lost for sure, and what nobody is known to hold.
-    fn compare(
-        &self,
-        gone: &BTreeSet<String>,
-        present: &BTreeMap<String, Holds>,
-    ) -> (Vec<Lost>, Vec<(Key, &'static str)>) {
+    fn compare(&self, gone: &BTreeSet<String>, present: &BTreeMap<String, Holds>) -> (Vec<Lost>, Vec<(Key, Place)>) {
         let now = clock::instant();
         let (mut lost, mut unheld) = (Vec::new(), Vec::new());
         for holds in present.values() {
@@ -146,7 +166,7 @@ impl Liveness {
                     lost.push((key.clone(), Some(worker.clone())))
                 }
                 None if now.duration_since(watched.unheld_since) > UNHELD_FOR => {
-                    unheld.push((key.clone(), watched.stream))
+                    unheld.extend(watched.place.clone().map(|place| (key.clone(), place)))
                 }
                 _ => {}
             }
@@ -155,12 +175,17 @@ impl Liveness {
     }
 
     /// Of the effects nobody holds, those whose jobs were handed out: their holder died before anybody knew it.
-    async fn orphans(&self, runtime: &Runtime, unheld: Vec<(Key, &'static str)>) -> Vec<Lost> {
-        let mut handed_out = BTreeMap::new();
-        for stream in unheld.iter().map(|(_, s)| *s).collect::<BTreeSet<_>>() {
-            handed_out.insert(stream, runtime.bus.all_handed_out(stream).await.unwrap_or(false));
+    async fn orphans(&self, runtime: &Runtime, unheld: Vec<(Key, Place)>) -> Vec<Lost> {
+        let mut progress = BTreeMap::new();
+        for stream in unheld.iter().map(|(_, place)| place.stream).collect::<BTreeSet<_>>() {
+            match runtime.bus.job_progress(stream).await {
+                Ok(found) => drop(progress.insert(stream, found)),
+                Err(error) => tracing::debug!(stream, %error, "a queue did not say how far it is"),
+            }
         }
-        unheld.into_iter().filter(|(_, stream)| handed_out[stream]).map(|(key, _)| (key, None)).collect()
+        let handed_out =
+            |place: &Place| progress.get(place.stream).is_some_and(|p| p.handed_out(&place.subject, place.sequence));
+        unheld.into_iter().filter(|(_, place)| handed_out(place)).map(|(key, _)| (key, None)).collect()
     }
 
     async fn report(&self, runtime: &Runtime, metrics: &Metrics, key: Key, worker: Option<String>) {

@@ -10,7 +10,7 @@ mod pull;
 mod question;
 mod token;
 
-pub use jobs::{Delivery, JobQueue, Queued};
+pub use jobs::{Delivery, JobProgress, JobQueue, Queued};
 pub use log::{Appended, Commit, FactDelivery, Facts, Kind, Live, Stored};
 pub use provision::provision;
 pub use token::TokenReader;

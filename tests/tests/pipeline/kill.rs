@@ -1,7 +1,8 @@
 //! `kill -9` of each part in the middle of the work: everything accepted ends as it would have, with one history.
 
 use pipeline_tests::{System, read_events, text};
-use schemas::FactBody;
+use runtime::bus::Stored;
+use schemas::{Fact, FactBody};
 use serde_json::{Value, json};
 
 /// An agent request whose answer takes a while: a search and the answer about it.
@@ -128,6 +129,8 @@ async fn a_standby_takes_up_what_a_dead_owner_left_even_where_nothing_more_happe
     let late = runtime::clock::now() - deadline;
     assert!(late >= 0, "it ended before its time");
     println!("ended {} ms after its deadline", late / 1_000_000);
-    system.prove(exec).await?;
+    let lost = |m: &Stored| Fact::read(&m.payload).is_ok_and(|fact| matches!(fact.body, FactBody::EffectLost(_)));
+    let log = system.prove(exec).await?;
+    assert!(!log.iter().any(lost), "no worker ever came for its job, so none can have lost it");
     Ok(())
 }

@@ -219,7 +219,7 @@ fn seed() -> u64 {
 /// Roles that are killed in turn.
 const VICTIMS: [&str; 4] = ["orchestrator", "inference-worker", "tool-worker", "gateway"];
 /// Kills in one series.
-const KILLS: u64 = 20;
+const KILLS: u64 = 52;
 /// Messages in the log of an agent's execution before its end: request, decision, answer, decision, result, decision,
 /// answer.
 const MOMENTS: u64 = 7;

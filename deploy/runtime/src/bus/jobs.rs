@@ -28,6 +28,28 @@ pub struct Queued {
     pub duplicate: bool,
 }
 
+/// How far the jobs of a queue have been handed to workers.
+#[derive(Clone, Debug)]
+pub struct JobProgress {
+    /// Sequence of the newest job.
+    last: u64,
+    /// What each consumer takes, and the newest job that it handed out.
+    delivered: Vec<(String, u64)>,
+}
+
+impl JobProgress {
+    /// Whether a job is no longer waiting: some worker was given it (it may still be unfinished), or it is gone with a
+    /// server that kept it in memory. A job for which no worker ever came waits.
+    #[must_use]
+    pub fn handed_out(&self, subject: &str, sequence: u64) -> bool {
+        let taken = |(filter, upto): &(String, u64)| {
+            sequence <= *upto
+                && filter.strip_suffix('>').map_or(filter == subject, |prefix| subject.starts_with(prefix))
+        };
+        sequence > self.last || self.delivered.iter().any(taken)
+    }
+}
+
 impl Bus {
     /// Queues a job once per attempt.
     ///
@@ -80,20 +102,19 @@ impl Bus {
         Ok(JobQueue { client: self.jobs.clone(), pull, job: PhantomData })
     }
 
-    /// Whether every job of `stream` has been handed to some worker (it may still be unfinished).
+    /// How far the jobs of `stream` have been handed to workers.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn all_handed_out(&self, stream: &str) -> Result<bool, Error> {
+    pub async fn job_progress(&self, stream: &str) -> Result<JobProgress, Error> {
         use futures::TryStreamExt;
         let stream = self.js.get_stream(stream).await.map_err(Error::broken)?;
+        let mut delivered = Vec::new();
         let mut consumers = stream.consumers();
         while let Some(info) = consumers.try_next().await.map_err(Error::broken)? {
-            if info.num_pending > 0 {
-                return Ok(false);
-            }
+            delivered.push((info.config.filter_subject, info.delivered.stream_sequence));
         }
-        Ok(true)
+        Ok(JobProgress { last: stream.cached_info().state.last_sequence, delivered })
     }
 
     /// Asks a worker what it holds. None when it is gone.
@@ -213,5 +234,22 @@ impl<J: Job> Delivery<J> {
 impl<J> Drop for Delivery<J> {
     fn drop(&mut self) {
         self.progress.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_waits_until_a_consumer_of_its_pool_has_passed_it() {
+        let progress = JobProgress {
+            last: 9,
+            delivered: vec![("vl.v1.job.infer.large.>".into(), 9), ("vl.v1.job.infer.tiny.>".into(), 4)],
+        };
+        assert!(progress.handed_out("vl.v1.job.infer.tiny.e1", 4));
+        assert!(!progress.handed_out("vl.v1.job.infer.tiny.e1", 5), "another pool's progress says nothing");
+        assert!(!progress.handed_out("vl.v1.job.infer.tinier.e1", 1), "nobody serves this pool yet");
+        assert!(progress.handed_out("vl.v1.job.infer.tinier.e1", 10), "the server forgot it");
     }
 }
