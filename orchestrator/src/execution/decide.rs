@@ -79,7 +79,7 @@ impl Execution {
         }
         match &self.phase {
             Phase::Ready => self.next_step(request, rules),
-            Phase::Inferring(effect) if self.effects.is_done(effect) => self.after_answer(request, effect, rules),
+            Phase::Inferring(effect) if self.is_answered() => self.after_answer(request, effect, rules),
             Phase::Acting(calls) => self.after_calls(request, calls),
             _ => vec![],
         }
@@ -295,15 +295,25 @@ impl Execution {
     }
 
     fn after_answer(&self, request: &ExecutionSubmitted, effect: &EffectId, rules: Rules) -> Vec<Event> {
-        if request.kind == Kind::Agent && !self.calls().is_empty() {
-            return self.request_calls(request, self.turn);
+        if !self.leads_on(request) {
+            return self.completed(effect.clone(), self.context.finish());
         }
-        // Somebody said more meanwhile: the answer is not the last, if the limits allow another. Calls that go back to the
-        // caller end it all the same: only the caller has their results, and no prompt may stand without them.
-        if self.context.has_pending() && self.calls().is_empty() && self.budget.exceeded().is_none() {
-            return self.next_turn(request, rules);
+        if self.calls().is_empty() { self.next_turn(request, rules) } else { self.request_calls(request, self.turn) }
+    }
+
+    /// Whether the turn's answer is there.
+    fn is_answered(&self) -> bool {
+        matches!(&self.phase, Phase::Inferring(effect) if self.effects.is_done(effect))
+    }
+
+    /// Whether the turn's answer is not the last: an agent calls tools, or somebody said more meanwhile and the limits
+    /// allow another. Calls that go back to the caller end it all the same: only the caller has their results, and no
+    /// prompt may stand without them.
+    fn leads_on(&self, request: &ExecutionSubmitted) -> bool {
+        match self.calls().is_empty() {
+            true => self.context.has_pending() && self.budget.exceeded().is_none(),
+            false => request.kind == Kind::Agent,
         }
-        self.completed(effect.clone(), self.context.finish())
     }
 
     fn completed(&self, result: EffectId, finish: Option<FinishReason>) -> Vec<Event> {

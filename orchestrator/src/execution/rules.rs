@@ -19,6 +19,8 @@ pub struct Rules {
     pub accounts: bool,
     /// A context that fills the window is compressed.
     pub compresses: bool,
+    /// Even when its last answer is there, which nothing follows.
+    pub compresses_to_the_end: bool,
     /// An execution that repeats itself is stopped.
     pub notices_loops: bool,
 }
@@ -28,9 +30,15 @@ impl Rules {
     #[must_use]
     pub const fn of(version: u32) -> Option<Self> {
         match version {
-            1 => Some(Self { version, accounts: false, compresses: false, notices_loops: false }),
-            // The third decides as the second did and writes less ([`schemas::Record`]).
-            2 | 3 => Some(Self { version, accounts: true, compresses: true, notices_loops: true }),
+            1 => {
+                let compresses_to_the_end = false;
+                Some(Self { version, accounts: false, compresses: false, compresses_to_the_end, notices_loops: false })
+            }
+            // From the third on decisions also hold less ([`schemas::Record`]).
+            2 | 3 => {
+                let compresses_to_the_end = version == 2;
+                Some(Self { version, accounts: true, compresses: true, compresses_to_the_end, notices_loops: true })
+            }
             _ => None,
         }
     }

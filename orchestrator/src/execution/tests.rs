@@ -590,6 +590,18 @@ fn a_filling_window_is_compressed_beside_the_work() {
 }
 
 #[test]
+fn a_last_answer_needs_no_room() {
+    let FactBody::InferenceCompleted(mut long) = answer(3, 1, &[]) else { unreachable!() };
+    long.usage = Usage::new(700, 100);
+    let start = [vec![roomy()], filling(1, 100, 700), filling(2, 400, 300)].concat();
+    let long = FactBody::InferenceCompleted(long);
+    assert_eq!(given([start.clone(), vec![long.clone()]].concat()).1, ["execution.completed"]);
+    let more = FactBody::UserMessage(UserMessage { id: "m".into(), text: "and y?".into(), by: None });
+    let (_, on) = given([start, vec![more, long]].concat());
+    assert_eq!(on, ["context.replaced", "inference.requested"], "there is more to say, and it needs room");
+}
+
+#[test]
 fn a_full_window_waits_for_its_summary() {
     let start = [vec![roomy()], filling(1, 100, 1_500), filling(2, 700, 900)].concat();
     assert_eq!(given(start.clone()).1, ["tools.joined", "compression.requested"]);

@@ -38,7 +38,8 @@ impl Execution {
         }
         // A turn under way is not cut: its calls and their results belong together.
         let between = !matches!(self.phase, Phase::Acting(_));
-        if between && self.is_fuller_than(request, COMPRESS_FROM) {
+        let over = !rules.compresses_to_the_end && self.is_answered() && !self.leads_on(request);
+        if between && !over && self.is_fuller_than(request, COMPRESS_FROM) {
             return self.relieve(request).unwrap_or_default();
         }
         vec![]
