@@ -3,6 +3,7 @@
 mod agent_types;
 mod agents;
 mod audit;
+mod context;
 mod interruptions;
 mod kill;
 mod moments;

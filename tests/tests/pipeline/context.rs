@@ -1,0 +1,39 @@
+//! Conversations beyond the model's window.
+
+use pipeline_tests::{System, conversation, events};
+use schemas::{Event, ExecutionId};
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn a_conversation_beyond_the_window_is_summarised_and_goes_on() -> anyhow::Result<()> {
+    let system = System::start().await?;
+    let said = |n: usize| {
+        let answer = format!("Registry is defined in src/part_{n}.rs:{}.", 10 + n);
+        [
+            json!({"role": "user", "content": "Where is Registry defined?"}),
+            json!({"role": "assistant", "content": answer}),
+        ]
+    };
+    let mut messages: Vec<Value> = (0..32).flat_map(said).collect();
+    messages.push(json!({"role": "user", "content": "hello"}));
+    let (status, answer) = system.ask("/internal/chat", &json!({"messages": messages, "temperature": 0})).await?;
+    assert_eq!(status, 200, "{answer}");
+    let exec: ExecutionId = answer["execution_id"].as_str().expect("an id").parse()?;
+    let log = system.prove(exec).await?;
+    let decided = events(&log);
+    let asked = |event: &Event| matches!(event, Event::CompressionRequested(_));
+    let waits = decided[0].iter().any(asked) && !decided[0].iter().any(|e| matches!(e, Event::InferenceRequested(_)));
+    assert!(waits, "nothing is asked while the window is too full: {:?}", decided[0]);
+    let replaced = decided.iter().flatten().find_map(|event| match event {
+        Event::ContextReplaced(replaced) => Some(replaced),
+        _ => None,
+    });
+    let replaced = replaced.expect("something was replaced");
+    assert!(replaced.summary.is_some() && replaced.tokens < 1_024 * 3 / 4, "{replaced:?}");
+    let read = conversation(exec, &log);
+    assert!(read.len() < 40, "{} messages are left", read.len());
+    let summary = read.iter().position(|m| m.content.starts_with("Summary of what came before: ")).expect("a summary");
+    assert_eq!(summary as u64, replaced.from, "it stands where they stood");
+    assert_eq!(read[read.len() - 2].content, "hello", "what was said last is whole");
+    Ok(())
+}
