@@ -23,6 +23,7 @@ pub mod phase;
 mod rules;
 
 pub use budget::Budget;
+pub(crate) use context::estimate;
 pub use context::{Compressing, Context};
 pub use control::Control;
 pub(crate) use decide::calls::Delegate;

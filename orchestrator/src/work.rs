@@ -6,7 +6,7 @@ use schemas::job::{InferenceJob, Purpose, ToolJob};
 use schemas::wire::{Nanos, Schema};
 use schemas::{EffectId, ExecutionId, Fact, FactBody, Message, Role, Sampling};
 
-use crate::execution::{Delegate, Effect, Execution, State, Work};
+use crate::execution::{Delegate, Effect, Execution, State, Work, estimate};
 
 /// What is to be done about an open effect.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,7 +49,8 @@ pub fn order(execution: &Execution, id: &EffectId, effect: &Effect, history: &[M
     };
     Some(match &effect.work {
         Work::Inference { tokens_max, .. } => {
-            let messages = history.iter().chain(execution.context.messages()).cloned().collect();
+            let earlier = recent(history, request.window, execution.context.tokens());
+            let messages = earlier.into_iter().chain(execution.context.messages().iter().cloned()).collect();
             Order::Inference(Box::new(inference(&request.model, messages, *tokens_max)))
         }
         Work::Compression { history, tokens_max } => {
@@ -82,6 +83,22 @@ pub fn order(execution: &Execution, id: &EffectId, effect: &Effect, history: &[M
             Order::Child(Box::new(fact))
         }
     })
+}
+
+/// Of a conversation's earlier parts what leaves room for the present one: all of them, or else the instructions and as
+/// many of the newest exchanges as fit three quarters of the window. Each begins with what the user said, so that no call
+/// is cut from its results. It follows from the logs alone: given again, a prompt is the same.
+fn recent(history: &[Message], window: u32, own: u64) -> Vec<Message> {
+    let tokens = |messages: &[Message]| messages.iter().map(estimate).sum::<u64>();
+    let room = (u64::from(window) * 3 / 4).saturating_sub(own);
+    if window == 0 || tokens(history) <= room {
+        return history.to_vec();
+    }
+    let (system, said): (Vec<Message>, Vec<Message>) = history.iter().cloned().partition(|m| m.role == Role::System);
+    let room = room.saturating_sub(tokens(&system));
+    let begins = (0..said.len()).filter(|i| said[*i].role == Role::User);
+    let from = begins.into_iter().find(|from| tokens(&said[*from..]) <= room).unwrap_or(said.len());
+    system.into_iter().chain(said[from..].iter().cloned()).collect()
 }
 
 /// The request of a child: its agent type as the parent's request brought it, within its part of the limits.
@@ -152,3 +169,6 @@ pub fn child_of(effect: &Effect) -> Option<ExecutionId> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,9 +4,8 @@ use pipeline_tests::{System, conversation, events};
 use schemas::{Event, ExecutionId};
 use serde_json::{Value, json};
 
-#[tokio::test]
-async fn a_conversation_beyond_the_window_is_summarised_and_goes_on() -> anyhow::Result<()> {
-    let system = System::start().await?;
+/// So many questions and answers, and a greeting that is still to be answered.
+fn talk(exchanges: usize) -> Vec<Value> {
     let said = |n: usize| {
         let answer = format!("Registry is defined in src/part_{n}.rs:{}.", 10 + n);
         [
@@ -14,9 +13,13 @@ async fn a_conversation_beyond_the_window_is_summarised_and_goes_on() -> anyhow:
             json!({"role": "assistant", "content": answer}),
         ]
     };
-    let mut messages: Vec<Value> = (0..32).flat_map(said).collect();
-    messages.push(json!({"role": "user", "content": "hello"}));
-    let (status, answer) = system.ask("/internal/chat", &json!({"messages": messages, "temperature": 0})).await?;
+    (0..exchanges).flat_map(said).chain([json!({"role": "user", "content": "hello"})]).collect()
+}
+
+#[tokio::test]
+async fn a_conversation_beyond_the_window_is_summarised_and_goes_on() -> anyhow::Result<()> {
+    let system = System::start().await?;
+    let (status, answer) = system.ask("/internal/chat", &json!({"messages": talk(32), "temperature": 0})).await?;
     assert_eq!(status, 200, "{answer}");
     let exec: ExecutionId = answer["execution_id"].as_str().expect("an id").parse()?;
     let log = system.prove(exec).await?;
@@ -35,5 +38,29 @@ async fn a_conversation_beyond_the_window_is_summarised_and_goes_on() -> anyhow:
     let summary = read.iter().position(|m| m.content.starts_with("Summary of what came before: ")).expect("a summary");
     assert_eq!(summary as u64, replaced.from, "it stands where they stood");
     assert_eq!(read[read.len() - 2].content, "hello", "what was said last is whole");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_conversation_goes_on_however_long_it_has_become() -> anyhow::Result<()> {
+    let system = System::start().await?;
+    let mut before: Option<ExecutionId> = None;
+    for turn in 0..4 {
+        let mut ask = json!({"messages": talk(16), "temperature": 0});
+        if let Some(before) = before {
+            ask["conversation_id"] = json!(before);
+        }
+        let (status, answer) = system.ask("/internal/chat", &ask).await?;
+        assert_eq!(status, 200, "turn {turn}: {answer}");
+        let prompt = answer["usage"]["prompt_tokens"].as_u64().expect("a count");
+        println!("turn {turn}: {prompt} tokens in the prompt");
+        assert!(prompt < 1_024, "{answer}");
+        if turn > 0 {
+            assert!(prompt > 500, "turn {turn} reads what was said before: {answer}");
+        }
+        let exec = answer["execution_id"].as_str().expect("an id").parse()?;
+        system.prove(exec).await?;
+        before = Some(exec);
+    }
     Ok(())
 }
