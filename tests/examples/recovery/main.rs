@@ -21,7 +21,6 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 #[tokio::main]
-#[expect(clippy::disallowed_methods, reason = "a program of its own reads its arguments")]
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [what, count] = &arguments[..] else { bail!("usage: recovery restart|standby|worker|cancel|audit N") };

@@ -12,7 +12,6 @@ use schemas::{Event, ExecutionId, subject};
 use serde_json::{Value, json};
 
 #[tokio::main]
-#[expect(clippy::disallowed_methods, reason = "a program of its own reads its arguments")]
 async fn main() -> anyhow::Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("children") => children().await,
