@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chat::{FinishReason, Message, Sampling, ToolCall, ToolSpec, Usage};
 use crate::ids::{EffectId, ExecutionId};
-use crate::wire::{DecodeError, Nanos, Schema, decode};
+use crate::wire::{DecodeError, Nanos, Schema, read};
 
 /// One fact in its envelope.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,11 +46,7 @@ impl Fact {
     /// # Errors
     /// When the bytes are no fact, or one of a version this code does not know.
     pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let fact: Self = decode(bytes)?;
-        if !Self::reads(&fact.schema) {
-            return Err(DecodeError::Schema { found: fact.schema, expected: Self::SCHEMA });
-        }
-        Ok(fact)
+        read(bytes, |fact: &Self| &fact.schema)
     }
 
     /// The id under which this fact is stored once, however often it is published.

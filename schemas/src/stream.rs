@@ -179,11 +179,7 @@ fn tokens() -> StreamDefinition {
 fn dead_letters() -> StreamDefinition {
     StreamDefinition {
         name: DEAD_LETTERS.to_owned(),
-        subjects: vec![
-            "vl.v1.dlq.>".to_owned(),
-            "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>".to_owned(),
-            "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>".to_owned(),
-        ],
+        subjects: std::iter::once("vl.v1.dlq.>").chain(subject::ADVISORIES).map(str::to_owned).collect(),
         storage: Storage::File,
         retention: Retention::Limits,
         discard: Discard::Old,

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 
 use schemas::chat::{FinishReason, Message, Role, Sampling, ToolCall, ToolSpec, Usage};
+use schemas::dead_letter::{DeadLetter, Reason, Settled, Settlement};
 use schemas::decision::*;
 use schemas::fact::*;
 use schemas::job::{InferenceJob, Purpose, ToolJob};
@@ -14,7 +15,7 @@ use schemas::token::{Frame, FrameKind};
 use schemas::wire::{Schema, decode, encode};
 use schemas::{EffectId, ExecutionId, agent};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
 use serde_json::{Value, json};
 
 fn exec() -> ExecutionId {
@@ -64,8 +65,8 @@ fn policy() -> Policy {
 /// Writes or compares one sample: the bytes as hex, then the same value as people read it.
 fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, sample: &T) {
     let bytes = encode(sample);
-    let readable: Value = decode(&bytes).expect("a message is a map that JSON can show");
-    let text = format!("{}\n{}\n", hex::encode(&bytes), serde_json::to_string_pretty(&readable).expect("JSON"));
+    let readable: Shown = decode(&bytes).expect("a message is a map that JSON can show");
+    let text = format!("{}\n{}\n", hex::encode(&bytes), serde_json::to_string_pretty(&readable.0).expect("JSON"));
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{name}.txt"));
     #[expect(clippy::disallowed_methods, reason = "a switch for the person who changes the wire on purpose")]
     if std::env::var("UPDATE_GOLDEN").is_ok() {
@@ -78,11 +79,95 @@ fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, sample
     assert_eq!(&read, sample, "{name} reads as something else");
 }
 
+/// A message as JSON; bytes, which JSON does not have, are shown as hex.
+struct Shown(Value);
+
+impl<'de> serde::Deserialize<'de> for Shown {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ShownVisitor).map(Self)
+    }
+}
+
+struct ShownVisitor;
+
+impl<'de> Visitor<'de> for ShownVisitor {
+    type Value = Value;
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("anything")
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(json!(value))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(json!(value))
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(json!(value))
+    }
+    fn visit_f32<E>(self, value: f32) -> Result<Value, E> {
+        Ok(json!(f64::from(value)))
+    }
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(json!(value))
+    }
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(json!(value))
+    }
+    fn visit_bytes<E>(self, value: &[u8]) -> Result<Value, E> {
+        Ok(json!(format!("bytes {}", hex::encode(value))))
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Shown(item)) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = serde_json::Map::new();
+        while let Some((key, Shown(value))) = entries.next_entry::<String, Shown>()? {
+            map.insert(key, value);
+        }
+        Ok(Value::Object(map))
+    }
+}
+
 fn fact(body: FactBody) -> Fact {
     let mut fact = Fact::new(exec(), 1_790_000_000_000_000_000, body);
     fact.cause = Some("req-1".into());
     fact.trace.insert("traceparent".into(), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
     fact
+}
+
+#[test]
+fn dead_letters() {
+    let headers = [("Nats-Msg-Id".to_owned(), vec!["some-id".to_owned()])];
+    let waiting = DeadLetter {
+        schema: DeadLetter::SCHEMA.into(),
+        stream: "VL_LOG_8".into(),
+        sequence: 42,
+        subject: schemas::subject::fact(exec()),
+        stored_at: 1_790_000_000_000_000_000,
+        reason: Reason::Malformed,
+        detail: "decode a message: no map".into(),
+        next_step: Reason::Malformed.next_step().into(),
+        at: 1_790_000_000_000_000_007,
+        by: "orchestrator-1".into(),
+        exec: Some(exec()),
+        headers: headers.into(),
+        payload: Some(b"junk".to_vec()),
+        settled: None,
+    };
+    check("dead_letter.waiting", &waiting);
+    let settled =
+        Settled { how: Settlement::Redriven, at: 1_790_000_001_000_000_000, by: "ann".into(), sequence: Some(43) };
+    check("dead_letter.settled", &DeadLetter { settled: Some(settled), payload: None, ..waiting });
 }
 
 #[test]
