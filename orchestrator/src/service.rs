@@ -71,6 +71,7 @@ impl Metrics {
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     config.check().map_err(Error::Config)?;
     provision(&runtime.bus).await?;
+    runtime.bus.collect_dead_letters(&runtime.tasks).await?;
     crate::forks::serve(&runtime).await?;
     crate::agents::directory::start(&runtime, config.agents_dir.clone()).await?;
     let metrics = Metrics::new(&runtime.metrics)?;
