@@ -7,6 +7,7 @@ mod bench;
 mod cli;
 mod client;
 mod control;
+mod dead_letters;
 mod doctor;
 mod endpoint;
 mod nats;
@@ -65,6 +66,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Approve(options) => control::approve(options).await,
         Command::Say(options) => control::say(options).await,
         Command::Grant(options) => control::grant(options).await,
+        Command::DeadLetters(options) => dead_letters::run(options).await,
         Command::Bench(options) => bench::run(options).await,
         Command::Doctor(options) => doctor::run(options).await,
     }
