@@ -3,6 +3,7 @@
 mod agent_types;
 mod agents;
 mod audit;
+mod dead_letters;
 mod interruptions;
 mod kill;
 mod moments;
