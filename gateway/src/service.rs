@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
-use crate::{agents, control, dead_letters, forks, requests};
+use crate::{agents, control, dead_letters, forks, objects, requests};
 
 /// What `/health` says to do about dead letters.
 const LETTERS_NEXT: &str = "look at them: `vlinders dead-letters ls`, or GET /internal/dead-letters";
@@ -111,6 +111,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/internal/dead-letters", get(dead_letters::list))
         .route("/internal/dead-letters/{id}", get(dead_letters::show).delete(dead_letters::remove))
         .route("/internal/dead-letters/{id}/redrive", post(dead_letters::redrive))
+        .route("/internal/objects/{sha256}", get(objects::get))
         .route("/internal/models", get(models))
         .route("/internal/agents", get(agents::list))
         .route("/internal/agents/{name}", get(agents::show).put(agents::put).delete(agents::delete))

@@ -81,7 +81,15 @@ mod tests {
     fn result(effect: EffectId, attempt: u32) -> Stored {
         let (worker, result) = (String::new(), String::new());
         let sandbox = Sandbox::default();
-        stored(FactBody::ToolCompleted(ToolCompleted { effect, attempt, worker, result, duration_us: 0, sandbox }))
+        stored(FactBody::ToolCompleted(ToolCompleted {
+            full: None,
+            effect,
+            attempt,
+            worker,
+            result,
+            duration_us: 0,
+            sandbox,
+        }))
     }
 
     fn cancel() -> Stored {
@@ -117,7 +125,8 @@ mod tests {
         let junk = Stored { payload: "junk".into(), ..cancel() };
         assert_eq!(why(&open(), &junk), Some(Reason::Malformed));
         assert_eq!(why(&nobody, &junk), Some(Reason::Malformed));
-        let word = stored(FactBody::UserMessage(UserMessage { id: "m".into(), by: None, text: "hello".into() }));
+        let word =
+            stored(FactBody::UserMessage(UserMessage { object: None, id: "m".into(), by: None, text: "hello".into() }));
         assert_eq!(why(&nobody, &word), Some(Reason::UnknownExecution));
         assert_eq!(why(&nobody, &cancel()), None, "a request may follow");
         assert_eq!(why(&open(), &word), None);

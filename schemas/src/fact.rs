@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chat::{FinishReason, Message, Sampling, ToolCall, ToolSpec, Usage};
 use crate::ids::{EffectId, ExecutionId};
+use crate::object::Reference;
 use crate::wire::{DecodeError, Nanos, Schema, read};
 
 /// One fact in its envelope.
@@ -479,6 +480,9 @@ pub struct ToolCompleted {
     pub worker: String,
     /// The text the model reads.
     pub result: String,
+    /// The whole text, where the model reads only its beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<Reference>,
     /// Wall time of the call.
     pub duration_us: u64,
     /// How it was confined.
@@ -577,6 +581,17 @@ pub struct UserMessage {
     pub by: Option<String>,
     /// What.
     pub text: String,
+    /// The text, where it is too large for a message; `text` is empty then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<Reference>,
+}
+
+impl UserMessage {
+    /// Whether this is its text, wherever it lies.
+    #[must_use]
+    pub fn says(&self, text: &str) -> bool {
+        self.object.as_ref().map_or(self.text == text, |object| object.is_of(text.as_bytes()))
+    }
 }
 
 /// How an execution ended, in one word.

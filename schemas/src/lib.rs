@@ -13,6 +13,7 @@
 //! | [`decision`] | what the orchestrator decided: appended with an expected sequence, hash-chained |
 //! | [`job`] | disposable, self-contained work for workers |
 //! | [`dead_letter`] | copies of messages that were given up, and why |
+//! | [`object`] | content that is too large for a message, by reference |
 //! | [`token`] | the fast, lossy path beside the log |
 //! | [`presence`] | which workers are there and what they hold |
 //! | [`rpc`] | stateless questions between services |
@@ -27,6 +28,7 @@ pub mod decision;
 pub mod fact;
 pub mod ids;
 pub mod job;
+pub mod object;
 pub mod presence;
 pub mod rpc;
 pub mod stream;

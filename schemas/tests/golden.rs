@@ -9,6 +9,7 @@ use schemas::dead_letter::{DeadLetter, Reason, Settled, Settlement};
 use schemas::decision::*;
 use schemas::fact::*;
 use schemas::job::{InferenceJob, Purpose, ToolJob};
+use schemas::object::{self, Reference};
 use schemas::presence::{Hold, Holds, Worker};
 use schemas::rpc;
 use schemas::token::{Frame, FrameKind};
@@ -32,6 +33,10 @@ fn tool() -> ToolSpec {
         "Finds text in files.",
         json!({"type": "object", "properties": {"query": {"type": "string"}}}),
     )
+}
+
+fn object() -> Reference {
+    Reference::to(b"a long text", object::TEXT)
 }
 
 fn sandbox() -> Sandbox {
@@ -233,6 +238,7 @@ fn facts() {
             detail: "fit 2000 tokens into a window of 1024".into(),
         }),
         FactBody::ToolCompleted(ToolCompleted {
+            full: Some(object()),
             effect: EffectId::tool(1, 0),
             attempt: 1,
             worker: "tool-1".into(),
@@ -256,7 +262,12 @@ fn facts() {
         }),
         FactBody::TimerFired(TimerFired { timer: "deadline".into(), due: 1_790_000_060_000_000_000 }),
         FactBody::EffectLost(EffectLost { effect, attempt: 1, worker: Some("inference-1".into()) }),
-        FactBody::UserMessage(UserMessage { id: "m1".into(), by: Some("u1".into()), text: "and y?".into() }),
+        FactBody::UserMessage(UserMessage {
+            object: Some(object()),
+            id: "m1".into(),
+            by: Some("u1".into()),
+            text: "and y?".into(),
+        }),
         FactBody::ChildClosed(ChildClosed {
             effect: EffectId::child(1, 0),
             attempt: 1,
@@ -430,7 +441,7 @@ fn jobs_tokens_presence_and_questions() {
             trace: [("traceparent".to_owned(), "00-a-b-01".to_owned())].into(),
             model: "tiny".into(),
             messages: vec![
-                Message { tool_calls: vec![call()], ..Message::text(Role::Assistant, "") },
+                Message { tool_calls: vec![call()], object: Some(object()), ..Message::text(Role::Assistant, "") },
                 Message::tool_result("call-1-0", "search_code", "no matches"),
             ],
             tools: vec![tool()],

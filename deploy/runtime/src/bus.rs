@@ -1,4 +1,4 @@
-//! The typed bus over NATS JetStream: the log, job queues, dead letters, tokens, buckets and questions.
+//! The typed bus over NATS JetStream: the log, job queues, dead letters, objects, tokens, buckets and questions.
 //!
 //! Three connections, one for each role of traffic (log, jobs, tokens), so that a flood of tokens never delays an
 //! acknowledgement. Every publish has a timeout; every stream read survives a reconnect.
@@ -6,6 +6,7 @@
 mod dead_letters;
 mod jobs;
 mod log;
+mod objects;
 mod provision;
 mod pull;
 mod question;
@@ -14,6 +15,7 @@ mod token;
 pub use dead_letters::{KeptLetter, LetterError};
 pub use jobs::{Delivery, JobQueue, Queued};
 pub use log::{Appended, Commit, FactDelivery, Facts, Kind, Live, Stored};
+pub use objects::ObjectError;
 pub use provision::provision;
 pub use token::TokenReader;
 

@@ -43,14 +43,14 @@ async fn letters(system: &System, enough: impl Fn(&[KeptLetter]) -> bool) -> any
 }
 
 fn said(exec: ExecutionId, text: &str) -> Fact {
-    let message = UserMessage { id: "m-1".into(), by: None, text: text.into() };
+    let message = UserMessage { object: None, id: "m-1".into(), by: None, text: text.into() };
     Fact::new(exec, runtime::clock::now(), FactBody::UserMessage(message))
 }
 
 fn result(exec: ExecutionId, effect: &str) -> anyhow::Result<Fact> {
     let effect: EffectId = effect.parse()?;
     let (worker, result, sandbox) = ("nobody".to_owned(), "out of nowhere".to_owned(), Sandbox::default());
-    let body = ToolCompleted { effect, attempt: 1, worker, result, duration_us: 1, sandbox };
+    let body = ToolCompleted { full: None, effect, attempt: 1, worker, result, duration_us: 1, sandbox };
     Ok(Fact::new(exec, runtime::clock::now(), FactBody::ToolCompleted(body)))
 }
 

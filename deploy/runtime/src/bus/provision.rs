@@ -24,7 +24,8 @@ pub async fn provision(bus: &Bus) -> Result<(), Error> {
     futures::future::try_join_all(streams.iter().map(|definition| ensure_stream(bus, definition))).await?;
     futures::future::try_join_all(stream::BUCKETS.iter().map(|bucket| ensure_bucket(bus, bucket))).await?;
     futures::future::try_join_all(Partition::all().map(|partition| facts_consumer(bus, partition))).await?;
-    advisories_consumer(bus).await
+    advisories_consumer(bus).await?;
+    bus.ensure_objects().await
 }
 
 async fn ensure_stream(bus: &Bus, definition: &StreamDefinition) -> Result<(), Error> {
