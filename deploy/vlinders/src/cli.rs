@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Grant(Grant),
     /// Look at the messages that were given up, send them again, or remove them.
     DeadLetters(DeadLetters),
+    /// Read an object: content of the log that is too large for a message.
+    Object(Object),
     /// Ask many chats at once and say how long the first token and the answer took, and where the time went.
     Bench(Bench),
     /// Say what is here, what is missing, and what to do about it.
@@ -343,6 +345,29 @@ pub(crate) struct Audit {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct Object {
+    #[command(subcommand)]
+    pub(crate) what: ObjectWhat,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ObjectWhat {
+    /// Write its bytes to stdout, or to a file.
+    Get(GetObject),
+}
+
+#[derive(Args)]
+pub(crate) struct GetObject {
+    /// The SHA-256 of its bytes, as references and cut results name it.
+    pub(crate) sha256: String,
+    /// Where to write the bytes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) target: Target,
 }

@@ -11,6 +11,7 @@ mod dead_letters;
 mod doctor;
 mod endpoint;
 mod nats;
+mod object;
 mod replay;
 mod roles;
 mod settings;
@@ -67,6 +68,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Say(options) => control::say(options).await,
         Command::Grant(options) => control::grant(options).await,
         Command::DeadLetters(options) => dead_letters::run(options).await,
+        Command::Object(options) => object::run(options).await,
         Command::Bench(options) => bench::run(options).await,
         Command::Doctor(options) => doctor::run(options).await,
     }
