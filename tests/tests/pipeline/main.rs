@@ -7,6 +7,7 @@ mod dead_letters;
 mod interruptions;
 mod kill;
 mod moments;
+mod objects;
 mod people;
 mod proof;
 mod refusals;
