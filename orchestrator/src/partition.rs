@@ -214,6 +214,7 @@ impl Shell {
         };
         todo.index |= self.young.len() >= YOUNG_MAX;
         todo.reload |= std::mem::take(&mut owned.distrusted);
+        self.hands.metrics.steps.inc();
         self.steps.push(Box::pin(step(self.hands.clone(), owned, todo)));
     }
 

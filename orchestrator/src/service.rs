@@ -39,6 +39,7 @@ pub enum Error {
 #[derive(Clone)]
 pub(crate) struct Metrics {
     pub(crate) facts: IntCounter,
+    pub(crate) steps: IntCounter,
     pub(crate) decisions: IntCounter,
     pub(crate) jobs: IntCounter,
     pub(crate) lost: IntCounter,
@@ -56,6 +57,7 @@ impl Metrics {
         registry.register(Box::new(open.clone()))?;
         Ok(Self {
             facts: counter("vlinders_facts_total", "Facts taken in")?,
+            steps: counter("vlinders_steps_total", "Steps begun: times an execution was looked at")?,
             decisions: counter("vlinders_decisions_total", "Decisions appended to the log")?,
             jobs: counter("vlinders_jobs_total", "Jobs queued")?,
             lost: counter("vlinders_effects_lost_total", "Effects whose worker was gone")?,
