@@ -8,7 +8,8 @@ use serde::Deserialize;
 pub struct Config {
     /// Where to listen, `ADDRESS:PORT`; port 0 takes a free one.
     pub http: String,
-    /// Bytes of a request's body at most. A request becomes one message of the log, which holds 8 MiB.
+    /// Bytes of a request's body at most: a prompt of 16 MiB, written as JSON. What is too large for a message of the log
+    /// is kept as objects, of 32 MiB at most.
     pub body_bytes_max: usize,
     /// Seconds of silence after which a stream sends a comment, so that proxies keep it open.
     pub keep_alive_s: u64,
@@ -22,7 +23,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             http: "127.0.0.1:8080".to_owned(),
-            body_bytes_max: 4 << 20,
+            body_bytes_max: 24 << 20,
             keep_alive_s: 15,
             requests_open_max: 4_096,
             tool_deadline_s: 120,

@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 use crate::problem::Failure;
 use crate::service::{self, Gateway};
 use crate::view::{Execution, rfc3339};
-use crate::{requests, submission};
+use crate::{objects, requests, submission};
 
 /// Who speaks when nobody is named.
 const GATEWAY: &str = "gateway";
@@ -94,7 +94,10 @@ async fn tell<T: DeserializeOwned>(
     }
 }
 
-async fn append(gateway: &Gateway, headers: &HeaderMap, exec: ExecutionId, body: FactBody) -> Result<(), Failure> {
+async fn append(gateway: &Gateway, headers: &HeaderMap, exec: ExecutionId, mut body: FactBody) -> Result<(), Failure> {
+    if let FactBody::UserMessage(said) = &mut body {
+        said.object = objects::move_text_out(&gateway.runtime.bus, &mut said.text).await?;
+    }
     let at_once = matches!(&body, FactBody::CancelRequested(c) if c.mode == CancelMode::Now);
     let mut fact = Fact::new(exec, clock::now(), body);
     fact.cause = requests::cause(headers);
@@ -198,7 +201,7 @@ fn said_to(execution: &Execution, said: MessageRequest) -> Told {
         return Err(Failure::invalid(detail, "shorten it, or leave it out"));
     }
     match execution.waiting().said(&id) {
-        Some(text) if text == said.text => return Ok(None),
+        Some(known) if known.says(&said.text) => return Ok(None),
         Some(_) => {
             let detail = format!("a message of the id {id:?} was said already, and it was another one");
             return Err(conflict("message_id_taken", detail, "give each message an id of its own"));
@@ -210,7 +213,7 @@ fn said_to(execution: &Execution, said: MessageRequest) -> Told {
         let next = "grant iterations (POST …/grant), or continue the conversation afterwards with `conversation_id`";
         return Err(conflict("nobody_reads_it", format!("no inference will read it: {why}"), next));
     }
-    Ok(Some(FactBody::UserMessage(UserMessage { id, by: said.by, text: said.text })))
+    Ok(Some(FactBody::UserMessage(UserMessage { object: None, id, by: said.by, text: said.text })))
 }
 
 fn granted(execution: &Execution, said: GrantRequest) -> Told {

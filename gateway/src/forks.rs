@@ -18,7 +18,7 @@ use schemas::{ExecutionId, Fact, FactBody, Message, Role, subject};
 use crate::problem::Failure;
 use crate::service::{self, Gateway};
 use crate::view::{Entry, Execution};
-use crate::{requests, submission};
+use crate::{objects, requests, submission};
 
 /// How long the orchestrator may take to fold an execution.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,7 +45,8 @@ pub(crate) async fn fork(
     };
     let models = gateway.directory.models().await?;
     let now = clock::now();
-    let submitted = submitted(forked, wanted, &models, now).map_err(|failure| failure.about(from))?;
+    let mut submitted = submitted(forked, wanted, &models, now).map_err(|failure| failure.about(from))?;
+    objects::move_out(&gateway.runtime.bus, &mut submitted.messages).await?;
     let exec = clock::execution_id();
     let mut fact = Fact::new(exec, now, FactBody::ExecutionSubmitted(Box::new(submitted)));
     fact.cause = Some(format!("fork of {from} after message {at}"));

@@ -2,7 +2,7 @@
 //!
 //! It consumes what the log republishes and the token frames of the executions it waits for, publishes the facts
 //! `execution.submitted` and what people tell an execution (`cancel.requested`, `approval.decided`, …), asks
-//! `vl.v1.rpc.*` what is there, and keeps the agent types that are registered in the bucket `vl_config`.
+//! `vl.v1.rpc.*` what is there, and keeps the agent types that are registered in the bucket `vl_config`. It settles dead letters on people's behalf.
 //!
 //! What must always be true: nothing is answered that is not in the log, an accepted request goes on whatever
 //! happens to its client, and any gateway can serve any execution.
@@ -10,10 +10,12 @@
 mod agents;
 mod config;
 mod control;
+mod dead_letters;
 mod directory;
 mod follow;
 mod forks;
 mod metrics;
+mod objects;
 mod problem;
 mod requests;
 mod service;

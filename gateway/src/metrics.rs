@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
 
 /// From a millisecond to the longest generation.
 const BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
@@ -13,6 +13,8 @@ pub(crate) struct Metrics {
     requests: IntCounterVec,
     response: HistogramVec,
     first_token: Histogram,
+    /// Dead letters that wait, as of the newest scrape.
+    pub(crate) dead_letters: IntGauge,
 }
 
 impl Metrics {
@@ -31,10 +33,12 @@ impl Metrics {
                 "vlinders_time_to_first_token_seconds",
                 "From a streamed request to its first token",
             ))?,
+            dead_letters: IntGauge::new("vlinders_dead_letters_waiting", "Dead letters that wait for somebody")?,
         };
         registry.register(Box::new(this.requests.clone()))?;
         registry.register(Box::new(this.response.clone()))?;
         registry.register(Box::new(this.first_token.clone()))?;
+        registry.register(Box::new(this.dead_letters.clone()))?;
         Ok(this)
     }
 

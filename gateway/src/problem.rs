@@ -6,6 +6,8 @@ use runtime::bus;
 use schemas::ExecutionId;
 use schemas::api::Problem;
 
+/// JetStream's code for a message that its stream does not take.
+const MESSAGE_TOO_LARGE: u64 = 10054;
 /// Seconds after which it is worth asking again.
 const RETRY_AFTER_S: &str = "1";
 
@@ -60,6 +62,10 @@ impl From<bus::Error> for Failure {
             bus::Error::Timeout(_) | bus::Error::NoResponders(_) => {
                 let next = "look into the log of nats-server: where its disk was full, free disk space and restart it; then send the request again";
                 Self::new(503, "log_unavailable", detail, next)
+            }
+            bus::Error::Refused { code: MESSAGE_TOO_LARGE, .. } => {
+                let next = "send shorter arguments, or fewer tools and messages: only long texts of messages are kept beside the log";
+                Self::new(413, "request_too_large", detail, next)
             }
             bus::Error::Broken(_) if detail.contains("payload") => {
                 Self::new(413, "request_too_large", detail, "send less, or raise max_payload of the NATS server")

@@ -18,6 +18,7 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::follow::Follow;
+use crate::objects;
 use crate::problem::Failure;
 use crate::service::Gateway;
 use crate::sse::{self, Streamed};
@@ -126,6 +127,8 @@ async fn run<T: Serialize>(
         gateway.directory.workspace(name).await?;
     }
     let permit = admit(gateway)?;
+    let mut submitted = submitted;
+    objects::move_out(&gateway.runtime.bus, &mut submitted.messages).await?;
     let (exec, deadline) = (clock::execution_id(), submitted.limits.deadline);
     let mut follow = Follow::start(&gateway.runtime.bus, exec, stream).await?;
     let mut fact = Fact::new(exec, clock::now(), FactBody::ExecutionSubmitted(Box::new(submitted)));

@@ -31,7 +31,10 @@ use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
-use crate::{agents, control, forks, requests};
+use crate::{agents, control, dead_letters, forks, objects, requests};
+
+/// What `/health` says to do about dead letters.
+const LETTERS_NEXT: &str = "look at them: `vlinders dead-letters ls`, or GET /internal/dead-letters";
 
 /// The gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +108,10 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/internal/executions/{id}/messages", post(control::messages))
         .route("/internal/executions/{id}/grant", post(control::grant))
         .route("/internal/executions/{id}/fork", post(forks::fork))
+        .route("/internal/dead-letters", get(dead_letters::list))
+        .route("/internal/dead-letters/{id}", get(dead_letters::show).delete(dead_letters::remove))
+        .route("/internal/dead-letters/{id}/redrive", post(dead_letters::redrive))
+        .route("/internal/objects/{sha256}", get(objects::get))
         .route("/internal/models", get(models))
         .route("/internal/agents", get(agents::list))
         .route("/internal/agents/{name}", get(agents::show).put(agents::put).delete(agents::delete))
@@ -149,9 +156,10 @@ async fn count(State(gateway): State<Arc<Gateway>>, request: Request<Body>, next
 async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
     let bus = &gateway.runtime.bus;
     let connected = bus.is_connected();
-    let (workers, models) = if connected {
-        let (workers, models) = tokio::join!(gateway.directory.workers(), gateway.directory.models());
-        (workers.unwrap_or_default(), models.unwrap_or_default())
+    let (workers, models, dead_letters) = if connected {
+        let (workers, models) = (gateway.directory.workers(), gateway.directory.models());
+        let (workers, models, dead_letters) = tokio::join!(workers, models, bus.dead_letters_waiting());
+        (workers.unwrap_or_default(), models.unwrap_or_default(), dead_letters.ok())
     } else {
         Default::default()
     };
@@ -168,6 +176,8 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
             "nats": {"connected": connected, "version": bus.server_version()},
             "workers": roles,
             "models": models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(),
+            // A note for people: letters hold up nothing but themselves. None when nobody could be asked.
+            "dead_letters": {"waiting": dead_letters, "next_step": dead_letters.filter(|n| *n > 0).map(|_| LETTERS_NEXT)},
         },
     });
     let status = if connected { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -175,6 +185,9 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
 }
 
 async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Response, Failure> {
+    if let Ok(waiting) = gateway.runtime.bus.dead_letters_waiting().await {
+        gateway.metrics.dead_letters.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
     let text = prometheus::TextEncoder::new().encode_to_string(&gateway.runtime.metrics.gather());
     let text = text.map_err(|e| Failure::new(500, "metrics", e.to_string(), "report it"))?;
     Ok(([("content-type", "text/plain; version=0.0.4")], text).into_response())

@@ -155,6 +155,10 @@ fn check_messages(messages: &[Message]) -> Result<(), Failure> {
     if messages.is_empty() {
         return Err(Failure::invalid("`messages` is empty", "send at least one message of the role user"));
     }
+    if let Some(i) = messages.iter().position(|m| m.object.is_some()) {
+        let detail = format!("messages[{i}] names an `object`, which this server does by itself");
+        return Err(Failure::invalid(detail, "send the text as `content`, however long"));
+    }
     match messages.iter().position(|m| m.role == Role::Tool && m.tool_call_id.is_none()) {
         None => Ok(()),
         Some(i) => {

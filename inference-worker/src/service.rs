@@ -13,11 +13,11 @@ use std::{
 use futures::StreamExt;
 use runtime::{
     Runtime,
-    bus::{self, Delivery},
+    bus::{self, Delivery, ObjectError},
     clock,
 };
 use schemas::{
-    EffectId, ExecutionId, Fact, FactBody, Frame, InferenceJob, Usage,
+    EffectId, ExecutionId, Fact, FactBody, Frame, InferenceJob, Message, Usage,
     fact::{
         CompressionCompleted, CompressionFailed, FailureClass, InferenceCompleted, InferenceFailed, InferenceTiming,
     },
@@ -321,7 +321,8 @@ impl Service {
     ) -> Result<Box<Outcome>, (FailureClass, String)> {
         let produced = if job.attempt > 1 { self.produced(job).await } else { Vec::new() };
         *published = produced.len() as u64;
-        let mut running = submit(engine.clone(), request(job, produced)).await?;
+        let messages = self.whole(&job.messages).await?;
+        let mut running = submit(engine.clone(), request(job, &messages, produced)).await?;
         let _cancel = CancelOnDrop { engine, id: running.id };
         while let Some(event) = running.events.recv().await {
             let mut frame = Frame {
@@ -353,6 +354,25 @@ impl Service {
             }
         }
         Err(failure(FailureClass::Internal, "generate: the engine ended without an answer"))
+    }
+
+    /// The prompt with the texts that lie in the object store.
+    async fn whole(&self, messages: &[Message]) -> Result<Vec<Message>, (FailureClass, String)> {
+        let mut whole = messages.to_vec();
+        for message in &mut whole {
+            let Some(reference) = message.object.take() else { continue };
+            let text = self.runtime.bus.text(&reference).await.map_err(|error| {
+                let class = match &error {
+                    ObjectError::Bus(_) => FailureClass::Internal,
+                    ObjectError::Missing(_) | ObjectError::Damaged(_) | ObjectError::TooLarge(_) => {
+                        FailureClass::BadRequest
+                    }
+                };
+                (class, format!("read the prompt: {error}"))
+            })?;
+            message.content.insert_str(0, &text);
+        }
+        Ok(whole)
     }
 
     /// The tokens that earlier attempts published, as far as they are known without a hole.
@@ -426,11 +446,11 @@ async fn submit(engine: Engine, request: Request) -> Result<Running, (FailureCla
     })
 }
 
-fn request(job: &InferenceJob, produced: Vec<u32>) -> Request {
+fn request(job: &InferenceJob, messages: &[Message], produced: Vec<u32>) -> Request {
     let json = |value| serde_json::to_value(value).expect("messages have string keys");
     let limits = [(job.tokens_max > 0).then_some(job.tokens_max), job.sampling.max_tokens.map(u64::from)];
     Request {
-        messages: job.messages.iter().map(json).collect(),
+        messages: messages.iter().map(json).collect(),
         tools: job.tools.iter().map(|tool| serde_json::to_value(tool).expect("tools have string keys")).collect(),
         sampling: Sampling {
             temperature: job.sampling.temperature.unwrap_or(0.0),

@@ -4,16 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use prometheus::IntGauge;
+use runtime::bus::{Kind, Stored};
 use runtime::{Runtime, bus, clock};
 use schemas::chat::{Message, Role};
 use schemas::job::Job;
 use schemas::wire::{Nanos, encode};
-use schemas::{EffectId, Event, ExecutionId, Record, stream};
+use schemas::{EffectId, Event, ExecutionId, Record, stream, subject};
 
+use crate::execution::Execution;
 use crate::history::{History, Snapshot};
 use crate::liveness::{Liveness, Place};
 use crate::service::Metrics;
 use crate::step::Kept;
+use crate::useless;
 use crate::work::{self, Order};
 
 /// How many conversations may be chained.
@@ -68,6 +71,11 @@ impl Owned {
             distrusted: false,
             dismissed: BTreeSet::new(),
         }
+    }
+
+    /// Its request is not in the log: nothing is to be done about it.
+    pub(crate) const fn is_unknown(&self) -> bool {
+        self.history.execution.request.is_none()
     }
 
     pub(crate) fn wake(&self) -> Option<(String, Nanos)> {
@@ -268,9 +276,24 @@ impl Hands {
             if let Err(unreadable) = history.fold(&stored) {
                 let sequence = unreadable.sequence;
                 tracing::error!(%exec, sequence, reason = %unreadable.reason, "skipped a message of the log that cannot be read");
+                // A fact is quarantined when it is delivered; a decision is delivered to nobody.
+                if stored.kind == Kind::Decision
+                    && let Err(error) = self.quarantine(&history.execution, &stored).await
+                {
+                    tracing::warn!(%exec, sequence, %error, "a decision that cannot be read is not quarantined yet");
+                }
             }
         }
         Ok(history)
+    }
+
+    /// Quarantines a message if it is of no use to its execution, which has taken it in.
+    pub(crate) async fn quarantine(&self, execution: &Execution, stored: &Stored) -> Result<(), bus::Error> {
+        let Some((reason, detail)) = useless::reason(execution, stored) else {
+            return Ok(());
+        };
+        let stream = subject::log_stream(stored.exec.partition());
+        self.runtime.bus.quarantine(&stream, stored.sequence, reason, &detail).await.map(drop)
     }
 
     /// A snapshot of this version; anything else is passed over.

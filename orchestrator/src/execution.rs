@@ -117,7 +117,7 @@ impl Execution {
             FactBody::CancelRequested(f) => self.control.cancel(&f.by, f.reason.as_deref(), f.mode),
             FactBody::PauseRequested(f) => self.control.want_pause(&f.by, f.reason.as_deref()),
             FactBody::ResumeRequested(f) => self.control.want_resume(&f.by),
-            FactBody::UserMessage(f) => self.context.say(&f.text),
+            FactBody::UserMessage(f) => self.context.say(&f.text, f.object.clone()),
             FactBody::BudgetGranted(f) => {
                 self.budget.grant(&f.dimension, f.amount);
                 self.control.granted(&f.by);
@@ -147,7 +147,8 @@ impl Execution {
         let offered = request.tools.iter().any(|t| t.function.name == RECALL);
         let asked = request.messages.iter().rev().find(|m: &&Message| m.role == Role::User);
         self.recall = asked
-            .filter(|_| request.policy.recall && offered)
+            // A question that lies beside the log is too long to be looked up.
+            .filter(|said| request.policy.recall && offered && said.object.is_none())
             .map(|said| ToolCall::new("recall-0", RECALL, serde_json::json!({"query": said.content}).to_string()));
         self.request = Some(Box::new(request.clone()));
     }

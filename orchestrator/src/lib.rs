@@ -13,6 +13,7 @@
 //! | [`execution`] | **the state machine**: `apply` and `decide`, five regions, all pure |
 //! | [`history`] | folds a log into an execution, seals decisions, verifies them |
 //! | [`work`] | what an open effect asks of others: a job, or the request of a child |
+//! | [`useless`] | facts that led to nothing and never could have |
 //! | `forks` | what another execution would begin with |
 //! | [`audit`] | the proof of a whole partition, while it is read |
 //! | [`agents`] | agent types: built in, and from a directory |
@@ -32,6 +33,7 @@ mod partition;
 mod service;
 pub mod simulate;
 mod step;
+pub mod useless;
 pub mod work;
 
 pub use config::Config;

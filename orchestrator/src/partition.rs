@@ -62,6 +62,8 @@ pub(crate) struct Shell {
     pins: Pins,
     /// The pin under which facts came last.
     pin: Option<String>,
+    /// Since when: what is older may have been told something that was never delivered here.
+    pinned_at: Nanos,
     hands: Hands,
     closed_kept: usize,
     slots: BTreeMap<ExecutionId, Slot>,
@@ -69,7 +71,7 @@ pub(crate) struct Shell {
     /// When which idle execution wants to be woken.
     due: BTreeSet<(Nanos, ExecutionId)>,
     young: BTreeSet<ExecutionId>,
-    /// Closed executions that are kept for late facts, oldest first.
+    /// Closed executions that are kept for late facts, and those that are kept for their request, oldest first.
     closed: VecDeque<ExecutionId>,
 }
 
@@ -79,6 +81,7 @@ impl Shell {
             partition,
             pins,
             pin: None,
+            pinned_at: Nanos::MAX,
             hands,
             closed_kept: config.closed_kept,
             slots: BTreeMap::new(),
@@ -113,6 +116,7 @@ impl Shell {
             self.pins.set(self.partition, pin);
             if pin.is_some() && pin != self.pin.as_deref() {
                 self.pin = pin.map(str::to_owned);
+                self.pinned_at = clock::now();
                 self.distrust();
             }
             match input {
@@ -202,10 +206,15 @@ impl Shell {
                 }
                 owned
             }
-            None => Box::new(Owned::new(exec)),
+            None => {
+                let mut owned = Box::new(Owned::new(exec));
+                owned.distrusted = exec.made_at() <= self.pinned_at;
+                owned
+            }
         };
         todo.index |= self.young.len() >= YOUNG_MAX;
         todo.reload |= std::mem::take(&mut owned.distrusted);
+        self.hands.metrics.steps.inc();
         self.steps.push(Box::pin(step(self.hands.clone(), owned, todo)));
     }
 
@@ -225,7 +234,7 @@ impl Shell {
             if let Some(at) = due {
                 self.due.insert((at, exec));
             }
-            if owned.history.execution.is_closed() {
+            if owned.history.execution.is_closed() || owned.is_unknown() {
                 self.keep_closed(exec);
             }
             self.slots.insert(exec, Slot::Idle(owned, due));
@@ -244,7 +253,7 @@ impl Shell {
         while self.closed.len() > self.closed_kept {
             // One with a step under way comes back here when that has ended.
             if let Some(oldest) = self.closed.pop_front()
-                && let Some(Slot::Idle(..)) = self.slots.get(&oldest)
+                && self.slots.get(&oldest).is_some_and(Slot::is_at_rest)
             {
                 self.slots.remove(&oldest);
             }
@@ -274,6 +283,11 @@ impl Shell {
 impl Slot {
     fn is_closed(&self) -> bool {
         matches!(self, Self::Idle(owned, _) if owned.history.execution.is_closed())
+    }
+
+    /// Nothing is lost when it is forgotten.
+    fn is_at_rest(&self) -> bool {
+        self.is_closed() || matches!(self, Self::Idle(owned, _) if owned.is_unknown())
     }
 }
 

@@ -39,6 +39,7 @@ pub enum Error {
 #[derive(Clone)]
 pub(crate) struct Metrics {
     pub(crate) facts: IntCounter,
+    pub(crate) steps: IntCounter,
     pub(crate) decisions: IntCounter,
     pub(crate) jobs: IntCounter,
     pub(crate) lost: IntCounter,
@@ -56,6 +57,7 @@ impl Metrics {
         registry.register(Box::new(open.clone()))?;
         Ok(Self {
             facts: counter("vlinders_facts_total", "Facts taken in")?,
+            steps: counter("vlinders_steps_total", "Steps begun: times an execution was looked at")?,
             decisions: counter("vlinders_decisions_total", "Decisions appended to the log")?,
             jobs: counter("vlinders_jobs_total", "Jobs queued")?,
             lost: counter("vlinders_effects_lost_total", "Effects whose worker was gone")?,
@@ -71,6 +73,7 @@ impl Metrics {
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     config.check().map_err(Error::Config)?;
     provision(&runtime.bus).await?;
+    runtime.bus.collect_dead_letters(&runtime.tasks).await?;
     crate::forks::serve(&runtime).await?;
     crate::agents::directory::start(&runtime, config.agents_dir.clone()).await?;
     let metrics = Metrics::new(&runtime.metrics)?;

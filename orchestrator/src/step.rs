@@ -7,6 +7,7 @@
 //! unacknowledged; one that lives longer is written into the index, and only then is its submission acknowledged.
 //! Most executions end young, and cost no write beyond their log.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use runtime::bus::{Commit, FactDelivery, Kind, Stored};
@@ -81,7 +82,8 @@ pub(crate) async fn step(hands: Hands, mut owned: Box<Owned>, todo: Todo) -> (Ex
     let exec = owned.history.exec;
     match advance(&hands, &mut owned, &todo).await {
         Ok(()) => {
-            acknowledge(&mut owned, todo.facts).await;
+            let kept_back = quarantine(&hands, &owned, &todo.facts).await;
+            acknowledge(&mut owned, todo.facts, &kept_back).await;
             (exec, Some(owned))
         }
         Err(error) => {
@@ -114,6 +116,9 @@ async fn advance(hands: &Hands, owned: &mut Owned, todo: &Todo) -> Result<(), bu
     }
     commit(hands, owned).await?;
     hands.dismiss(owned).await?;
+    if owned.is_unknown() {
+        return Ok(());
+    }
     if owned.history.execution.is_closed() {
         hands.liveness.forget(owned.history.exec);
         // First told, then forgotten: a crash in between tells twice, which does no harm.
@@ -208,11 +213,27 @@ fn is_young(owned: &Owned, todo: &Todo) -> bool {
     }
 }
 
-/// All that followed from these facts is stored.
-async fn acknowledge(owned: &mut Owned, facts: Vec<FactDelivery>) {
-    let young = !owned.history.execution.is_closed() && owned.indexed.is_none();
+/// Quarantines those of the facts that are of no use. Returns the sequences of those that could not be: they come again,
+/// and nothing waits for them.
+async fn quarantine(hands: &Hands, owned: &Owned, facts: &[FactDelivery]) -> BTreeSet<u64> {
+    let mut kept_back = BTreeSet::new();
     for fact in facts {
-        if young && is_submission(&fact.stored) {
+        if let Err(error) = hands.quarantine(&owned.history.execution, &fact.stored).await {
+            let (exec, sequence) = (fact.stored.exec, fact.stored.sequence);
+            tracing::warn!(%exec, sequence, %error, "a fact of no use is not quarantined yet; it comes again");
+            kept_back.insert(sequence);
+        }
+    }
+    kept_back
+}
+
+/// All that followed from these facts is stored.
+async fn acknowledge(owned: &mut Owned, facts: Vec<FactDelivery>, kept_back: &BTreeSet<u64>) {
+    let young = !(owned.is_unknown() || owned.history.execution.is_closed()) && owned.indexed.is_none();
+    for fact in facts {
+        if kept_back.contains(&fact.stored.sequence) {
+            put_back(fact).await;
+        } else if young && is_submission(&fact.stored) {
             let since = owned.kept.as_ref().map_or_else(clock::now, |kept| kept.since);
             owned.kept = Some(Kept { fact, since });
         } else {

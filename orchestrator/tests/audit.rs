@@ -44,6 +44,7 @@ fn facts() -> Vec<FactBody> {
         ..ExecutionSubmitted::new(fact::Kind::Agent, "coder", limits)
     };
     let read = ToolCompleted {
+        full: None,
         effect: EffectId::tool(1, 0),
         attempt: 1,
         worker: "t".into(),

@@ -241,6 +241,16 @@ pub struct EmbeddingsAnswer {
     pub usage: Usage,
 }
 
+/// `POST /internal/dead-letters/{id}/redrive`; the body may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedriveRequest {
+    /// Publish the message although it would be given up again.
+    pub force: bool,
+    /// Who.
+    pub by: Option<String>,
+}
+
 /// `GET /internal/executions/{id}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExecutionView {

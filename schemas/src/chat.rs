@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::object::Reference;
+
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -35,12 +37,15 @@ pub struct Message {
     /// Optional name of the speaker or tool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The beginning of the text, where it is too large for a message: what stands in `content` follows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<Reference>,
 }
 
 impl Message {
     /// A message with nothing but a role and a text.
     pub fn text(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into(), tool_calls: Vec::new(), tool_call_id: None, name: None }
+        Self { role, content: content.into(), tool_calls: Vec::new(), tool_call_id: None, name: None, object: None }
     }
 
     /// The result of the tool call `call_id`.
@@ -51,7 +56,14 @@ impl Message {
             tool_calls: Vec::new(),
             tool_call_id: Some(call_id.into()),
             name: Some(name.into()),
+            object: None,
         }
+    }
+
+    /// Bytes of the whole text, wherever it lies.
+    #[must_use]
+    pub fn text_bytes(&self) -> u64 {
+        self.content.len() as u64 + self.object.as_ref().map_or(0, |object| object.bytes)
     }
 }
 

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::chat::{FinishReason, Usage};
 use crate::fact::{FailureClass, Limits, Verdict};
 use crate::ids::{EffectId, ExecutionId};
-use crate::wire::{DecodeError, Nanos, Schema, decode, encode};
+use crate::wire::{DecodeError, Nanos, Schema, encode, read};
 
 /// One decision in its envelope: the events that followed from the facts up to `facts_upto`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -194,11 +194,7 @@ impl Record {
     /// # Errors
     /// When the bytes are no decision, or one of a version this code does not know.
     pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let record: Self = decode(bytes)?;
-        if !Self::reads(&record.schema) {
-            return Err(DecodeError::Schema { found: record.schema, expected: Self::SCHEMA });
-        }
-        Ok(record)
+        read(bytes, |record: &Self| &record.schema)
     }
 
     /// The id under which this decision is published: its number, so that a second one of that number is recognised even

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::chat::{FinishReason, Message, Sampling, ToolCall, ToolSpec, Usage};
 use crate::ids::{EffectId, ExecutionId};
-use crate::wire::{DecodeError, Nanos, Schema, decode};
+use crate::object::Reference;
+use crate::wire::{DecodeError, Nanos, Schema, read};
 
 /// One fact in its envelope.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,11 +47,7 @@ impl Fact {
     /// # Errors
     /// When the bytes are no fact, or one of a version this code does not know.
     pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let fact: Self = decode(bytes)?;
-        if !Self::reads(&fact.schema) {
-            return Err(DecodeError::Schema { found: fact.schema, expected: Self::SCHEMA });
-        }
-        Ok(fact)
+        read(bytes, |fact: &Self| &fact.schema)
     }
 
     /// The id under which this fact is stored once, however often it is published.
@@ -483,6 +480,9 @@ pub struct ToolCompleted {
     pub worker: String,
     /// The text the model reads.
     pub result: String,
+    /// The whole text, where the model reads only its beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<Reference>,
     /// Wall time of the call.
     pub duration_us: u64,
     /// How it was confined.
@@ -581,6 +581,17 @@ pub struct UserMessage {
     pub by: Option<String>,
     /// What.
     pub text: String,
+    /// The text, where it is too large for a message; `text` is empty then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<Reference>,
+}
+
+impl UserMessage {
+    /// Whether this is its text, wherever it lies.
+    #[must_use]
+    pub fn says(&self, text: &str) -> bool {
+        self.object.as_ref().map_or(self.text == text, |object| object.is_of(text.as_bytes()))
+    }
 }
 
 /// How an execution ended, in one word.

@@ -33,6 +33,13 @@ impl ExecutionId {
         Self(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
     }
 
+    /// When the id was made, to the millisecond, by the clock of who made it (nanoseconds); 0 when it does not say.
+    #[must_use]
+    pub fn made_at(&self) -> i64 {
+        let millis = (self.0.get_version_num() == 7).then(|| self.0.as_u128() >> 80);
+        millis.and_then(|millis| i64::try_from(millis * 1_000_000).ok()).unwrap_or(0)
+    }
+
     /// The partition that holds this execution: `partition(16, exec)` as the NATS server computes it, which is
     /// FNV-1a (32 bit) over the token's bytes, modulo the number of partitions.
     #[must_use]

@@ -7,10 +7,19 @@ use serde::{Deserialize, Serialize};
 use crate::chat::{Message, Sampling, ToolSpec};
 use crate::ids::{EffectId, ExecutionId};
 use crate::subject;
-use crate::wire::{Nanos, Schema};
+use crate::wire::{DecodeError, Nanos, Schema, read};
 
 /// What every job says, whatever its work.
 pub trait Job: Schema + Serialize + serde::de::DeserializeOwned + Send + Sync + 'static {
+    /// Its name and version.
+    fn schema(&self) -> &str;
+    /// Reads a job and checks its version.
+    ///
+    /// # Errors
+    /// When the bytes are no such job, or one of a version this code does not know.
+    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
+        read(bytes, Self::schema)
+    }
     /// The execution.
     fn exec(&self) -> ExecutionId;
     /// The effect it carries out.
@@ -88,6 +97,9 @@ impl Schema for InferenceJob {
 }
 
 impl Job for InferenceJob {
+    fn schema(&self) -> &str {
+        &self.schema
+    }
     fn exec(&self) -> ExecutionId {
         self.exec
     }
@@ -146,6 +158,9 @@ impl Schema for ToolJob {
 }
 
 impl Job for ToolJob {
+    fn schema(&self) -> &str {
+        &self.schema
+    }
     fn exec(&self) -> ExecutionId {
         self.exec
     }

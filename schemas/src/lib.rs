@@ -12,6 +12,8 @@
 //! | [`fact`] | what happened outside: appended to the log without a condition |
 //! | [`decision`] | what the orchestrator decided: appended with an expected sequence, hash-chained |
 //! | [`job`] | disposable, self-contained work for workers |
+//! | [`dead_letter`] | copies of messages that were given up, and why |
+//! | [`object`] | content that is too large for a message, by reference |
 //! | [`token`] | the fast, lossy path beside the log |
 //! | [`presence`] | which workers are there and what they hold |
 //! | [`rpc`] | stateless questions between services |
@@ -21,10 +23,12 @@
 pub mod agent;
 pub mod api;
 pub mod chat;
+pub mod dead_letter;
 pub mod decision;
 pub mod fact;
 pub mod ids;
 pub mod job;
+pub mod object;
 pub mod presence;
 pub mod rpc;
 pub mod stream;
@@ -33,6 +37,7 @@ pub mod token;
 pub mod wire;
 
 pub use chat::{FinishReason, Message, Role, Sampling, ToolCall, ToolSpec, Usage};
+pub use dead_letter::DeadLetter;
 pub use decision::{Event, Record};
 pub use fact::{Fact, FactBody};
 pub use ids::{EffectId, ExecutionId, Partition};

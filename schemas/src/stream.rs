@@ -82,6 +82,9 @@ pub const BUCKET_WORKERS: &str = "vl_workers";
 /// Bucket of agent types and tool manifests.
 pub const BUCKET_CONFIG: &str = "vl_config";
 
+/// Bucket of objects: content of the log that is too large for a message, by the hash of its bytes.
+pub const BUCKET_OBJECTS: &str = "vl_objects";
+
 /// How long a worker's entry lives without being renewed.
 pub const WORKER_ENTRY_TTL: Duration = Duration::from_secs(15);
 /// How long a job may be held without a sign of life before it is handed to another worker.
@@ -179,11 +182,7 @@ fn tokens() -> StreamDefinition {
 fn dead_letters() -> StreamDefinition {
     StreamDefinition {
         name: DEAD_LETTERS.to_owned(),
-        subjects: vec![
-            "vl.v1.dlq.>".to_owned(),
-            "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>".to_owned(),
-            "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>".to_owned(),
-        ],
+        subjects: std::iter::once("vl.v1.dlq.>").chain(subject::ADVISORIES).map(str::to_owned).collect(),
         storage: Storage::File,
         retention: Retention::Limits,
         discard: Discard::Old,

@@ -80,6 +80,33 @@ pub fn claim(exec: ExecutionId) -> String {
 /// All claims, for orchestrators.
 pub const CLAIM_ALL: &str = "vl.v1.ctl.claim.*";
 
+/// A dead letter that waits for somebody, by its id.
+#[must_use]
+pub fn dead_letter(id: &str) -> String {
+    format!("vl.v1.dlq.{id}.waiting")
+}
+
+/// A dead letter that was settled, by its id.
+#[must_use]
+pub fn settled_letter(id: &str) -> String {
+    format!("vl.v1.dlq.{id}.settled")
+}
+
+/// A dead letter wherever it is kept, by its id.
+#[must_use]
+pub fn dead_letter_any(id: &str) -> String {
+    format!("vl.v1.dlq.{id}.*")
+}
+
+/// All dead letters that wait.
+pub const DEAD_LETTERS_WAITING: &str = "vl.v1.dlq.*.waiting";
+/// All dead letters.
+pub const DEAD_LETTERS_ALL: &str = "vl.v1.dlq.*.*";
+
+/// Where the server says that a consumer handed a message out for the last time, or that it was taken off.
+pub const ADVISORIES: [&str; 2] =
+    ["$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>", "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>"];
+
 /// Question: embeddings.
 pub const RPC_EMBED: &str = "vl.v1.rpc.embed";
 /// Question: loaded models.

@@ -50,6 +50,30 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     rmp_serde::to_vec_named(message).expect("wire types hold only maps with string keys, sequences and scalars")
 }
 
+/// Decodes a message that says its version, `schema`, and checks that.
+///
+/// # Errors
+/// [`DecodeError::Schema`] when it is of another name or major version, whatever else it holds; otherwise
+/// [`DecodeError::Malformed`] when the bytes are something else.
+pub fn read<T: Schema + DeserializeOwned>(bytes: &[u8], schema: impl Fn(&T) -> &str) -> Result<T, DecodeError> {
+    let unknown = |found: &str| DecodeError::Schema { found: found.to_owned(), expected: T::SCHEMA };
+    match decode::<T>(bytes) {
+        Ok(message) if T::reads(schema(&message)) => Ok(message),
+        Ok(message) => Err(unknown(schema(&message))),
+        Err(error) => {
+            // Another version may look different in every field but this one.
+            let named = decode::<Named>(bytes).ok().filter(|named| !T::reads(&named.schema));
+            Err(named.map_or(error, |named| unknown(&named.schema)))
+        }
+    }
+}
+
+/// What every versioned message has.
+#[derive(serde::Deserialize)]
+struct Named {
+    schema: String,
+}
+
 /// Decodes a message.
 ///
 /// # Errors

@@ -5,17 +5,19 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 
 use schemas::chat::{FinishReason, Message, Role, Sampling, ToolCall, ToolSpec, Usage};
+use schemas::dead_letter::{DeadLetter, Reason, Settled, Settlement};
 use schemas::decision::*;
 use schemas::fact::*;
 use schemas::job::{InferenceJob, Purpose, ToolJob};
+use schemas::object::{self, Reference};
 use schemas::presence::{Hold, Holds, Worker};
 use schemas::rpc;
 use schemas::token::{Frame, FrameKind};
 use schemas::wire::{Schema, decode, encode};
 use schemas::{EffectId, ExecutionId, agent};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
+use serde_json::{Value, json};
 
 fn exec() -> ExecutionId {
     "0192f0c1-7a3b-7c4d-8e5f-001122334455".parse().expect("canonical id")
@@ -31,6 +33,10 @@ fn tool() -> ToolSpec {
         "Finds text in files.",
         json!({"type": "object", "properties": {"query": {"type": "string"}}}),
     )
+}
+
+fn object() -> Reference {
+    Reference::to(b"a long text", object::TEXT)
 }
 
 fn sandbox() -> Sandbox {
@@ -64,7 +70,8 @@ fn policy() -> Policy {
 /// Writes or compares one sample: the bytes as hex, then the same value as people read it.
 fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, sample: &T) {
     let bytes = encode(sample);
-    let text = format!("{}\n{}\n", hex::encode(&bytes), serde_json::to_string_pretty(sample).expect("JSON"));
+    let readable: Shown = decode(&bytes).expect("a message is a map that JSON can show");
+    let text = format!("{}\n{}\n", hex::encode(&bytes), serde_json::to_string_pretty(&readable.0).expect("JSON"));
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{name}.txt"));
     #[expect(clippy::disallowed_methods, reason = "a switch for the person who changes the wire on purpose")]
     if std::env::var("UPDATE_GOLDEN").is_ok() {
@@ -77,11 +84,95 @@ fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, sample
     assert_eq!(&read, sample, "{name} reads as something else");
 }
 
+/// A message as JSON; bytes, which JSON does not have, are shown as hex.
+struct Shown(Value);
+
+impl<'de> serde::Deserialize<'de> for Shown {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ShownVisitor).map(Self)
+    }
+}
+
+struct ShownVisitor;
+
+impl<'de> Visitor<'de> for ShownVisitor {
+    type Value = Value;
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("anything")
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(json!(value))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(json!(value))
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(json!(value))
+    }
+    fn visit_f32<E>(self, value: f32) -> Result<Value, E> {
+        Ok(json!(f64::from(value)))
+    }
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(json!(value))
+    }
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(json!(value))
+    }
+    fn visit_bytes<E>(self, value: &[u8]) -> Result<Value, E> {
+        Ok(json!(format!("bytes {}", hex::encode(value))))
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Shown(item)) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = serde_json::Map::new();
+        while let Some((key, Shown(value))) = entries.next_entry::<String, Shown>()? {
+            map.insert(key, value);
+        }
+        Ok(Value::Object(map))
+    }
+}
+
 fn fact(body: FactBody) -> Fact {
     let mut fact = Fact::new(exec(), 1_790_000_000_000_000_000, body);
     fact.cause = Some("req-1".into());
     fact.trace.insert("traceparent".into(), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
     fact
+}
+
+#[test]
+fn dead_letters() {
+    let headers = [("Nats-Msg-Id".to_owned(), vec!["some-id".to_owned()])];
+    let waiting = DeadLetter {
+        schema: DeadLetter::SCHEMA.into(),
+        stream: "VL_LOG_8".into(),
+        sequence: 42,
+        subject: schemas::subject::fact(exec()),
+        stored_at: 1_790_000_000_000_000_000,
+        reason: Reason::Malformed,
+        detail: "decode a message: no map".into(),
+        next_step: Reason::Malformed.next_step().into(),
+        at: 1_790_000_000_000_000_007,
+        by: "orchestrator-1".into(),
+        exec: Some(exec()),
+        headers: headers.into(),
+        payload: Some(b"junk".to_vec()),
+        settled: None,
+    };
+    check("dead_letter.waiting", &waiting);
+    let settled =
+        Settled { how: Settlement::Redriven, at: 1_790_000_001_000_000_000, by: "ann".into(), sequence: Some(43) };
+    check("dead_letter.settled", &DeadLetter { settled: Some(settled), payload: None, ..waiting });
 }
 
 #[test]
@@ -147,6 +238,7 @@ fn facts() {
             detail: "fit 2000 tokens into a window of 1024".into(),
         }),
         FactBody::ToolCompleted(ToolCompleted {
+            full: Some(object()),
             effect: EffectId::tool(1, 0),
             attempt: 1,
             worker: "tool-1".into(),
@@ -170,7 +262,12 @@ fn facts() {
         }),
         FactBody::TimerFired(TimerFired { timer: "deadline".into(), due: 1_790_000_060_000_000_000 }),
         FactBody::EffectLost(EffectLost { effect, attempt: 1, worker: Some("inference-1".into()) }),
-        FactBody::UserMessage(UserMessage { id: "m1".into(), by: Some("u1".into()), text: "and y?".into() }),
+        FactBody::UserMessage(UserMessage {
+            object: Some(object()),
+            id: "m1".into(),
+            by: Some("u1".into()),
+            text: "and y?".into(),
+        }),
         FactBody::ChildClosed(ChildClosed {
             effect: EffectId::child(1, 0),
             attempt: 1,
@@ -362,7 +459,7 @@ fn jobs_tokens_presence_and_questions() {
             trace: [("traceparent".to_owned(), "00-a-b-01".to_owned())].into(),
             model: "tiny".into(),
             messages: vec![
-                Message { tool_calls: vec![call()], ..Message::text(Role::Assistant, "") },
+                Message { tool_calls: vec![call()], object: Some(object()), ..Message::text(Role::Assistant, "") },
                 Message::tool_result("call-1-0", "search_code", "no matches"),
             ],
             tools: vec![tool()],

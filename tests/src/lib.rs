@@ -288,6 +288,19 @@ impl System {
         Ok((output.status.code(), json.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?))
     }
 
+    /// Runs a client command of `vlinders` against this system's gateway, and returns how it ended.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn plain_client(&self, arguments: &[&str]) -> anyhow::Result<Ended> {
+        let mut command = Command::new(program::program()?);
+        command.args(arguments).args(["--url", &self.http]).env("VLINDERS_SECRET", SECRET).kill_on_drop(true);
+        let output = tokio::time::timeout(PATIENCE, command.output()).await.context("the command did not end")??;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        Ok(Ended { code: output.status.code(), stdout, stderr })
+    }
+
     /// Appends a request to the log without a gateway, as any NATS client may.
     ///
     /// # Errors

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use schemas::fact::Sandbox;
+use schemas::object::{self, Reference};
 use schemas::rpc::Outline;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -19,7 +20,7 @@ use crate::failure::Failure;
 use crate::registry::{Registry, Tool};
 use crate::sandbox::bubblewrap::{Bubblewrap, ENFORCED};
 use crate::sandbox::{BoxedAnswer, BoxedCall, PROBE, TIER, probe};
-use crate::tools::outline_text;
+use crate::tools::{self, outline_text};
 use crate::workspace::{self, Roots, Workspace};
 
 /// Wall time of the self-test: a box on a busy machine, many times over.
@@ -27,6 +28,9 @@ const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Asks the analysis worker about `(path, code)`. The failure is written for the model.
 pub type Analyst = Arc<dyn Fn(String, String) -> BoxFuture<'static, Result<Outline, Failure>> + Send + Sync>;
+
+/// Finds the text of an object by its name. The failure is written for the model.
+pub type Library = Arc<dyn Fn(String) -> BoxFuture<'static, Result<String, Failure>> + Send + Sync>;
 
 /// One call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +50,9 @@ pub struct Call {
 pub struct Outcome {
     /// The text the model reads, or why there is none.
     pub result: Result<String, Failure>,
+    /// The whole text, where the model reads only its beginning. Its hash stands in what the model reads, so it must be
+    /// stored before the result is.
+    pub full: Option<String>,
     /// Wall time, waiting for a slot left out.
     pub duration: Duration,
     /// How it was confined; tier `none` when nothing was run.
@@ -58,17 +65,18 @@ pub struct Executor {
     roots: Roots,
     sandbox: Result<Bubblewrap, String>,
     analyst: Analyst,
+    library: Library,
     slots: Semaphore,
 }
 
 impl Executor {
     /// Opens the workspaces and tests the sandbox. A sandbox that fails does not stop the start: its tools are
     /// refused with the reason, which [`Executor::sandbox`] also tells.
-    pub async fn start(config: &Config, analyst: Analyst) -> Result<Self, workspace::Error> {
+    pub async fn start(config: &Config, analyst: Analyst, library: Library) -> Result<Self, workspace::Error> {
         let roots = Roots::open(&config.workspaces)?;
         let sandbox = tested_sandbox(config).await;
         let slots = Semaphore::new(config.slots.clamp(1, 64) as usize);
-        Ok(Self { registry: Registry::built_in(), roots, sandbox, analyst, slots })
+        Ok(Self { registry: Registry::built_in(), roots, sandbox, analyst, library, slots })
     }
 
     /// The tools.
@@ -92,12 +100,25 @@ impl Executor {
         let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
         let started = Instant::now();
         let mut sandbox = Sandbox { tier: "none".to_owned(), enforced: Vec::new() };
-        let result = self.result(call, &mut sandbox).await;
-        Outcome { result, duration: started.elapsed(), sandbox }
+        let shown = self.result(call, &mut sandbox).await;
+        let (result, full) = match shown {
+            Ok(Shown { text, full }) => (Ok(text), full),
+            Err(failure) => (Err(failure), None),
+        };
+        Outcome { result, full, duration: started.elapsed(), sandbox }
     }
 
-    async fn result(&self, call: &Call, report: &mut Sandbox) -> Result<String, Failure> {
+    async fn result(&self, call: &Call, report: &mut Sandbox) -> Result<Shown, Failure> {
         let (tool, arguments) = self.registry.check(&call.tool, &call.arguments)?;
+        let bytes_max = match call.result_bytes_max {
+            0 => tool.result_bytes_max,
+            bytes_max => bytes_max.min(tool.result_bytes_max),
+        };
+        if let Some(object) = object_named(tool, &arguments) {
+            // Nothing of the workspace is touched, and what is read was written here.
+            let text = (self.library)(object.to_owned()).await?;
+            return Ok(Shown { text: tools::object_lines(&text, &arguments, bytes_max)?, full: None });
+        }
         let workspace = self.roots.find(call.workspace.as_deref())?;
         let sandbox = self.sandbox.as_ref().map_err(|reason| Failure::refused(format!("no sandbox: {reason}")))?;
         let path = arguments.get("path").and_then(|path| path.as_str()).unwrap_or_default().to_owned();
@@ -109,12 +130,7 @@ impl Executor {
         report.enforced.extend(enforced);
         let text = Result::from(outcome)?;
         let text = if tool.name == "analyze_code" { self.outlined(tool, path, text).await? } else { text };
-        let bytes_max = if call.result_bytes_max == 0 {
-            tool.result_bytes_max
-        } else {
-            call.result_bytes_max.min(tool.result_bytes_max)
-        };
-        Ok(cut(text, bytes_max))
+        Ok(Shown::of(text, bytes_max))
     }
 
     async fn outlined(&self, tool: &Tool, path: String, code: String) -> Result<String, Failure> {
@@ -153,15 +169,42 @@ async fn self_test(sandbox: &Bubblewrap, workspace: &Path) -> Result<String, Fai
     Ok(open.lines().filter(relevant).collect::<Vec<_>>().join("\n"))
 }
 
-/// Cuts a text at a line or, failing that, a character, and says so.
-fn cut(text: String, bytes_max: usize) -> String {
-    const MARK: &str = "\n... (cut)";
-    if text.len() <= bytes_max {
-        return text;
+/// Room from which on a cut text says how to read on. With less the saying would take a quarter of it, and a model with
+/// so small a window has no room for the rest either.
+const MARK_FROM_BYTES: usize = 1_024;
+
+/// What the model reads, and the whole of it where that is more.
+struct Shown {
+    text: String,
+    full: Option<String>,
+}
+
+impl Shown {
+    /// Cuts a text at a line or, failing that, a character, and says how to read on.
+    fn of(text: String, bytes_max: usize) -> Self {
+        let whole = text.len();
+        if whole <= bytes_max {
+            return Self { text, full: None };
+        }
+        if bytes_max < MARK_FROM_BYTES {
+            return Self {
+                text: tools::cut_at_line(&text, bytes_max, |_, _| "\n... (cut)".to_owned()),
+                full: Some(text),
+            };
+        }
+        let name = Reference::to(text.as_bytes(), object::TEXT).sha256;
+        let mark = |shown: usize, line: usize| {
+            let call = json!({"path": format!("{}{name}", object::PATH_PREFIX), "start": line});
+            format!("\n... (cut; {shown} of {whole} bytes; read the rest with read_file {call})")
+        };
+        Self { text: tools::cut_at_line(&text, bytes_max, mark), full: Some(text) }
     }
-    let end = text.floor_char_boundary(bytes_max.saturating_sub(MARK.len()));
-    let end = text[..end].rfind('\n').unwrap_or(end);
-    format!("{}{MARK}", &text[..end])
+}
+
+/// The object that a call of `read_file` names instead of a file.
+fn object_named<'a>(tool: &Tool, arguments: &'a Map<String, Value>) -> Option<&'a str> {
+    let path = arguments.get("path").filter(|_| tool.name == "read_file")?.as_str()?;
+    path.strip_prefix(object::PATH_PREFIX)
 }
 
 #[cfg(test)]

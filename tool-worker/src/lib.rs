@@ -18,7 +18,7 @@ mod tools;
 pub mod workspace;
 
 pub use config::Config;
-pub use executor::{Analyst, Call, Executor, Outcome};
+pub use executor::{Analyst, Call, Executor, Library, Outcome};
 pub use failure::Failure;
 pub use runner::runner_main;
 pub use service::{Error, serve};

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
-use runtime::bus::{self, Bus, Delivery, JobQueue};
+use runtime::bus::{self, Bus, Delivery, JobQueue, ObjectError};
 use runtime::{Runtime, Tasks, clock};
 use schemas::fact::{Fact, FactBody, FailureClass, Sandbox, ToolCompleted, ToolFailed};
+use schemas::object::{self, Reference};
 use schemas::presence::{Hold, Holds, Worker};
 use schemas::rpc::{self, Analyse, FindWorkspace, Outline, Refusal, Reply};
 use schemas::{ToolJob, stream, subject};
@@ -16,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::executor::{Analyst, Call, Executor, Outcome};
+use crate::executor::{Analyst, Call, Executor, Library, Outcome};
 use crate::failure::Failure;
 use crate::workspace::{self, Workspace};
 
@@ -44,7 +45,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// serves all the same and refuses each call with the reason.
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let (bus, tasks) = (runtime.bus, runtime.tasks);
-    let executor = Executor::start(&config, analyst(bus.clone())).await?;
+    let executor = Executor::start(&config, analyst(bus.clone()), library(bus.clone())).await?;
     let slots = config.slots.clamp(1, 64);
     let shell = Arc::new(Shell {
         id: format!("tool-{}", clock::process_token()),
@@ -150,7 +151,22 @@ async fn carry_out(shell: Arc<Shell>, delivery: Delivery<ToolJob>, _slot: OwnedS
             outcome.unwrap_or_else(|_| ended(FailureClass::Timeout, "the execution's deadline passed"))
         }
     };
-    let fact = fact(&shell.id, job, outcome);
+    // What a fact refers to is there before the fact is.
+    let full = match &outcome.full {
+        None => Ok(None),
+        Some(text) => shell.bus.put_object(text.as_bytes(), object::TEXT).await.map(Some),
+    };
+    let full = match full {
+        Ok(full) => full,
+        Err(error) => {
+            tracing::warn!(%error, exec = %hold.exec, "the whole of a tool result was not stored; trying again later");
+            if let Err(error) = delivery.retry(RETRY_AFTER).await {
+                tracing::debug!(%error, "a verdict did not arrive; the job comes again");
+            }
+            return;
+        }
+    };
+    let fact = fact(&shell.id, job, outcome, full);
     // Publish before ack: a crash in between repeats the call, and the log stores its result once.
     let verdict = match shell.bus.append_fact(&fact).await {
         Ok(_) => delivery.done().await,
@@ -164,12 +180,14 @@ async fn carry_out(shell: Arc<Shell>, delivery: Delivery<ToolJob>, _slot: OwnedS
     }
 }
 
-fn fact(worker: &str, job: &ToolJob, outcome: Outcome) -> Fact {
+fn fact(worker: &str, job: &ToolJob, outcome: Outcome, full: Option<Reference>) -> Fact {
     let duration_us = u64::try_from(outcome.duration.as_micros()).unwrap_or(u64::MAX);
     let (effect, attempt) = (job.effect.clone(), job.attempt);
     let (worker, sandbox) = (worker.to_owned(), outcome.sandbox);
     let body = match outcome.result {
-        Ok(result) => FactBody::ToolCompleted(ToolCompleted { effect, attempt, worker, result, duration_us, sandbox }),
+        Ok(result) => {
+            FactBody::ToolCompleted(ToolCompleted { full, effect, attempt, worker, result, duration_us, sandbox })
+        }
         Err(Failure { class, detail }) => {
             FactBody::ToolFailed(ToolFailed { effect, attempt, worker, class, detail, duration_us, sandbox })
         }
@@ -182,6 +200,7 @@ fn fact(worker: &str, job: &ToolJob, outcome: Outcome) -> Fact {
 fn ended(class: FailureClass, detail: &str) -> Outcome {
     Outcome {
         result: Err(Failure { class, detail: detail.to_owned() }),
+        full: None,
         duration: Duration::ZERO,
         sandbox: Sandbox::default(),
     }
@@ -258,6 +277,20 @@ fn found(workspace: Result<Workspace, workspace::Error>) -> Reply<rpc::Workspace
         workspace::Error::Outside { .. } => "workspace_outside",
     };
     Reply::Err(Refusal { code: code.to_owned(), detail: error.to_string() })
+}
+
+/// Reads objects over the bus.
+fn library(bus: Bus) -> Library {
+    Arc::new(move |name| {
+        let bus = bus.clone();
+        Box::pin(async move {
+            match bus.object(&name).await {
+                Ok((content, _)) => Ok(String::from_utf8_lossy(&content).into_owned()),
+                Err(ObjectError::Bus(error)) => Err(Failure::internal(format!("read object {name}: {error}"))),
+                Err(error) => Err(Failure::bad_request(error.to_string())),
+            }
+        })
+    })
 }
 
 /// Asks the analysis workers over the bus.

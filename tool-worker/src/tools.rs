@@ -7,7 +7,7 @@ mod search;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::confined::Confined;
 use crate::failure::Failure;
@@ -27,6 +27,31 @@ pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>) -> Re
         "analyze_code" => source(&workspace, &typed::<Source>(arguments)?.path),
         other => Err(Failure::unknown(format!("no such built-in: {other}"))),
     }
+}
+
+/// Lines of an object, as `read_file` shows those of a file, and how to read on where that is too much.
+pub(crate) fn object_lines(text: &str, arguments: &Map<String, Value>, bytes_max: usize) -> Result<String, Failure> {
+    let arguments: read::Arguments = typed(arguments)?;
+    let shown = read::lines(text.as_bytes(), &arguments)?;
+    if shown.len() <= bytes_max {
+        return Ok(shown);
+    }
+    let first = arguments.start.unwrap_or(1);
+    let mark = |_, line: usize| {
+        let call = json!({"path": arguments.path, "start": first + line - 1});
+        format!("\n... (cut; read on with read_file {call})")
+    };
+    Ok(cut_at_line(&shown, bytes_max, mark))
+}
+
+/// The beginning of a text, cut at a line or, failing that, a character. `mark` says so at its end; it is told how many
+/// bytes are shown, and the number of the first line that is not.
+pub(crate) fn cut_at_line(text: &str, bytes_max: usize, mark: impl Fn(usize, usize) -> String) -> String {
+    let longest = mark(text.len(), text.lines().count() + 1).len();
+    let end = text.floor_char_boundary(bytes_max.saturating_sub(longest));
+    let end = text[..end].rfind('\n').unwrap_or(end);
+    let shown = &text[..end];
+    format!("{shown}{}", mark(end, shown.lines().count() + 1))
 }
 
 #[derive(Deserialize)]
@@ -51,5 +76,39 @@ fn cut(line: &str, chars_max: usize) -> String {
     match line.char_indices().nth(chars_max) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(start: usize) -> Map<String, Value> {
+        json!({"path": "object:abc", "start": start}).as_object().cloned().expect("an object")
+    }
+
+    #[test]
+    fn a_cut_object_says_where_to_read_on_until_all_of_it_was_read() {
+        let text: String = (1..=30).map(|n| format!("line number {n} of thirty\n")).collect();
+        let (mut start, mut read) = (1, String::new());
+        for _ in 0..30 {
+            let shown = object_lines(&text, &arguments(start), 200).expect("lines");
+            assert!(shown.len() <= 200, "{shown}");
+            let (lines, mark) = shown.split_once("\n... (cut; read on with read_file ").unwrap_or((&shown, ""));
+            for line in lines.lines() {
+                read.push_str(&format!("{}\n", line.split_once(": ").expect("a number and a line").1));
+            }
+            let Some(call) = mark.strip_suffix(')') else { break };
+            let call: Value = serde_json::from_str(call).expect("arguments that can be called with");
+            assert_eq!(call["path"], "object:abc");
+            start = usize::try_from(call["start"].as_u64().expect("a line")).expect("small");
+        }
+        assert_eq!(read, text);
+    }
+
+    #[test]
+    fn a_line_longer_than_the_room_is_cut_and_not_shown_for_ever() {
+        let shown = cut_at_line(&"é".repeat(500), 60, |bytes, line| format!("\n({bytes} bytes, on from {line})"));
+        assert!(shown.len() <= 60 && shown.ends_with("on from 2)"), "{shown}");
     }
 }

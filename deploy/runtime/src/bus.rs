@@ -1,17 +1,21 @@
-//! The typed bus over NATS JetStream: the log, job queues, tokens, buckets and questions.
+//! The typed bus over NATS JetStream: the log, job queues, dead letters, objects, tokens, buckets and questions.
 //!
 //! Three connections, one for each role of traffic (log, jobs, tokens), so that a flood of tokens never delays an
 //! acknowledgement. Every publish has a timeout; every stream read survives a reconnect.
 
+mod dead_letters;
 mod jobs;
 mod log;
+mod objects;
 mod provision;
 mod pull;
 mod question;
 mod token;
 
+pub use dead_letters::{KeptLetter, LetterError};
 pub use jobs::{Delivery, JobProgress, JobQueue, Queued};
 pub use log::{Appended, Commit, FactDelivery, Facts, Kind, Live, Stored};
+pub use objects::ObjectError;
 pub use provision::provision;
 pub use token::TokenReader;
 
@@ -21,9 +25,11 @@ use std::time::Duration;
 use async_nats::jetstream::{self, kv};
 use async_nats::{Client, ConnectOptions, Event, HeaderMap};
 use bytes::Bytes;
+use prometheus::{IntCounterVec, Opts};
 use serde::Deserialize;
 use tokio::sync::watch;
 
+use crate::clock;
 use crate::config::Secret;
 
 /// How long a publish or a question may take before it is given up.
@@ -146,6 +152,10 @@ pub struct Bus {
     js: jetstream::Context,
     connected: watch::Receiver<u64>,
     replicas: usize,
+    /// Names this process to people.
+    process: Arc<str>,
+    /// Letters written, by reason.
+    dead_letters: IntCounterVec,
 }
 
 impl Bus {
@@ -162,7 +172,18 @@ impl Bus {
         check_version(&log.server_info().version)?;
         let js = jetstream::new(log.clone());
         js.query_account().await.map_err(|e| Error::NoJetStream(e.to_string()))?;
-        Ok(Self { log, jobs, tokens, js, connected, replicas: config.replicas })
+        let process = format!("{role}-{}", clock::process_token()).into();
+        let counted = Opts::new("vlinders_dead_letters_total", "Messages that this process gave up on");
+        let dead_letters = IntCounterVec::new(counted, &["reason"]).expect("the name and the label are well formed");
+        Ok(Self { log, jobs, tokens, js, connected, replicas: config.replicas, process, dead_letters })
+    }
+
+    /// Lets what the bus counts be scraped.
+    ///
+    /// # Errors
+    /// When the registry has such a metric already.
+    pub fn register_metrics(&self, registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
+        registry.register(Box::new(self.dead_letters.clone()))
     }
 
     /// Changes each time the connection was made anew: memory streams may be gone, republish what is open.

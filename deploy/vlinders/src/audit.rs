@@ -1,5 +1,6 @@
 //! `vlinders audit`: proves the whole log, its partitions side by side, while it is read.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -7,11 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use orchestrator::audit::{Audit as Auditor, Found};
-use runtime::bus::Bus;
+use orchestrator::audit::{Audit as Auditor, Broken, Found};
+use runtime::bus::{Bus, ObjectError, Stored};
 use runtime::clock;
-use schemas::Partition;
+use schemas::object::references;
 use schemas::wire::Nanos;
+use schemas::{Fact, Partition};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -108,6 +110,7 @@ async fn audit(bus: Bus, partition: Partition, since: Option<Nanos>, progress: A
     };
     progress.whole.fetch_add((last + 1).saturating_sub(first), Ordering::Relaxed);
     let mut auditor = Auditor::from(first);
+    let mut objects = Objects::default();
     let mut from = first;
     while from <= last {
         let batch = bus.read_partition(partition, from, last).await?;
@@ -125,10 +128,45 @@ async fn audit(bus: Bus, partition: Partition, since: Option<Nanos>, progress: A
                 }
             }
             auditor.take(&message);
+            objects.check(&bus, &message, &mut auditor.found).await?;
         }
     }
     auditor.end(last + 1);
     Ok(auditor.found)
+}
+
+/// The objects that were looked at: none, or what is wrong with it.
+#[derive(Default)]
+struct Objects(BTreeMap<String, Option<String>>);
+
+impl Objects {
+    /// Holds the objects that a fact refers to against their names. The hashes of the log cover the references.
+    async fn check(&mut self, bus: &Bus, message: &Stored, found: &mut Found) -> anyhow::Result<()> {
+        // Few facts refer to objects, and the log is long.
+        let may_refer = message.payload.windows(6).any(|w| w == b"sha256");
+        let Some(fact) = may_refer.then(|| Fact::read(&message.payload).ok()).flatten() else { return Ok(()) };
+        for reference in references(&fact) {
+            if !self.0.contains_key(&reference.sha256) {
+                let wrong = match bus.object(&reference.sha256).await {
+                    Ok((content, _)) if reference.is_of(&content) => None,
+                    Ok((content, _)) => Some(format!(
+                        "object {} has {} bytes, the fact says {}",
+                        reference.sha256,
+                        content.len(),
+                        reference.bytes
+                    )),
+                    Err(ObjectError::Bus(error)) => return Err(error.into()),
+                    Err(error) => Some(error.to_string()),
+                };
+                self.0.insert(reference.sha256.clone(), wrong);
+            }
+            if let Some(Some(difference)) = self.0.get(&reference.sha256) {
+                let (execution_id, sequence) = (Some(message.exec), message.sequence);
+                found.broken.push(Broken { execution_id, decision: None, sequence, difference: difference.clone() });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A moment in RFC 3339, or a duration before now.

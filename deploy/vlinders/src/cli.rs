@@ -52,6 +52,10 @@ pub(crate) enum Command {
     Say(Say),
     /// Allow it more of something limited.
     Grant(Grant),
+    /// Look at the messages that were given up, send them again, or remove them.
+    DeadLetters(DeadLetters),
+    /// Read an object: content of the log that is too large for a message.
+    Object(Object),
     /// Ask many chats at once and say how long the first token and the answer took, and where the time went.
     Bench(Bench),
     /// Say what is here, what is missing, and what to do about it.
@@ -343,6 +347,97 @@ pub(crate) struct Audit {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct Object {
+    #[command(subcommand)]
+    pub(crate) what: ObjectWhat,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ObjectWhat {
+    /// Write its bytes to stdout, or to a file.
+    Get(GetObject),
+}
+
+#[derive(Args)]
+pub(crate) struct GetObject {
+    /// The SHA-256 of its bytes, as references and cut results name it.
+    pub(crate) sha256: String,
+    /// Where to write the bytes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct DeadLetters {
+    #[command(subcommand)]
+    pub(crate) what: DeadLettersWhat,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum DeadLettersWhat {
+    /// List those that wait, oldest first.
+    Ls(ListLetters),
+    /// Show one with its message.
+    Show(OneLetter),
+    /// Publish its message again. The letter is settled once the server has it.
+    Redrive(RedriveLetter),
+    /// Remove it: the copy of the message goes.
+    Rm(RemoveLetter),
+}
+
+#[derive(Args)]
+pub(crate) struct ListLetters {
+    /// How many to list.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub(crate) limit: u32,
+    /// Only those behind this position.
+    #[arg(long, value_name = "POSITION", default_value_t = 0)]
+    pub(crate) after: u64,
+    /// Also those that were redriven or removed.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct OneLetter {
+    /// The letter, as `ls` names it.
+    pub(crate) id: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct RedriveLetter {
+    #[command(flatten)]
+    pub(crate) one: OneLetter,
+    /// Also when it would be given up again.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Who says so.
+    #[arg(long, value_name = "NAME", default_value = "command-line")]
+    pub(crate) by: String,
+}
+
+#[derive(Args)]
+pub(crate) struct RemoveLetter {
+    #[command(flatten)]
+    pub(crate) one: OneLetter,
+    /// Who says so.
+    #[arg(long, value_name = "NAME", default_value = "command-line")]
+    pub(crate) by: String,
 }
 
 #[derive(Args)]

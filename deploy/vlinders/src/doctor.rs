@@ -84,7 +84,16 @@ async fn gateway(options: &Doctor) -> Finding {
     let found = match options.target.gateway() {
         Err(error) => Err(error.to_string()),
         Ok((url, _)) => match reqwest::get(format!("{url}/health")).await {
-            Ok(response) => Ok(format!("{url} answers {}", response.status())),
+            Ok(response) => {
+                let status = response.status();
+                let health: serde_json::Value = response.json().await.unwrap_or_default();
+                let letters = match health["parts"]["dead_letters"]["waiting"].as_u64() {
+                    None => "nobody knows how many dead letters wait".to_owned(),
+                    Some(0) => "no dead letter waits".to_owned(),
+                    Some(waiting) => format!("{waiting} dead letters wait: `vlinders dead-letters ls`"),
+                };
+                Ok(format!("{url} answers {status}; {letters}"))
+            }
             Err(error) => Err(format!("{url} does not answer: {error}")),
         },
     };

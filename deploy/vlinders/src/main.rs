@@ -7,9 +7,11 @@ mod bench;
 mod cli;
 mod client;
 mod control;
+mod dead_letters;
 mod doctor;
 mod endpoint;
 mod nats;
+mod object;
 mod replay;
 mod roles;
 mod settings;
@@ -65,6 +67,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Approve(options) => control::approve(options).await,
         Command::Say(options) => control::say(options).await,
         Command::Grant(options) => control::grant(options).await,
+        Command::DeadLetters(options) => dead_letters::run(options).await,
+        Command::Object(options) => object::run(options).await,
         Command::Bench(options) => bench::run(options).await,
         Command::Doctor(options) => doctor::run(options).await,
     }

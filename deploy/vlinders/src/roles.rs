@@ -75,6 +75,7 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     let bus = Bus::connect(&settings.nats, role.name()).await?;
     bus::provision(&bus).await?;
     let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
+    runtime.bus.register_metrics(&runtime.metrics)?;
     let secret = if role == Role::Gateway { Some(settings::secret(None)?.0) } else { None };
     let models = model_names(&settings);
     let nats = settings.nats.url.clone();

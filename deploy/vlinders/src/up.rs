@@ -50,6 +50,7 @@ async fn serve(
     let bus = Bus::connect(&nats, "up").await?;
     bus::provision(&bus).await?;
     let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
+    runtime.bus.register_metrics(&runtime.metrics)?;
     let models = roles::model_names(settings);
     let mut http = None;
     for role in Role::ALL.into_iter().filter(|role| !options.without.contains(role)) {

@@ -163,7 +163,7 @@ fn only_what_is_paused_is_resumed_and_a_limit_needs_a_grant() {
 fn a_message_is_said_once_and_only_where_it_is_read() {
     let say = |text: &str| MessageRequest { text: text.into(), id: Some("m1".into()), by: None };
     assert!(matches!(said_to(&with(vec![]), say("more")), Ok(Some(FactBody::UserMessage(_)))));
-    let message = UserMessage { id: "m1".into(), by: None, text: "more".into() };
+    let message = UserMessage { object: None, id: "m1".into(), by: None, text: "more".into() };
     let said = || fact(20, FactBody::UserMessage(message.clone()));
     assert_eq!(said_to(&with(vec![said()]), say("more")), Ok(None));
     assert_eq!(code(said_to(&with(vec![said()]), say("less"))), (409, "message_id_taken".into()));

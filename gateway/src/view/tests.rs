@@ -122,6 +122,7 @@ fn a_result_of_another_attempt_is_not_shown() {
 fn an_agent_reports_every_call_with_its_result() {
     let call = ToolCall::new("call-1", "read_file", "{\"path\":\"a\"}");
     let done = FactBody::ToolCompleted(ToolCompleted {
+        full: None,
         effect: EffectId::tool(1, 0),
         attempt: 1,
         worker: "t".into(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use schemas::decision::{ApprovalRequested, Event, ExecutionPaused};
-use schemas::fact::{AtLimit, ExecutionSubmitted, FactBody, Kind, Limits, Verdict};
+use schemas::fact::{AtLimit, ExecutionSubmitted, FactBody, Kind, Limits, UserMessage, Verdict};
 use schemas::wire::Nanos;
 use schemas::{EffectId, ExecutionId};
 use serde_json::Value;
@@ -54,7 +54,7 @@ pub(crate) struct Waiting {
     /// Somebody wants the end.
     cancelling: bool,
     /// Messages said meanwhile, by their ids.
-    said: BTreeMap<String, String>,
+    said: BTreeMap<String, UserMessage>,
     limits: Limits,
     /// Inferences asked for.
     asked: u32,
@@ -74,7 +74,7 @@ impl Waiting {
             FactBody::PauseRequested(_) => self.pausing = true,
             FactBody::ResumeRequested(_) => self.pausing = false,
             FactBody::CancelRequested(_) => self.cancelling = true,
-            FactBody::UserMessage(f) => drop(self.said.insert(f.id.clone(), f.text.clone())),
+            FactBody::UserMessage(f) => drop(self.said.insert(f.id.clone(), f.clone())),
             FactBody::BudgetGranted(f) => self.grant(&f.dimension, f.amount),
             FactBody::ApprovalDecided(f) => {
                 if let Some((_, word)) = self.approvals.get_mut(&f.approval).filter(|(a, _)| a.expires > at) {
@@ -148,9 +148,9 @@ impl Waiting {
         self.cancelling
     }
 
-    /// The text that was said under this id.
-    pub(crate) fn said(&self, id: &str) -> Option<&str> {
-        self.said.get(id).map(String::as_str)
+    /// What was said under this id.
+    pub(crate) fn said(&self, id: &str) -> Option<&UserMessage> {
+        self.said.get(id)
     }
 
     /// Why nothing will read another message, if that is so.

@@ -99,6 +99,7 @@ fn log(exec: ExecutionId) -> Vec<Stored> {
         }));
         for i in 0..calls {
             log.fact(FactBody::ToolCompleted(ToolCompleted {
+                full: None,
                 effect: EffectId::tool(turn, i),
                 attempt: 1,
                 worker: "stub".to_owned(),

@@ -118,6 +118,7 @@ impl Stub {
 
     fn call(&self, job: &ToolJob) -> FactBody {
         FactBody::ToolCompleted(ToolCompleted {
+            full: None,
             effect: job.effect.clone(),
             attempt: job.attempt,
             worker: self.id.clone(),

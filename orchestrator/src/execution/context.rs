@@ -4,6 +4,7 @@
 //! what: the messages themselves stay in the log.
 
 use schemas::chat::{FinishReason, Message, Role};
+use schemas::object::Reference;
 use schemas::{EffectId, ToolCall, ToolSpec};
 use serde::{Deserialize, Serialize};
 
@@ -92,8 +93,8 @@ impl Context {
         }
     }
 
-    pub(super) fn say(&mut self, text: &str) {
-        self.pending.push(Message::text(Role::User, text));
+    pub(super) fn say(&mut self, text: &str, object: Option<Reference>) {
+        self.pending.push(Message { object, ..Message::text(Role::User, text) });
     }
 
     /// What was said meanwhile is part of the prompt from now on.
@@ -265,7 +266,8 @@ impl Context {
                 Role::Tool => "tool",
             };
             let calls = message.tool_calls.iter().map(|c| format!("{}({})", c.function.name, c.function.arguments));
-            let said = std::iter::once(shorten(&message.content)).filter(|t| !t.is_empty()).chain(calls);
+            let beside = message.object.iter().map(|o| format!("(a text of {} bytes that is not shown here)", o.bytes));
+            let said = beside.chain(Some(shorten(&message.content)).filter(|t| !t.is_empty())).chain(calls);
             text.push_str(&format!("\n{speaker}: {}", said.collect::<Vec<_>>().join(" ")));
         }
         text
@@ -303,7 +305,7 @@ impl Context {
 /// Tokens of a message, estimated from its bytes: code runs at about five bytes to two tokens.
 pub(crate) fn estimate(message: &Message) -> u64 {
     let calls: usize = message.tool_calls.iter().map(|c| c.function.name.len() + c.function.arguments.len() + 30).sum();
-    (message.content.len() + calls) as u64 * 2 / 5 + TOKENS_PER_MESSAGE
+    (message.text_bytes() + calls as u64) * 2 / 5 + TOKENS_PER_MESSAGE
 }
 
 fn is_droppable(message: &Message) -> bool {

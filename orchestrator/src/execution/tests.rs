@@ -68,6 +68,7 @@ fn model_failed(attempt: u32, class: FailureClass) -> FactBody {
 fn tool_done(turn: u32, ordinal: usize, attempt: u32) -> FactBody {
     let sandbox = Sandbox::default();
     FactBody::ToolCompleted(ToolCompleted {
+        full: None,
         effect: EffectId::tool(turn, ordinal),
         attempt,
         worker: "w".into(),
@@ -334,7 +335,7 @@ fn approval(verdict: Verdict, arguments: Option<&str>) -> FactBody {
 }
 
 fn say(text: &str) -> FactBody {
-    FactBody::UserMessage(UserMessage { id: "m1".into(), by: None, text: text.into() })
+    FactBody::UserMessage(UserMessage { object: None, id: "m1".into(), by: None, text: text.into() })
 }
 
 #[test]

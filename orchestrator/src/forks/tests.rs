@@ -41,6 +41,7 @@ fn request() -> FactBody {
 fn log() -> Vec<Stored> {
     let result = |i| {
         FactBody::ToolCompleted(ToolCompleted {
+            full: None,
             effect: EffectId::tool(1, i),
             attempt: 1,
             worker: "t".into(),
@@ -49,7 +50,7 @@ fn log() -> Vec<Stored> {
             sandbox: Default::default(),
         })
     };
-    let said = FactBody::UserMessage(UserMessage { id: "m".into(), by: None, text: "more".into() });
+    let said = FactBody::UserMessage(UserMessage { object: None, id: "m".into(), by: None, text: "more".into() });
     let facts = [request(), answer(1, "", &["c0", "c1"]), result(0), said, result(1), answer(2, "That is all.", &[])];
     let (mut history, mut log) = (History::new(exec()), Vec::new());
     for (i, body) in facts.into_iter().enumerate() {

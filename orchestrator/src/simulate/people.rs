@@ -293,5 +293,5 @@ fn grant(dimension: &str) -> FactBody {
 }
 
 fn say(text: &str) -> FactBody {
-    FactBody::UserMessage(UserMessage { id: text.into(), by: None, text: text.into() })
+    FactBody::UserMessage(UserMessage { object: None, id: text.into(), by: None, text: text.into() })
 }

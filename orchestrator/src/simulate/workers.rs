@@ -267,7 +267,7 @@ impl World {
             None => 1 + self.chance.index(most / 2),
         };
         let result = "r".repeat(length);
-        FactBody::ToolCompleted(ToolCompleted { effect, attempt, worker, result, duration_us: 1, sandbox })
+        FactBody::ToolCompleted(ToolCompleted { full: None, effect, attempt, worker, result, duration_us: 1, sandbox })
     }
 
     fn summarise(&mut self, who: usize, job: &InferenceJob) -> FactBody {

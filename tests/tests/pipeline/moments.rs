@@ -157,6 +157,7 @@ async fn a_worker_may_die_with_its_result_in_the_log_and_its_job_still_queued() 
         }
     };
     let body = FactBody::ToolCompleted(schemas::fact::ToolCompleted {
+        full: None,
         effect: job.effect.clone(),
         attempt: job.attempt,
         worker: "played-by-the-test".to_owned(),

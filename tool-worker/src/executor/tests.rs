@@ -3,6 +3,18 @@
 use super::*;
 use schemas::fact::FailureClass;
 
+/// One object, whose name is all `a`.
+fn library() -> Library {
+    Arc::new(|name| {
+        Box::pin(async move {
+            match name == "a".repeat(64) {
+                true => Ok("first\nsecond\nthird\n".to_owned()),
+                false => Err(Failure::bad_request(format!("object {name} is missing"))),
+            }
+        })
+    })
+}
+
 /// The runner lies beside this test's own directory, `tests/runner.rs` has it built. Skips where boxes cannot exist.
 async fn boxes(workspace: &Path) -> Option<Executor> {
     let test = std::env::current_exe().unwrap();
@@ -24,7 +36,7 @@ async fn boxes(workspace: &Path) -> Option<Executor> {
             })
         })
     });
-    let executor = Executor::start(&config, analyst).await.unwrap();
+    let executor = Executor::start(&config, analyst, library()).await.unwrap();
     match executor.sandbox() {
         // Only a machine without the means may skip; a leaking box must fail.
         Err(reason) if reason.contains("not installed") || reason.contains("new namespace") => {
@@ -120,7 +132,7 @@ async fn without_a_sandbox_nothing_runs() {
         ..Config::default()
     };
     let analyst: Analyst = Arc::new(|_, _| Box::pin(async { Err(Failure::internal("not asked")) }));
-    let executor = Executor::start(&config, analyst).await.unwrap();
+    let executor = Executor::start(&config, analyst, library()).await.unwrap();
     let outcome = executor.execute(&call("read_file", json!({"path": "a.rs"}))).await;
     let failure = outcome.result.unwrap_err();
     assert_eq!(failure.detail, "no sandbox: /nonexistent/bwrap is not installed; install the package `bubblewrap`");
@@ -187,4 +199,48 @@ async fn many_calls_at_once_leave_nothing_open() {
         assert_eq!(outcome.result.unwrap(), "1: use std::fs;");
     }
     assert_eq!(open(), before);
+}
+
+#[tokio::test]
+async fn a_result_beyond_its_limit_is_cut_with_the_name_under_which_the_rest_is_found() {
+    let base = workspace();
+    let Some(executor) = boxes(base.path()).await else { return };
+    let long: String = (1..=300).map(|n| format!("let line_{n} = {n};\n")).collect();
+    std::fs::write(base.path().join("long.rs"), &long).unwrap();
+    let of = |result_bytes_max| Call {
+        result_bytes_max,
+        ..call("read_file", json!({"path": "long.rs", "start": 1, "end": 300}))
+    };
+    let read = of(1_200);
+    let outcome = executor.execute(&read).await;
+    let (shown, full) = (outcome.result.unwrap(), outcome.full.expect("more than is shown"));
+    assert!(shown.len() <= 1_200 && full.ends_with("300: let line_300 = 300;"), "{shown}");
+    let name = Reference::to(full.as_bytes(), object::TEXT).sha256;
+    let (lines, mark) = shown.split_once("\n... (cut; ").expect("a mark");
+    assert!(full.starts_with(lines), "{shown}");
+    let start = lines.lines().count() + 1;
+    let said = format!(
+        "of {} bytes; read the rest with read_file {{\"path\":\"object:{name}\",\"start\":{start}}})",
+        full.len()
+    );
+    assert!(mark.ends_with(&said), "{mark}");
+    let small = executor.execute(&of(600)).await;
+    let (text, whole) = (small.result.unwrap(), small.full.expect("more than is shown"));
+    assert!(
+        text.len() <= 600 && text.ends_with(";\n... (cut)") && whole == full,
+        "no room for more words: {text}"
+    );
+    let short = executor.execute(&call("read_file", json!({"path": "long.rs", "start": 1, "end": 2}))).await;
+    assert_eq!((short.result.unwrap().as_str(), short.full), ("1: let line_1 = 1;\n2: let line_2 = 2;", None));
+}
+
+#[tokio::test]
+async fn an_object_is_read_like_a_file_and_a_missing_one_is_said_to_be() {
+    let base = workspace();
+    let Some(executor) = boxes(base.path()).await else { return };
+    let path = |name: &str| json!({"path": format!("object:{name}"), "start": 2});
+    let outcome = executor.execute(&call("read_file", path(&"a".repeat(64)))).await;
+    assert_eq!((outcome.result.unwrap().as_str(), outcome.full), ("2: second\n3: third", None));
+    let missing = executor.execute(&call("read_file", path("b"))).await.result.unwrap_err();
+    assert_eq!((missing.class, missing.detail.as_str()), (FailureClass::BadRequest, "object b is missing"));
 }

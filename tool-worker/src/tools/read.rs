@@ -9,8 +9,8 @@ use crate::failure::Failure;
 /// Arguments of `read_file`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Arguments {
-    path: String,
-    start: Option<usize>,
+    pub(super) path: String,
+    pub(super) start: Option<usize>,
     end: Option<usize>,
 }
 
@@ -29,12 +29,17 @@ const LINE_CHARS_MAX: usize = 400;
 
 /// `N: code` lines; a last line says how many were left out.
 pub(super) fn read(workspace: &Confined, arguments: &Arguments) -> Result<String, Failure> {
+    let content = workspace.read(&arguments.path, FILE_BYTES_MAX)?;
+    lines(&content, arguments)
+}
+
+/// The same of a content that is at hand.
+pub(super) fn lines(content: &[u8], arguments: &Arguments) -> Result<String, Failure> {
     let Arguments { path, start, end } = arguments;
-    let content = workspace.read(path, FILE_BYTES_MAX)?;
     if content.iter().take(8192).any(|byte| *byte == 0) {
         return Err(Failure::bad_request(format!("{path} is a binary file")));
     }
-    let text = String::from_utf8_lossy(&content);
+    let text = String::from_utf8_lossy(content);
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines: Vec<&str> = text.lines().collect();
     let start = start.unwrap_or(1);

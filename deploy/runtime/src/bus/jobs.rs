@@ -5,17 +5,21 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::DeleteMessageErrorKind;
 use async_nats::{Client, Message};
+use schemas::dead_letter::Reason;
 use schemas::job::Job;
 use schemas::presence::{Hold, Holds};
-use schemas::wire::{decode, encode};
+use schemas::wire::{DecodeError, decode, encode};
 use schemas::{stream, subject};
 
-use super::log::headers;
+use super::dead_letters::TERMINATED;
+use super::log::{headers, place_of_reply};
 use super::pull::Pull;
 use super::{Bus, Error, REPLY_TIMEOUT, publish, request};
 
 /// How long one pull waits for a job.
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
+/// How long a message that is no job waits when it could not be quarantined.
+const QUARANTINE_RETRY: Duration = Duration::from_secs(1);
 /// How often a held job says that it is being worked on: a third of the time after which it is handed out again.
 const PROGRESS_EVERY: Duration = Duration::from_millis(stream::JOB_ACK_WAIT.as_millis() as u64 / 3);
 
@@ -99,7 +103,7 @@ impl Bus {
     ) -> Result<JobQueue<J>, Error> {
         super::provision::job_consumer(self, stream, &consumer, &filter).await?;
         let pull = Pull::new(&self.jobs, stream, &consumer, None, 1, PULL_EXPIRES).await?;
-        Ok(JobQueue { client: self.jobs.clone(), pull, job: PhantomData })
+        Ok(JobQueue { bus: self.clone(), stream, pull, job: PhantomData })
     }
 
     /// How far the jobs of `stream` have been handed to workers.
@@ -148,7 +152,8 @@ impl Bus {
 
 /// A queue as one worker sees it.
 pub struct JobQueue<J> {
-    client: Client,
+    bus: Bus,
+    stream: &'static str,
     pull: Pull,
     job: PhantomData<fn() -> J>,
 }
@@ -156,7 +161,7 @@ pub struct JobQueue<J> {
 impl<J: Job> JobQueue<J> {
     /// The next job, or none when there was none for a while. Call it only with a free slot in hand. Cancel safe.
     ///
-    /// A message that is no job is taken off the queue and reported; it can never become one.
+    /// A message that is no job can never become one: it is quarantined and taken off the queue.
     ///
     /// # Errors
     /// When the consumer is gone or the connection closed: open the queue anew.
@@ -164,16 +169,30 @@ impl<J: Job> JobQueue<J> {
         let Some(message) = self.pull.next().await? else {
             return Ok(None);
         };
-        match decode::<J>(&message.payload) {
-            Ok(job) => Ok(Some(Delivery::new(job, &self.client, &message))),
+        match J::read(&message.payload) {
+            Ok(job) => Ok(Some(Delivery::new(job, &self.bus.jobs, &message))),
             Err(error) => {
-                tracing::error!(subject = %message.subject, %error, "took a message off the queue that is no job");
-                if let Some(reply) = message.reply {
-                    self.client.publish(reply, "+TERM not a job".into()).await.map_err(Error::broken)?;
-                }
+                self.give_up(&message, &error).await?;
                 Ok(None)
             }
         }
+    }
+
+    /// First quarantined, then taken off: what happens in between is that it comes again.
+    async fn give_up(&self, message: &Message, error: &DecodeError) -> Result<(), Error> {
+        let Some(reply) = message.reply.clone() else {
+            return Ok(());
+        };
+        let reason = Reason::of(error);
+        let (sequence, _) = place_of_reply(&reply);
+        let verdict = match self.bus.quarantine(self.stream, sequence, reason, &error.to_string()).await {
+            Ok(letter) => format!("+TERM {TERMINATED}{}", letter.unwrap_or_default()),
+            Err(error) => {
+                tracing::warn!(subject = %message.subject, %error, "a message that is no job is not quarantined yet; it comes again");
+                format!("-NAK {{\"delay\": {}}}", QUARANTINE_RETRY.as_nanos())
+            }
+        };
+        self.bus.jobs.publish(reply, verdict.into()).await.map_err(Error::broken)
     }
 }
 

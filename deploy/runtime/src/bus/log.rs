@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::{Client, HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
+use schemas::dead_letter::objection;
 use schemas::wire::{Nanos, encode};
 use schemas::{ExecutionId, Fact, Partition, Record, stream, subject};
 use serde::Deserialize;
@@ -24,6 +25,8 @@ const READ_BYTES: u64 = 2 << 20;
 const FACTS_BATCH: usize = 64;
 /// How long one pull waits. Shorter than the owner's timeout, so that a quiet owner stays the owner.
 const FACTS_EXPIRES: Duration = Duration::from_secs(1);
+/// How long nobody's fact waits when it could not be quarantined.
+const QUARANTINE_RETRY: Duration = Duration::from_secs(1);
 
 /// A stored fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,11 +143,10 @@ impl Bus {
                 break;
             }
             for message in batch {
-                let subject = header(&message, "Nats-Subject")
-                    .ok_or_else(|| Error::Broken("a stored message has no subject".into()))?;
-                let stored = stored(&message, &subject)?;
-                from = stored.sequence + 1;
-                found.insert(stored.exec);
+                from = sequence(&message)? + 1;
+                // Nobody's fact waits for nobody.
+                let exec = header(&message, "Nats-Subject").and_then(|s| Some(parse_subject(&s).ok()?.0));
+                found.extend(exec.filter(|exec| exec.partition() == partition));
             }
         }
         Ok(found)
@@ -164,7 +166,7 @@ impl Bus {
             FACTS_EXPIRES,
         )
         .await?;
-        Ok(Facts { client: self.log.clone(), pull })
+        Ok(Facts { bus: self.clone(), partition, pull })
     }
 
     /// The pin of the partition's owner; none when the server has chosen nobody, or the owner has fallen silent.
@@ -206,12 +208,14 @@ pub(super) const FACTS_CONSUMER: &str = "orchestrator";
 
 /// The facts of one partition.
 pub struct Facts {
-    client: Client,
+    bus: Bus,
+    partition: Partition,
     pull: Pull,
 }
 
 impl Facts {
-    /// The next fact, or none when there was none for a while. Cancel safe.
+    /// The next fact, or none when there was none for a while. Cancel safe. A message under a subject that names no
+    /// execution of this partition is nobody's fact: it is quarantined and passed over.
     ///
     /// # Errors
     /// When the consumer is gone or the connection closed: follow anew.
@@ -223,9 +227,28 @@ impl Facts {
             return Ok(None);
         };
         let (sequence, stored_at) = place_of_reply(&reply);
-        let (exec, kind) = parse_subject(&message.subject)?;
+        let (exec, kind) = match parse_subject(&message.subject) {
+            Ok((exec, kind)) if exec.partition() == self.partition => (exec, kind),
+            _ => return self.pass_over(&message, sequence, reply.to_string()).await.map(|()| None),
+        };
         let stored = Stored { exec, sequence, stored_at, kind, payload: message.payload };
-        Ok(Some(FactDelivery { stored, client: self.client.clone(), reply: reply.to_string() }))
+        Ok(Some(FactDelivery { stored, client: self.bus.log.clone(), reply: reply.to_string() }))
+    }
+
+    async fn pass_over(&self, message: &Message, sequence: u64, reply: String) -> Result<(), Error> {
+        let (stream, payload) = (subject::log_stream(self.partition), &message.payload);
+        let verdict = match objection(&message.subject, payload) {
+            // It reads, and yet belongs elsewhere: that cannot be.
+            None => "+ACK".to_owned(),
+            Some((reason, detail)) => match self.bus.quarantine(&stream, sequence, reason, &detail).await {
+                Ok(_) => "+ACK".to_owned(),
+                Err(error) => {
+                    tracing::warn!(subject = %message.subject, %error, "nobody's fact is not quarantined yet; it comes again");
+                    format!("-NAK {{\"delay\": {}}}", QUARANTINE_RETRY.as_nanos())
+                }
+            },
+        };
+        self.bus.log.publish(reply, verdict.into()).await.map_err(Error::broken)
     }
 
     /// The pin under which the server chose this process as the partition's owner; none when it did not.
@@ -309,7 +332,7 @@ fn parse_subject(subject: &str) -> Result<(ExecutionId, Kind), Error> {
 
 /// Sequence and time of storing in an acknowledgement subject, in either of its two forms:
 /// `….<deliveries>.<sequence>.<consumer sequence>.<time>.<pending>`.
-fn place_of_reply(reply: &str) -> (u64, Nanos) {
+pub(super) fn place_of_reply(reply: &str) -> (u64, Nanos) {
     let tokens: Vec<&str> = reply.split('.').collect();
     let index = if tokens.len() >= 12 { 7 } else { 5 };
     let sequence = tokens.get(index).and_then(|t| t.parse().ok()).unwrap_or(0);

@@ -7,6 +7,7 @@ use async_nats::jetstream::{ErrorCode, kv};
 use schemas::stream::{self, BucketDefinition, Discard, Retention, Storage, StreamDefinition};
 use schemas::{Partition, subject};
 
+use super::dead_letters::ADVISORIES_CONSUMER;
 use super::log::FACTS_CONSUMER;
 use super::{Bus, Error};
 
@@ -23,7 +24,8 @@ pub async fn provision(bus: &Bus) -> Result<(), Error> {
     futures::future::try_join_all(streams.iter().map(|definition| ensure_stream(bus, definition))).await?;
     futures::future::try_join_all(stream::BUCKETS.iter().map(|bucket| ensure_bucket(bus, bucket))).await?;
     futures::future::try_join_all(Partition::all().map(|partition| facts_consumer(bus, partition))).await?;
-    Ok(())
+    advisories_consumer(bus).await?;
+    bus.ensure_objects().await
 }
 
 async fn ensure_stream(bus: &Bus, definition: &StreamDefinition) -> Result<(), Error> {
@@ -161,6 +163,18 @@ async fn facts_consumer(bus: &Bus, partition: Partition) -> Result<(), Error> {
         ..pull::Config::default()
     };
     ensure_consumer(bus, &subject::log_stream(partition), FACTS_CONSUMER, config).await
+}
+
+/// The consumer of the server's advisories, which land beside the letters.
+async fn advisories_consumer(bus: &Bus) -> Result<(), Error> {
+    let config = pull::Config {
+        durable_name: Some(ADVISORIES_CONSUMER.to_owned()),
+        filter_subjects: subject::ADVISORIES.map(str::to_owned).to_vec(),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: stream::FACT_ACK_WAIT,
+        ..pull::Config::default()
+    };
+    ensure_consumer(bus, stream::DEAD_LETTERS, ADVISORIES_CONSUMER, config).await
 }
 
 /// The consumer that workers of one pool share.
