@@ -123,6 +123,7 @@ async fn play_tools(bus: Arc<Bus>) -> anyhow::Result<()> {
             attempt: job.attempt,
             worker: "played".into(),
             result: "1: use crate::reader::TokenReader;\n2: \n3: fn main() {}".into(),
+            full: None,
             duration_us: 10,
             sandbox: Sandbox::default(),
         });

@@ -164,6 +164,14 @@ async fn a_prompt_that_is_lost_fails_its_execution_and_says_so() -> anyhow::Resu
         assert_eq!(bus.put_object(text.as_bytes(), TEXT).await?, reference);
     }
     assert_eq!(audit(&system).await?, (Some(0), json!([])));
+    // Other bytes under its name are nobody's prompt.
+    let context = jetstream::new(async_nats::connect(system.nats_url()).await?);
+    let store = context.get_object_store(stream::BUCKET_OBJECTS).await?;
+    store.put(reference.sha256.as_str(), &mut b"other".as_slice()).await?;
+    assert_eq!(object(&system, &reference.sha256, None).await?.0, 502);
+    let (code, broken) = audit(&system).await?;
+    let said = broken[0]["difference"].as_str().unwrap_or_default();
+    assert!(code == Some(3) && said.contains("is damaged"), "{broken}");
     let named = json!({"messages": [{"role": "user", "content": "", "object": Reference::to(b"x", TEXT)}]});
     let (status, problem) = system.ask("/internal/chat", &named).await?;
     assert_eq!((status, &problem["code"]), (400, &json!("invalid_request")), "{problem}");

@@ -57,7 +57,7 @@ fn workspace() -> tempfile::TempDir {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "literals read better without a borrow")]
-fn call(tool: &str, arguments: serde_json::Value) -> Call {
+fn call(tool: &str, arguments: Value) -> Call {
     Call { tool: tool.to_owned(), arguments: arguments.to_string(), workspace: None, result_bytes_max: 0 }
 }
 
@@ -226,10 +226,7 @@ async fn a_result_beyond_its_limit_is_cut_with_the_name_under_which_the_rest_is_
     assert!(mark.ends_with(&said), "{mark}");
     let small = executor.execute(&of(600)).await;
     let (text, whole) = (small.result.unwrap(), small.full.expect("more than is shown"));
-    assert!(
-        text.len() <= 600 && text.ends_with(";\n... (cut)") && whole == full,
-        "no room for more words: {text}"
-    );
+    assert!(text.len() <= 600 && text.ends_with(";\n... (cut)") && whole == full, "no room for more words: {text}");
     let short = executor.execute(&call("read_file", json!({"path": "long.rs", "start": 1, "end": 2}))).await;
     assert_eq!((short.result.unwrap().as_str(), short.full), ("1: let line_1 = 1;\n2: let line_2 = 2;", None));
 }

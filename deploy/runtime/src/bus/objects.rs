@@ -40,7 +40,8 @@ impl Bus {
             return Err(ObjectError::TooLarge(content.len()));
         }
         let reference = Reference::to(content, media);
-        let put = async {
+        // Boxed, like the reading: the client's own future is some twenty kilobytes.
+        let put = Box::pin(async {
             let store = self.objects().await?;
             match store.info(&reference.sha256).await {
                 Ok(info) if !info.deleted && info.size as u64 == reference.bytes => return Ok(()),
@@ -56,7 +57,7 @@ impl Bus {
             };
             let mut bytes = content;
             store.put(meta, &mut bytes).await.map(drop).map_err(|error| refused(&error.to_string()))
-        };
+        });
         timely(put).await?;
         Ok(reference)
     }
@@ -70,7 +71,7 @@ impl Bus {
         if !schemas::object::is_name(sha256) {
             return Err(missing());
         }
-        let get = async {
+        let get = Box::pin(async {
             let store = self.objects().await?;
             let mut object = match store.get(sha256).await {
                 Ok(object) => object,
@@ -86,7 +87,7 @@ impl Bus {
                 Err(error) => return Err(Error::broken(error)),
             }
             Ok(Some((content, media)))
-        };
+        });
         let (content, media) = timely(get).await?.ok_or_else(missing)?;
         if Reference::to(&content, &media).sha256 != sha256 {
             return Err(ObjectError::Damaged(sha256.to_owned()));
