@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use schemas::chat::{TokenLogprob, TopLogprob};
 use serde_json::Value;
 use tokio::sync::mpsc as events;
 
@@ -21,7 +22,7 @@ use crate::{
     kv::BLOCK,
     model::{Batch, Scratch},
     model_directory::Model,
-    sample::Sampling,
+    sample::{self, Sampling, Seen},
     scheduler::{Chunk, Limits, Scheduler, SequenceId},
     tool_calls::ToolCall,
 };
@@ -63,6 +64,8 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Tokens an earlier attempt has already produced; the answer continues after them.
     pub produced: Vec<u32>,
+    /// How likely those were, if that is asked.
+    pub produced_logprobs: Vec<TokenLogprob>,
     /// Requests of one tenant queue behind each other, not in front of other tenants.
     pub tenant: u64,
 }
@@ -76,6 +79,8 @@ pub enum Event {
         id: u32,
         /// The text.
         text: String,
+        /// How likely it was, if that is asked.
+        logprob: Option<TokenLogprob>,
     },
     /// The end.
     Finished(Box<Outcome>),
@@ -94,6 +99,8 @@ pub struct Outcome {
     pub tool_calls: Vec<ToolCall>,
     /// Text and reason of what should have been calls.
     pub malformed: Vec<(String, String)>,
+    /// How likely each token was, if that is asked.
+    pub logprobs: Vec<TokenLogprob>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Tokens of the answer, those of earlier attempts included.
@@ -160,6 +167,8 @@ struct Active {
     answer: Answer,
     tokens_max: usize,
     sampling: Sampling,
+    seen: Seen,
+    logprobs: Vec<TokenLogprob>,
     events: events::UnboundedSender<Event>,
     submitted: Instant,
     first_token: Option<Duration>,
@@ -245,6 +254,7 @@ impl Engine {
                 answer.push(&self.model, id, tokens_max);
             }
         }
+        let seen = if request.sampling.penalises() { Seen::new(&prompt, &answer.ids) } else { Seen::default() };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = events::unbounded_channel();
         let active = Active {
@@ -253,7 +263,9 @@ impl Engine {
             prompt,
             answer,
             tokens_max,
+            seen,
             sampling: request.sampling,
+            logprobs: request.produced_logprobs,
             events: sender,
             submitted,
             first_token: None,
@@ -268,6 +280,28 @@ impl Engine {
         // An engine that has stopped has nothing to cancel.
         let _ = self.commands.send(Command::Cancel(id));
     }
+}
+
+impl Active {
+    /// The next token; `None` when no logit is a number.
+    fn pick(&mut self, logits: &[f32], position: usize) -> Option<u32> {
+        if !self.sampling.penalises() {
+            return self.sampling.pick(logits, position);
+        }
+        let mut penalised = logits.to_vec();
+        self.sampling.penalise(&mut penalised, &self.seen);
+        let token = self.sampling.pick(&penalised, position)?;
+        self.seen.push(token);
+        Some(token)
+    }
+}
+
+/// How likely a token was, and the likeliest in its place.
+fn logprob(model: &Model, logits: &[f32], token: u32, count: usize) -> TokenLogprob {
+    let (logprob, top) = sample::logprobs(logits, token, count);
+    let name = |id| model.tokenizer.name(id);
+    let top = top.into_iter().map(|(id, logprob)| TopLogprob { token: name(id), logprob });
+    TokenLogprob { token: name(token), logprob, top_logprobs: top.collect() }
 }
 
 struct Worker {
@@ -351,7 +385,7 @@ impl Worker {
         let Some(request) = self.requests.get_mut(&id) else {
             return;
         };
-        let Some(token) = request.sampling.pick(logits, position) else {
+        let Some(token) = request.pick(logits, position) else {
             // A reader that has gone does not miss it.
             let _ = request.events.send(Event::Failed("the model produced no finite logits".to_owned()));
             self.forget(id);
@@ -359,7 +393,9 @@ impl Worker {
         };
         let text = request.answer.push(&self.model, token, request.tokens_max);
         request.first_token.get_or_insert_with(|| now() - request.submitted);
-        let reader_left = request.events.send(Event::Token { id: token, text }).is_err();
+        let logprob = request.sampling.logprobs.map(|count| logprob(&self.model, logits, token, count));
+        request.logprobs.extend(logprob.clone());
+        let reader_left = request.events.send(Event::Token { id: token, text, logprob }).is_err();
         let finish = request.answer.finish;
         self.scheduler.complete(id, Some(token));
         match finish {
@@ -379,6 +415,7 @@ impl Worker {
             text: request.answer.text,
             tool_calls: request.answer.calls,
             malformed: request.answer.malformed,
+            logprobs: request.logprobs,
             prompt_tokens: request.prompt.len(),
             completion_tokens: request.answer.ids.len(),
             first_token: request.first_token.unwrap_or(total),

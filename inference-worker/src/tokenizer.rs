@@ -67,6 +67,16 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// A token as people read it: its text, where its bytes are one, and the name of a special token.
+    pub fn name(&self, id: u32) -> String {
+        let mut bytes = Vec::new();
+        self.append_bytes(id, &mut bytes);
+        if bytes.is_empty() {
+            return self.inner.id_to_token(id).unwrap_or_default();
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// Appends the bytes of a token as a reader sees them; special tokens have none.
     pub fn append_bytes(&self, id: u32, into: &mut Vec<u8>) {
         let added = self.inner.get_added_tokens_decoder();

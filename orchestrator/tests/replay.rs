@@ -67,27 +67,28 @@ fn any_fact() -> impl Strategy<Value = FactBody> {
     let sandbox = Sandbox::default;
     let class = prop_oneof![Just(FailureClass::Overloaded), Just(FailureClass::Overflow), Just(FailureClass::Refused)];
     prop_oneof![
-        4 => (1u32..4, 1u32..4, prop::collection::vec(0u8..5, 0..3)).prop_map(|(turn, attempt, calls)| FactBody::InferenceCompleted(InferenceCompleted {
-            effect: EffectId::inference(turn), attempt, worker: "w".into(), text: "t".into(),
-            tool_calls: calls.iter().enumerate().map(|(i, kind)| call(turn, i, *kind)).collect(),
-            finish: FinishReason::Stop, usage: Usage::new(20, 3), cached_tokens: 0, timing: InferenceTiming::default(),
-        })),
-        4 => (1u32..4, 0usize..3, 1u32..3).prop_map(move |(turn, i, attempt)| FactBody::ToolCompleted(ToolCompleted { effect: EffectId::tool(turn, i), attempt, worker: "w".into(), result: "r".repeat(turn as usize * 60), duration_us: 1, sandbox: sandbox() })),
-        2 => (1u32..4, 0usize..3, class.clone()).prop_map(move |(turn, i, class)| FactBody::ToolFailed(ToolFailed { effect: EffectId::tool(turn, i), attempt: 1, worker: "w".into(), class, detail: "d".into(), duration_us: 1, sandbox: sandbox() })),
-        1 => (1u32..3, class).prop_map(|(attempt, class)| FactBody::InferenceFailed(InferenceFailed { effect: EffectId::inference(1), attempt, worker: "w".into(), class, detail: "d".into() })),
-        2 => (1u32..4, 1u32..3, any::<bool>()).prop_map(|(turn, attempt, tool)| FactBody::EffectLost(EffectLost { effect: if tool { EffectId::tool(turn, 0) } else { EffectId::inference(turn) }, attempt, worker: None })),
-        1 => Just(FactBody::TimerFired(TimerFired { timer: "1-infer-0".into(), due: 1 })),
-        1 => any::<bool>().prop_map(|now| FactBody::CancelRequested(CancelRequested { by: "u".into(), reason: None, mode: if now { CancelMode::Now } else { CancelMode::Graceful } })),
-        2 => (1u32..4, 0usize..2, any::<bool>()).prop_map(|(turn, i, good)| FactBody::ChildClosed(ChildClosed { effect: EffectId::child(turn, i), attempt: 1, child: exec(), outcome: if good { Outcome::Completed } else { Outcome::Failed }, text: "c".into(), usage: Usage::new(9, 1) })),
-        1 => (1u32..3, 1u32..3).prop_map(|(n, attempt)| FactBody::CompressionCompleted(CompressionCompleted { effect: EffectId::compression(n), attempt, worker: "w".into(), summary: "s".into(), usage: Usage::new(5, 1) })),
-        1 => (1u32..3).prop_map(|n| FactBody::CompressionFailed(CompressionFailed { effect: EffectId::compression(n), attempt: 1, worker: "w".into(), class: FailureClass::Internal, detail: "d".into() })),
-        2 => (1u32..4, 0usize..2, 0u8..3).prop_map(|(turn, i, word)| FactBody::ApprovalDecided(ApprovalDecided { approval: EffectId::tool(turn, i), by: "p".into(), verdict: [Verdict::Allow, Verdict::Deny, Verdict::Edit][word as usize], arguments: (word == 2).then(|| "{\"x\": 1}".into()), reason: None })),
-        1 => (0u8..9).prop_map(|n| FactBody::UserMessage(UserMessage { id: format!("m{n}"), by: None, text: "more".into() })),
-        1 => Just(FactBody::BudgetGranted(BudgetGranted { by: "p".into(), dimension: "iterations".into(), amount: 1 })),
-        1 => Just(FactBody::PauseRequested(PauseRequested { by: "p".into(), reason: None })),
-        1 => Just(FactBody::ResumeRequested(ResumeRequested { by: "p".into() })),
-        1 => Just(submission(Kind::Chat)),
-    ]
+            4 => (1u32..4, 1u32..4, prop::collection::vec(0u8..5, 0..3)).prop_map(|(turn, attempt, calls)| FactBody::InferenceCompleted(InferenceCompleted {
+                effect: EffectId::inference(turn), attempt, worker: "w".into(), text: "t".into(),
+                tool_calls: calls.iter().enumerate().map(|(i, kind)| call(turn, i, *kind)).collect(),
+                finish: FinishReason::Stop, usage: Usage::new(20, 3), cached_tokens: 0, timing: InferenceTiming::default(),
+    logprobs: Vec::new(),
+            })),
+            4 => (1u32..4, 0usize..3, 1u32..3).prop_map(move |(turn, i, attempt)| FactBody::ToolCompleted(ToolCompleted { effect: EffectId::tool(turn, i), attempt, worker: "w".into(), result: "r".repeat(turn as usize * 60), duration_us: 1, sandbox: sandbox() })),
+            2 => (1u32..4, 0usize..3, class.clone()).prop_map(move |(turn, i, class)| FactBody::ToolFailed(ToolFailed { effect: EffectId::tool(turn, i), attempt: 1, worker: "w".into(), class, detail: "d".into(), duration_us: 1, sandbox: sandbox() })),
+            1 => (1u32..3, class).prop_map(|(attempt, class)| FactBody::InferenceFailed(InferenceFailed { effect: EffectId::inference(1), attempt, worker: "w".into(), class, detail: "d".into() })),
+            2 => (1u32..4, 1u32..3, any::<bool>()).prop_map(|(turn, attempt, tool)| FactBody::EffectLost(EffectLost { effect: if tool { EffectId::tool(turn, 0) } else { EffectId::inference(turn) }, attempt, worker: None })),
+            1 => Just(FactBody::TimerFired(TimerFired { timer: "1-infer-0".into(), due: 1 })),
+            1 => any::<bool>().prop_map(|now| FactBody::CancelRequested(CancelRequested { by: "u".into(), reason: None, mode: if now { CancelMode::Now } else { CancelMode::Graceful } })),
+            2 => (1u32..4, 0usize..2, any::<bool>()).prop_map(|(turn, i, good)| FactBody::ChildClosed(ChildClosed { effect: EffectId::child(turn, i), attempt: 1, child: exec(), outcome: if good { Outcome::Completed } else { Outcome::Failed }, text: "c".into(), usage: Usage::new(9, 1) })),
+            1 => (1u32..3, 1u32..3).prop_map(|(n, attempt)| FactBody::CompressionCompleted(CompressionCompleted { effect: EffectId::compression(n), attempt, worker: "w".into(), summary: "s".into(), usage: Usage::new(5, 1) })),
+            1 => (1u32..3).prop_map(|n| FactBody::CompressionFailed(CompressionFailed { effect: EffectId::compression(n), attempt: 1, worker: "w".into(), class: FailureClass::Internal, detail: "d".into() })),
+            2 => (1u32..4, 0usize..2, 0u8..3).prop_map(|(turn, i, word)| FactBody::ApprovalDecided(ApprovalDecided { approval: EffectId::tool(turn, i), by: "p".into(), verdict: [Verdict::Allow, Verdict::Deny, Verdict::Edit][word as usize], arguments: (word == 2).then(|| "{\"x\": 1}".into()), reason: None })),
+            1 => (0u8..9).prop_map(|n| FactBody::UserMessage(UserMessage { id: format!("m{n}"), by: None, text: "more".into() })),
+            1 => Just(FactBody::BudgetGranted(BudgetGranted { by: "p".into(), dimension: "iterations".into(), amount: 1 })),
+            1 => Just(FactBody::PauseRequested(PauseRequested { by: "p".into(), reason: None })),
+            1 => Just(FactBody::ResumeRequested(ResumeRequested { by: "p".into() })),
+            1 => Just(submission(Kind::Chat)),
+        ]
 }
 
 fn message(sequence: u64, kind: MessageKind, bytes: Vec<u8>) -> Stored {
@@ -253,6 +254,7 @@ proptest! {
             effect: EffectId::inference(1), attempt: 1, worker: "w".into(), text: "t".into(),
             tool_calls: kinds.iter().enumerate().map(|(i, kind)| call(1, i, *kind)).collect(),
             finish: FinishReason::ToolCalls, usage: Usage::new(20, 3), cached_tokens: 0, timing: InferenceTiming::default(),
+logprobs: Vec::new(),
         });
         let result = |i: usize| match kinds[i] {
             0 if bad >> i & 1 == 1 => FactBody::ToolFailed(ToolFailed { effect: EffectId::tool(1, i), attempt: 1, worker: "w".into(), class: FailureClass::Refused, detail: format!("d{i}"), duration_us: 1, sandbox: Sandbox::default() }),
@@ -321,6 +323,7 @@ fn the_newest_version_has_its_golden_histories() {
             usage: Usage::new(40 + 10 * u64::from(turn), 3),
             cached_tokens: 0,
             timing: InferenceTiming::default(),
+            logprobs: Vec::new(),
         })
     };
     let tool = |turn, i, result: &str| {

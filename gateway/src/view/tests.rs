@@ -58,6 +58,7 @@ fn answered(turn: u32, attempt: u32, text: &str, calls: Vec<ToolCall>) -> Entry 
         usage: Usage::new(3, 2),
         cached_tokens: 0,
         timing: Default::default(),
+        logprobs: Vec::new(),
     }))
 }
 
@@ -105,7 +106,7 @@ fn a_chat_answers_with_the_text_of_the_log() {
         answered(1, 1, "Hello", vec![]),
         decision(1, vec![completed(1)]),
     ]);
-    let text = Happening::Text { effect: EffectId::inference(1), text: "Hello".into(), tokens: 2 };
+    let text = Happening::Text { effect: EffectId::inference(1), text: "Hello".into(), tokens: 2, logprobs: vec![] };
     assert_eq!(happenings, [text, Happening::Ended]);
     let answer = execution.answer(exec()).expect("completed");
     assert_eq!((answer.response.as_str(), answer.finish_reason), ("Hello", Some(FinishReason::Stop)));
