@@ -1,6 +1,7 @@
 //! From a request to the fact that starts an execution: checks and completes it. Pure: what is there (agent types,
 //! models, tools), the time and the seed come as arguments.
 
+mod binding;
 mod delegation;
 mod models;
 mod sampling;
@@ -10,7 +11,7 @@ use schemas::chat::DELEGATE;
 use schemas::fact::{AgentSpec, ExecutionSubmitted, Kind, Limits, Policy};
 use schemas::rpc::{AgentType, Model, Tool};
 use schemas::wire::Nanos;
-use schemas::{Message, Role, ToolCall, ToolSpec};
+use schemas::{Message, Role, Sampling, ToolCall, ToolSpec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -50,17 +51,9 @@ pub(crate) struct Surroundings<'a> {
 pub(crate) fn chat(request: ChatRequest, with: &Surroundings<'_>) -> Result<ExecutionSubmitted, Failure> {
     check_messages(&request.messages)?;
     check_specs(&request.tools)?;
-    if let Some(format) = &request.response_format
-        && format.get("type").and_then(Value::as_str) != Some("text")
-    {
-        return Err(Failure::new(
-            400,
-            "unsupported_response_format",
-            format!("response_format {format} is not carried out"),
-            "leave it out, or send {\"type\": \"text\"}",
-        ));
-    }
-    let sampling = sampling::chat(&request, with.seed)?;
+    binding::check_tools(&request.tools)?;
+    let (response_format, tool_choice) = (binding::response_format(&request)?, binding::tool_choice(&request)?);
+    let sampling = Sampling { response_format, tool_choice, ..sampling::chat(&request, with.seed)? };
     let mut messages = request.messages;
     // A continued conversation has its system message already.
     if request.conversation_id.is_none() && messages.iter().all(|m| m.role != Role::System) {

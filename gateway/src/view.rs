@@ -422,6 +422,7 @@ impl Execution {
             Some(Status::TimedOut) => (504, "deadline", "allow more time or ask for less"),
             Some(Status::Failed) => match code {
                 "overloaded" => (503, code, "send the request again in a while"),
+                "bad_request" => (400, code, "correct the request"),
                 "overflow" => (413, code, "send fewer or shorter messages, or use a model with a larger window"),
                 _ => (502, code, read.as_str()),
             },

@@ -97,8 +97,10 @@ fn load(config: &Config) -> Result<(Vec<Engine>, Vec<Embedder>), Error> {
     let engine_config = config.engine();
     let unusable = |directory: &Path, source| Error::Model { directory: directory.to_owned(), source };
     let start = |directory: &PathBuf| {
-        let model = Arc::new(Model::load(directory).map_err(|source| unusable(directory, source))?);
-        tracing::info!(model = model.name, "loaded");
+        let named = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let family = config.tool_calls.get(&named).copied();
+        let model = Arc::new(Model::load_as(directory, family).map_err(|source| unusable(directory, source))?);
+        tracing::info!(model = model.name, tool_calls = ?model.family, "loaded");
         Engine::start(model, &engine_config).map_err(Error::Engine)
     };
     let engines = config.models.iter().map(start).collect::<Result<_, _>>()?;
@@ -335,6 +337,9 @@ impl Service {
                 Some(Event::Failed(reason)) => {
                     return Err((FailureClass::Internal, format!("generate: {reason}")));
                 }
+                Some(Event::Refused(reason)) => {
+                    return Err((FailureClass::BadRequest, format!("generate: {reason}")));
+                }
                 Some(Event::Token { .. }) | None => {}
             }
         }
@@ -397,7 +402,7 @@ async fn submit(engine: Engine, request: Request) -> Result<Running, (FailureCla
     submitted.map_err(|rejection| {
         let class = match rejection {
             Rejection::PromptTooLong { .. } => FailureClass::Overflow,
-            Rejection::Template(_) | Rejection::Tokenise(_) => FailureClass::BadRequest,
+            Rejection::Template(_) | Rejection::Tokenise(_) | Rejection::Unusable(_) => FailureClass::BadRequest,
             Rejection::Stopped => FailureClass::Internal,
         };
         (class, format!("generate: {rejection}"))
@@ -423,6 +428,8 @@ fn request(job: &InferenceJob, produced: Produced) -> Request {
         },
         tokens_max: limits.into_iter().flatten().min().map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
         stop: job.sampling.stop.clone(),
+        tool_choice: job.sampling.tool_choice.clone(),
+        response_format: job.sampling.response_format.clone(),
         produced: produced.ids,
         produced_logprobs: produced.logprobs,
         tenant: tenant(job.user_id.as_deref()),

@@ -70,9 +70,12 @@ pub struct ChatRequest {
     /// One text or several that end the answer.
     #[serde(default)]
     pub stop: Option<OneOrMany>,
-    /// OpenAI's `response_format`. Only `{"type": "text"}` is carried out so far; anything else is refused.
+    /// `{"type": "text"}`, `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"schema": …}}`.
     #[serde(default)]
     pub response_format: Option<Value>,
+    /// `"auto"`, `"none"`, `"required"`, or `{"type": "function", "function": {"name": …}}`.
+    #[serde(default)]
+    pub tool_choice: Option<Value>,
 }
 
 /// `POST /internal/agent`.

@@ -173,6 +173,40 @@ pub struct Sampling {
     /// And how likely this many others were in its place, 0 to 20.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<u32>,
+    /// What form the text must have; any when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_format: Option<ResponseFormat>,
+    /// Whether tools may or must be called; the model chooses when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_choice: Option<ToolChoice>,
+}
+
+/// What form a text must have.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ResponseFormat {
+    /// A JSON object.
+    JsonObject,
+    /// JSON that fits a schema.
+    JsonSchema {
+        /// The schema, within the bounds of [`crate::json_schema`].
+        schema: Value,
+    },
+}
+
+/// Whether tools may or must be called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToolChoice {
+    /// None may.
+    None,
+    /// One or more must.
+    Required,
+    /// This one must.
+    Function {
+        /// The tool's name.
+        name: String,
+    },
 }
 
 /// How likely the model found a token, before temperature, penalties, filters and constraints.

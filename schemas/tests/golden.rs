@@ -4,7 +4,10 @@
 use std::fmt::Debug;
 use std::path::PathBuf;
 
-use schemas::chat::{FinishReason, Message, Role, Sampling, TokenLogprob, ToolCall, ToolSpec, TopLogprob, Usage};
+use schemas::chat::{
+    FinishReason, Message, ResponseFormat, Role, Sampling, TokenLogprob, ToolCall, ToolChoice, ToolSpec, TopLogprob,
+    Usage,
+};
 use schemas::decision::*;
 use schemas::fact::*;
 use schemas::job::{InferenceJob, Purpose, ToolJob};
@@ -121,6 +124,8 @@ fn facts() {
                 frequency_penalty: Some(0.5),
                 logprobs: true,
                 top_logprobs: Some(1),
+                response_format: Some(ResponseFormat::JsonSchema { schema: json!({"type": "object"}) }),
+                tool_choice: Some(ToolChoice::Function { name: "search_code".into() }),
             },
             limits: limits(),
             reply: Some("_INBOX.x".into()),

@@ -43,6 +43,7 @@ pub(super) fn chat(request: &ChatRequest, seed: u64) -> Result<Sampling, Failure
         frequency_penalty: between("frequency_penalty", request.frequency_penalty.as_ref(), -2.0, 2.0)?,
         logprobs: request.logprobs,
         top_logprobs,
+        ..Sampling::default()
     })
 }
 
@@ -93,18 +94,18 @@ fn check_stop(stop: &[String]) -> Result<(), Failure> {
 
 /// A number from `low` to `high`, both included.
 fn between(field: &str, number: Option<&Number>, low: f64, high: f64) -> Result<Option<f32>, Failure> {
-    bounded(field, number, format!("{low} to {high}"), |value| (low..=high).contains(&value))
+    bounded(field, number, &format!("{low} to {high}"), |value| (low..=high).contains(&value))
 }
 
 /// A number above 0, up to `high`.
 fn part(field: &str, number: Option<&Number>, high: f64) -> Result<Option<f32>, Failure> {
-    bounded(field, number, format!("above 0, up to {high}"), |value| value > 0.0 && value <= high)
+    bounded(field, number, &format!("above 0, up to {high}"), |value| value > 0.0 && value <= high)
 }
 
 fn bounded(
     field: &str,
     number: Option<&Number>,
-    bound: String,
+    bound: &str,
     fits: impl Fn(f64) -> bool,
 ) -> Result<Option<f32>, Failure> {
     let Some(number) = number else { return Ok(None) };

@@ -194,6 +194,7 @@ fn each_end_has_its_status() {
     assert_eq!(status(Event::ExecutionTimedOut(ended("deadline"))), 504);
     assert_eq!(status(Event::ExecutionCancelled(ended("cancelled"))), 409);
     assert_eq!(status(Event::ExecutionRejected(ended("bad_request"))), 400);
+    assert_eq!(status(Event::ExecutionFailed(ended("bad_request"))), 400);
 }
 
 #[test]

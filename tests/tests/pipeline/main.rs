@@ -3,6 +3,7 @@
 mod agent_types;
 mod agents;
 mod audit;
+mod generation;
 mod interruptions;
 mod kill;
 mod moments;
