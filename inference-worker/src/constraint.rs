@@ -445,14 +445,15 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().trim().to_owned()
 }
 
-/// Compiling takes well under a second and some megabytes at most; a mask some milliseconds.
+/// What a hostile schema may cost before it is refused: under a second of compiling, beside the step loop, a tenth of a
+/// second for one mask, and some megabytes. A usual one takes milliseconds and microseconds.
 fn limits() -> ParserLimits {
     ParserLimits {
         max_items_in_row: 2_000,
         initial_lexer_fuel: 500_000,
-        step_lexer_fuel: 200_000,
+        step_lexer_fuel: 100_000,
         step_max_items: 50_000,
-        max_lexer_states: 50_000,
+        max_lexer_states: 20_000,
         max_grammar_size: 100_000,
         precompute_large_lexemes: false,
         verbose_errors: false,
