@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures::Stream;
 use runtime::clock;
 use schemas::ExecutionId;
+use schemas::chat::TokenLogprob;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -99,8 +100,8 @@ fn last(streamed: &Streamed) -> Event {
 
 fn shown(update: &Update) -> Event {
     match update {
-        Update::Token { id, text } => event("token", Some(id), &json!({"text": text})),
-        Update::Restart { id, text } => event("restart", Some(id), &json!({"text": text})),
+        Update::Token { id, text, logprobs } => event("token", Some(id), &words(text, logprobs)),
+        Update::Restart { id, text, logprobs } => event("restart", Some(id), &words(text, logprobs)),
         Update::ToolCall(call) => {
             let data = json!({"call_id": call.call_id, "name": call.name, "arguments": call.arguments});
             event("tool_call", None, &data)
@@ -116,6 +117,14 @@ fn shown(update: &Update) -> Event {
         }
         Update::Ended => event("done", None, &Value::Null),
     }
+}
+
+fn words(text: &str, logprobs: &[TokenLogprob]) -> Value {
+    let mut data = json!({"text": text});
+    if !logprobs.is_empty() {
+        data["logprobs"] = json!({"content": logprobs});
+    }
+    data
 }
 
 /// One event. JSON is written on one line, as the format wants it.

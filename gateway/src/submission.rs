@@ -1,8 +1,10 @@
 //! From a request to the fact that starts an execution: checks and completes it. Pure: what is there (agent types,
 //! models, tools), the time and the seed come as arguments.
 
+mod binding;
 mod delegation;
 mod models;
+mod sampling;
 
 use schemas::api::{AgentConfig, AgentRequest, ChatRequest, ToolRequest};
 use schemas::chat::DELEGATE;
@@ -17,13 +19,20 @@ use crate::problem::Failure;
 
 /// Reads a body; says where it is wrong.
 pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
-    serde_json::from_slice(body).map_err(|e| {
-        let text = e.to_string();
-        if !e.is_data() {
+    let reader = &mut serde_json::Deserializer::from_slice(body);
+    let read = serde_path_to_error::deserialize(&mut *reader).map_err(|error| {
+        let path = error.path().to_string();
+        (path, error.into_inner())
+    });
+    let value = read.and_then(|value| reader.end().map(|()| value).map_err(|error| (".".to_owned(), error)));
+    value.map_err(|(path, error)| {
+        let text = error.to_string();
+        if !error.is_data() {
             return Failure::new(400, "malformed_json", format!("the body is not JSON: {text}"), "correct it there");
         }
         let code = if text.starts_with("unknown field") { "unknown_field" } else { "invalid_request" };
-        Failure::new(400, code, text, "see the request's fields in the README")
+        let detail = if path == "." { text } else { format!("`{path}`: {text}") };
+        Failure::new(400, code, detail, "see the request's fields in the README")
     })
 }
 
@@ -42,30 +51,16 @@ pub(crate) struct Surroundings<'a> {
 pub(crate) fn chat(request: ChatRequest, with: &Surroundings<'_>) -> Result<ExecutionSubmitted, Failure> {
     check_messages(&request.messages)?;
     check_specs(&request.tools)?;
-    if let Some(format) = &request.response_format
-        && format.get("type").and_then(Value::as_str) != Some("text")
-    {
-        return Err(Failure::new(
-            400,
-            "unsupported_response_format",
-            format!("response_format {format} is not carried out"),
-            "leave it out, or send {\"type\": \"text\"}",
-        ));
-    }
-    let sampling = Sampling {
-        temperature: request.temperature,
-        top_p: request.top_p,
-        max_tokens: request.max_tokens,
-        seed: Some(request.seed.unwrap_or(with.seed)),
-        stop: request.stop.map(|s| s.0).unwrap_or_default(),
-    };
-    check_sampling(&sampling)?;
+    binding::check_tools(&request.tools)?;
+    let (response_format, tool_choice) = (binding::response_format(&request)?, binding::tool_choice(&request)?);
+    let sampling = Sampling { response_format, tool_choice, ..sampling::chat(&request, with.seed)? };
     let mut messages = request.messages;
     // A continued conversation has its system message already.
     if request.conversation_id.is_none() && messages.iter().all(|m| m.role != Role::System) {
         messages.insert(0, Message::text(Role::System, &with.agent.system));
     }
     let model = models::named_or_preferred(request.model.as_deref(), with, models::tokens(&messages, &request.tools))?;
+    sampling::check_logprobs(&sampling, model.window)?;
     Ok(ExecutionSubmitted {
         model: model.name.clone(),
         window: model.window,
@@ -86,12 +81,7 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
         return Err(Failure::invalid("`instruction` is empty", "say what the agent should do"));
     }
     check_limits(&config)?;
-    let sampling = Sampling {
-        temperature: config.temperature,
-        seed: Some(config.seed.unwrap_or(with.seed)),
-        ..Sampling::default()
-    };
-    check_sampling(&sampling)?;
+    let sampling = sampling::agent(&config, with.seed)?;
     let context = match request.context {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => format!("{text}\n\n"),
@@ -178,21 +168,6 @@ fn check_specs(tools: &[ToolSpec]) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-fn check_sampling(sampling: &Sampling) -> Result<(), Failure> {
-    let wrong = if sampling.temperature.is_some_and(|t| !(0.0..=10.0).contains(&t)) {
-        "`temperature` is outside 0 to 10"
-    } else if sampling.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
-        "`top_p` is outside (0, 1]"
-    } else if sampling.max_tokens == Some(0) {
-        "`max_tokens` is 0"
-    } else if sampling.stop.iter().any(String::is_empty) {
-        "`stop` holds an empty text"
-    } else {
-        return Ok(());
-    };
-    Err(Failure::invalid(wrong, "correct it or leave it out"))
 }
 
 fn find<'a>(name: &str, tools: &'a [Tool]) -> Result<&'a Tool, Failure> {

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::api::ToolCallReport;
+use schemas::chat::TokenLogprob;
 use schemas::token::FrameKind;
 use schemas::{EffectId, Frame};
 
@@ -13,10 +14,11 @@ use crate::view::{Approval, Happening};
 /// One event of a stream.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Update {
-    /// More text; the id says where a client can resume.
-    Token { id: String, text: String },
+    /// More text; the id says where a client can resume. The probabilities, if asked, are those of all tokens since
+    /// the last event, also of tokens whose text is not certain yet.
+    Token { id: String, text: String, logprobs: Vec<TokenLogprob> },
     /// Forget this effect's text: it is this.
-    Restart { id: String, text: String },
+    Restart { id: String, text: String, logprobs: Vec<TokenLogprob> },
     /// A tool is asked.
     ToolCall(ToolCallReport),
     /// A call waits for a person.
@@ -38,6 +40,8 @@ struct Sent {
     /// The client holds a text we do not know: the next event replaces it.
     replace: bool,
     complete: bool,
+    /// Of tokens that brought no text yet.
+    logprobs: Vec<TokenLogprob>,
 }
 
 /// What was sent to one client.
@@ -77,6 +81,7 @@ impl Transcript {
         let end = frame.n + frame.ids.len() as u64;
         if frame.k == FrameKind::Restart {
             (sent.attempt, sent.broken) = (frame.attempt, false);
+            sent.logprobs.clone_from(&frame.logprobs);
             return sent.become_text(effect, &frame.text, end);
         }
         if sent.broken || frame.n < sent.next {
@@ -88,13 +93,14 @@ impl Transcript {
         }
         sent.attempt = frame.attempt;
         let whole = format!("{}{}", sent.text, frame.text);
+        sent.logprobs.extend_from_slice(&frame.logprobs);
         sent.become_text(effect, &whole, end)
     }
 
     /// Something happened in the log.
     pub(crate) fn happened(&mut self, happening: Happening) -> Option<Update> {
         match happening {
-            Happening::Text { effect, text, tokens } => {
+            Happening::Text { effect, text, tokens, logprobs } => {
                 if self.was_before(&effect) {
                     return None;
                 }
@@ -103,6 +109,12 @@ impl Transcript {
                 if std::mem::replace(&mut sent.complete, true) || (seen_whole && sent.replace) {
                     return None;
                 }
+                let known = if text.starts_with(sent.text.as_str()) && !sent.replace { sent.next } else { 0 };
+                if known == 0 {
+                    sent.logprobs.clear();
+                }
+                let known = usize::try_from(known).unwrap_or(usize::MAX);
+                sent.logprobs.extend(logprobs.into_iter().skip(known));
                 sent.become_text(&effect, &text, tokens.max(sent.next))
             }
             Happening::ToolCall(call) => self.calls.insert(call.call_id.clone()).then_some(Update::ToolCall(call)),
@@ -127,11 +139,17 @@ impl Sent {
         let id = format!("{effect}.{next}");
         let new = text.strip_prefix(self.text.as_str()).map(str::to_owned);
         self.next = next;
+        // Probabilities wait for the next text; behind the last there is none.
+        let nothing = |new: &str, this: &Self| new.is_empty() && (!this.complete || this.logprobs.is_empty());
         let update = match new {
-            _ if self.replace => Some(Update::Restart { id, text: text.to_owned() }),
-            Some(new) if new.is_empty() => None,
-            Some(new) => Some(Update::Token { id, text: new }),
-            None => Some(Update::Restart { id, text: text.to_owned() }),
+            Some(new) if !self.replace && nothing(&new, self) => None,
+            Some(text) if !self.replace => {
+                Some(Update::Token { id, text, logprobs: std::mem::take(&mut self.logprobs) })
+            }
+            _ => {
+                let logprobs = std::mem::take(&mut self.logprobs);
+                Some(Update::Restart { id, text: text.to_owned(), logprobs })
+            }
         };
         self.replace = false;
         text.clone_into(&mut self.text);
@@ -148,16 +166,15 @@ mod tests {
     use super::*;
 
     fn delta(n: u64, text: &str) -> Frame {
-        let kind = FrameKind::Delta;
-        Frame { attempt: 1, n, ids: vec![7], text: text.to_owned(), k: kind, finish: None, usage: None }
+        Frame { ids: vec![7], text: text.to_owned(), ..Frame::new(1, n, FrameKind::Delta) }
     }
 
     fn text(text: &str, tokens: u64) -> Happening {
-        Happening::Text { effect: EffectId::inference(1), text: text.to_owned(), tokens }
+        Happening::Text { effect: EffectId::inference(1), text: text.to_owned(), tokens, logprobs: Vec::new() }
     }
 
     fn token(n: u64, text: &str) -> Option<Update> {
-        Some(Update::Token { id: format!("1-infer-0.{n}"), text: text.to_owned() })
+        Some(Update::Token { id: format!("1-infer-0.{n}"), text: text.to_owned(), logprobs: Vec::new() })
     }
 
     #[test]
@@ -175,8 +192,23 @@ mod tests {
     fn a_log_that_contradicts_starts_the_text_anew() {
         let (mut sent, effect) = (Transcript::default(), EffectId::inference(1));
         sent.frame(&effect, &delta(0, "Hi"));
-        let restart = Update::Restart { id: "1-infer-0.2".into(), text: "Hello".into() };
+        let restart = Update::Restart { id: "1-infer-0.2".into(), text: "Hello".into(), logprobs: Vec::new() };
         assert_eq!(sent.happened(text("Hello", 2)), Some(restart));
+    }
+
+    #[test]
+    fn each_probability_is_sent_once_and_none_is_lost() {
+        let (mut sent, effect) = (Transcript::default(), EffectId::inference(1));
+        let of = |token: &str| TokenLogprob { token: token.to_owned(), logprob: -1.0, top_logprobs: vec![] };
+        let with = |n: u64, text: &str, token: &str| Frame { logprobs: vec![of(token)], ..delta(n, text) };
+        assert_eq!(sent.frame(&effect, &with(0, "", "a")), None, "no text yet");
+        let Some(Update::Token { logprobs, .. }) = sent.frame(&effect, &with(1, "ab", "b")) else { panic!("text") };
+        assert_eq!(logprobs, [of("a"), of("b")]);
+        assert_eq!(sent.frame(&effect, &with(3, "d", "d")), None, "a hole");
+        let all = ["a", "b", "c", "d", "<end>"].map(of).to_vec();
+        let whole = Happening::Text { effect, text: "ab".into(), tokens: 5, logprobs: all };
+        let Some(Update::Token { text, logprobs, .. }) = sent.happened(whole) else { panic!("the rest") };
+        assert_eq!((text.as_str(), logprobs), ("", ["c", "d", "<end>"].map(of).to_vec()));
     }
 
     #[test]
@@ -185,7 +217,7 @@ mod tests {
         let mut kept = Transcript::resume(&effect, 1, &[delta(0, "Hel"), delta(1, "lo")]);
         assert_eq!(kept.happened(text("Hello", 2)), token(2, "lo"));
         let mut gone = Transcript::resume(&effect, 1, &[]);
-        let restart = Update::Restart { id: "1-infer-0.2".into(), text: "Hello".into() };
+        let restart = Update::Restart { id: "1-infer-0.2".into(), text: "Hello".into(), logprobs: Vec::new() };
         assert_eq!(gone.happened(text("Hello", 2)), Some(restart));
         assert_eq!(Transcript::resume(&effect, 2, &[]).happened(text("Hello", 2)), None);
     }

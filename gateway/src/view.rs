@@ -9,7 +9,8 @@ pub(crate) use waiting::{Approval, Waiting};
 
 use std::collections::BTreeMap;
 
-use schemas::api::{Answer, ExecutionView, Status, ToolAnswer, ToolCallReport};
+use schemas::api::{Answer, ExecutionView, Logprobs, Status, ToolAnswer, ToolCallReport};
+use schemas::chat::TokenLogprob;
 use schemas::decision::{ApprovalResolved, ChildRequested, Ended, Event};
 use schemas::fact::{ExecutionSubmitted, FactBody, InferenceCompleted, Kind, Outcome, Sandbox, Verdict};
 use schemas::wire::Nanos;
@@ -76,7 +77,7 @@ impl Entry {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Happening {
     /// The log holds an inference's whole text.
-    Text { effect: EffectId, text: String, tokens: u64 },
+    Text { effect: EffectId, text: String, tokens: u64, logprobs: Vec<TokenLogprob> },
     /// A tool is asked.
     ToolCall(ToolCallReport),
     /// A call waits for a person.
@@ -189,7 +190,8 @@ impl Execution {
                 self.usage = self.usage.plus(f.usage);
                 self.last = Some(f.clone());
                 let tokens = f.usage.completion_tokens;
-                vec![Happening::Text { effect: f.effect.clone(), text: f.text.clone(), tokens }]
+                let (effect, text, logprobs) = (f.effect.clone(), f.text.clone(), f.logprobs.clone());
+                vec![Happening::Text { effect, text, tokens, logprobs }]
             }
             FactBody::ToolCompleted(f) if self.is_current(&f.effect, f.attempt) => {
                 self.open.remove(&f.effect);
@@ -378,7 +380,15 @@ impl Execution {
             iterations: self.iterations,
             finish_reason: self.finish,
             usage: self.usage,
+            logprobs: self.logprobs(),
         })
+    }
+
+    /// How likely the last inference's tokens were, if the request asks.
+    fn logprobs(&self) -> Option<Logprobs> {
+        self.submitted.as_ref().filter(|s| s.sampling.logprobs)?;
+        let content = self.last.as_ref().map(|l| l.logprobs.clone()).unwrap_or_default();
+        Some(Logprobs { content })
     }
 
     /// The answer of a single tool call, or the problem it ended with.
@@ -412,6 +422,7 @@ impl Execution {
             Some(Status::TimedOut) => (504, "deadline", "allow more time or ask for less"),
             Some(Status::Failed) => match code {
                 "overloaded" => (503, code, "send the request again in a while"),
+                "bad_request" => (400, code, "correct the request"),
                 "overflow" => (413, code, "send fewer or shorter messages, or use a model with a larger window"),
                 _ => (502, code, read.as_str()),
             },

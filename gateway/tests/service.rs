@@ -153,8 +153,16 @@ async fn script(bus: &Bus, exec: ExecutionId, submitted: u64, silent: bool) {
     if silent {
         return;
     }
-    let frame =
-        Frame { attempt: 1, n: 0, ids: vec![7], text: "Hel".into(), k: FrameKind::Delta, finish: None, usage: None };
+    let frame = Frame {
+        attempt: 1,
+        n: 0,
+        ids: vec![7],
+        text: "Hel".into(),
+        k: FrameKind::Delta,
+        finish: None,
+        usage: None,
+        logprobs: Vec::new(),
+    };
     bus.publish_tokens(exec, &effect, &frame).await.unwrap();
     bus.flush().await.unwrap();
     // The answer is written once the token could be read: the streams of tokens and of the log are not ordered.
@@ -169,6 +177,7 @@ async fn script(bus: &Bus, exec: ExecutionId, submitted: u64, silent: bool) {
         usage: Usage::new(5, 2),
         cached_tokens: 0,
         timing: Default::default(),
+        logprobs: Vec::new(),
     });
     let answered = bus.append_fact(&Fact::new(exec, 2, answer)).await.unwrap().sequence;
     let end = Event::ExecutionCompleted(ExecutionCompleted {

@@ -6,7 +6,7 @@
 use crate::{
     detokenize::Utf8Stream,
     model_directory::Model,
-    tool_calls::{Parser, Part, ToolCall, longest_beginning},
+    tool_calls::{Family, Parser, Part, ToolCall, longest_beginning},
 };
 
 /// Why an answer ended.
@@ -21,7 +21,7 @@ pub enum FinishReason {
 }
 
 /// An answer in the making.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Answer {
     utf8: Utf8Stream,
     bytes: Vec<u8>,
@@ -35,6 +35,8 @@ pub struct Answer {
     pub text: String,
     /// The calls so far.
     pub calls: Vec<ToolCall>,
+    /// Tokens since the call that is being written began.
+    call_tokens: usize,
     /// What stood between call marks and was no call: text and reason.
     pub malformed: Vec<(String, String)>,
     /// Set once the answer has ended.
@@ -42,9 +44,27 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// An empty answer that ends before any of these strings.
-    pub fn new(stop: Vec<String>) -> Self {
-        Self { stop: stop.into_iter().filter(|text| !text.is_empty()).collect(), ..Self::default() }
+    /// An empty answer that ends before any of these strings and may hold calls of this family.
+    pub fn new(stop: Vec<String>, family: Option<Family>) -> Self {
+        Self {
+            utf8: Utf8Stream::default(),
+            bytes: Vec::new(),
+            parser: Parser::new(family),
+            stop: stop.into_iter().filter(|text| !text.is_empty()).collect(),
+            held: String::new(),
+            ids: Vec::new(),
+            text: String::new(),
+            calls: Vec::new(),
+            call_tokens: 0,
+            malformed: Vec::new(),
+            finish: None,
+        }
+    }
+
+    /// The bytes behind the beginning of a call that has not ended yet.
+    pub fn begun(&self) -> Option<Vec<u8>> {
+        let begun = self.parser.begun().filter(|_| self.finish.is_none())?;
+        Some([begun.as_bytes(), self.held.as_bytes(), self.utf8.held()].concat())
     }
 
     /// Takes the next token and returns the text that became certain; `tokens_max` counts all tokens of the answer.
@@ -60,7 +80,9 @@ impl Answer {
         model.tokenizer.append_bytes(id, &mut bytes);
         let text = self.utf8.push(&bytes);
         self.bytes = bytes;
-        if self.take(&text) {
+        let stopped = self.take(&text);
+        self.call_tokens = if self.parser.begun().is_some() { self.call_tokens + 1 } else { 0 };
+        if stopped || self.call_tokens > call_tokens_max(tokens_max) {
             self.end(FinishReason::Stop);
         } else if self.ids.len() >= tokens_max {
             self.end(FinishReason::Length);
@@ -102,8 +124,24 @@ impl Answer {
             match part {
                 Part::Content(text) => self.text.push_str(&text),
                 Part::Call(call) => self.calls.push(call),
-                Part::Malformed { text, reason } => self.malformed.push((text, reason)),
+                Part::Malformed { text, reason } => self.malformed.push((shortened(text), reason)),
             }
         }
     }
+}
+
+/// Tokens of one call: a model that repeats itself inside one would else fill the window, and nothing could follow.
+fn call_tokens_max(tokens_max: usize) -> usize {
+    (tokens_max / 4).max(256)
+}
+
+/// Bytes of a malformed call that are kept: the model reads them to see what it did, and more says no more.
+const MALFORMED_BYTES_MAX: usize = 512;
+
+fn shortened(mut text: String) -> String {
+    if text.len() > MALFORMED_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(MALFORMED_BYTES_MAX));
+        text.push('…');
+    }
+    text
 }

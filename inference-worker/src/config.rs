@@ -1,10 +1,10 @@
 //! The knobs of this service, section `inference`.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 
-use crate::engine::EngineConfig;
+use crate::{engine::EngineConfig, tool_calls::Family};
 
 /// Section `inference`.
 #[derive(Clone, Debug, Deserialize)]
@@ -25,6 +25,9 @@ pub struct Config {
     pub cache_idle_s: u64,
     /// Threads that compute, for each model; 0 is one for each CPU. Default 0.
     pub threads: usize,
+    /// How models write tool calls, by the model's name: `hermes`, `llama`, `mistral` or `pythonic`. Needed where the
+    /// chat template does not tell.
+    pub tool_calls: BTreeMap<String, Family>,
 }
 
 impl Default for Config {
@@ -37,6 +40,7 @@ impl Default for Config {
             cache_bytes_max: 64 << 20,
             cache_idle_s: 30,
             threads: 0,
+            tool_calls: BTreeMap::new(),
         }
     }
 }

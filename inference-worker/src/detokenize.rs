@@ -32,6 +32,11 @@ impl Utf8Stream {
         }
     }
 
+    /// The bytes of an unfinished character.
+    pub fn held(&self) -> &[u8] {
+        &self.held
+    }
+
     /// The end: an unfinished character becomes a replacement character.
     pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.held).into_owned();

@@ -4,7 +4,7 @@
 //! the step loop only computes. A cancelled request is gone before the next step is planned.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -13,17 +13,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
+use schemas::{
+    ToolSpec,
+    chat::{ResponseFormat, TokenLogprob, ToolChoice, TopLogprob},
+};
 use serde_json::Value;
 use tokio::sync::mpsc as events;
 
 use crate::{
     answer::{Answer, FinishReason},
+    constraint::Constraint,
     kv::BLOCK,
     model::{Batch, Scratch},
     model_directory::Model,
-    sample::Sampling,
+    sample::{self, Sampling, Seen},
     scheduler::{Chunk, Limits, Scheduler, SequenceId},
-    tool_calls::ToolCall,
+    tool_calls::{Family, ToolCall},
 };
 
 /// The bounds of one engine.
@@ -57,12 +63,18 @@ pub struct Request {
     pub tools: Vec<Value>,
     /// How tokens are picked.
     pub sampling: Sampling,
+    /// Whether tools may or must be called.
+    pub tool_choice: Option<ToolChoice>,
+    /// What form the text must have.
+    pub response_format: Option<ResponseFormat>,
     /// At most this many tokens; the window bounds it as well.
     pub tokens_max: Option<usize>,
     /// The answer ends before any of these.
     pub stop: Vec<String>,
     /// Tokens an earlier attempt has already produced; the answer continues after them.
     pub produced: Vec<u32>,
+    /// How likely those were, if that is asked.
+    pub produced_logprobs: Vec<TokenLogprob>,
     /// Requests of one tenant queue behind each other, not in front of other tenants.
     pub tenant: u64,
 }
@@ -76,11 +88,15 @@ pub enum Event {
         id: u32,
         /// The text.
         text: String,
+        /// How likely it was, if that is asked.
+        logprob: Option<TokenLogprob>,
     },
     /// The end.
     Finished(Box<Outcome>),
     /// The model cannot go on; the text says why.
     Failed(String),
+    /// What the request demands of the answer cannot be met; the text says why.
+    Refused(String),
 }
 
 /// A finished answer.
@@ -94,6 +110,8 @@ pub struct Outcome {
     pub tool_calls: Vec<ToolCall>,
     /// Text and reason of what should have been calls.
     pub malformed: Vec<(String, String)>,
+    /// How likely each token was, if that is asked.
+    pub logprobs: Vec<TokenLogprob>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Tokens of the answer, those of earlier attempts included.
@@ -123,6 +141,9 @@ pub enum Rejection {
     /// The text cannot be tokenised, or nothing is left of it.
     #[error("the prompt cannot be tokenised: {0}")]
     Tokenise(String),
+    /// What the request demands of the answer cannot be met.
+    #[error("{0}")]
+    Unusable(String),
     /// The engine has stopped.
     #[error("the engine of this model has stopped")]
     Stopped,
@@ -160,6 +181,9 @@ struct Active {
     answer: Answer,
     tokens_max: usize,
     sampling: Sampling,
+    seen: Seen,
+    constraint: Constraint,
+    logprobs: Vec<TokenLogprob>,
     events: events::UnboundedSender<Event>,
     submitted: Instant,
     first_token: Option<Duration>,
@@ -221,12 +245,13 @@ impl Engine {
     /// The conversation does not fit the template or the window, or the engine has stopped.
     pub fn submit(&self, request: Request) -> Result<Running, Rejection> {
         let submitted = now();
-        let text = self.model.template.render(&request.messages, &request.tools).map_err(Rejection::Template)?;
+        let offered = if request.tool_choice == Some(ToolChoice::None) { &[] } else { request.tools.as_slice() };
+        let text = self.model.template.render(&request.messages, offered).map_err(Rejection::Template)?;
         let prompt = self.model.tokenizer.encode(&text).map_err(Rejection::Tokenise)?;
         self.submit_tokens(prompt, request, submitted)
     }
 
-    fn submit_tokens(&self, prompt: Vec<u32>, request: Request, submitted: Instant) -> Result<Running, Rejection> {
+    fn submit_tokens(&self, prompt: Vec<u32>, mut request: Request, submitted: Instant) -> Result<Running, Rejection> {
         let vocabulary = self.model.decoder.architecture().vocabulary;
         if prompt.is_empty() || prompt.iter().chain(&request.produced).any(|&id| id as usize >= vocabulary) {
             return Err(Rejection::Tokenise("a token is outside the model's vocabulary, or there is none".to_owned()));
@@ -239,12 +264,16 @@ impl Engine {
             });
         }
         let tokens_max = request.tokens_max.unwrap_or(usize::MAX).clamp(1, self.window - prompt.len());
-        let mut answer = Answer::new(request.stop);
+        let mut constraint = self.constraint(&request)?;
+        let mut answer = Answer::new(std::mem::take(&mut request.stop), self.family(&request));
         for id in request.produced {
             if answer.finish.is_none() {
                 answer.push(&self.model, id, tokens_max);
+                let begun = if constraint.watches() { answer.begun() } else { None };
+                constraint.push(id, begun.as_deref());
             }
         }
+        let seen = if request.sampling.penalises() { Seen::new(&prompt, &answer.ids) } else { Seen::default() };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = events::unbounded_channel();
         let active = Active {
@@ -253,7 +282,10 @@ impl Engine {
             prompt,
             answer,
             tokens_max,
+            seen,
+            constraint,
             sampling: request.sampling,
+            logprobs: request.produced_logprobs,
             events: sender,
             submitted,
             first_token: None,
@@ -263,11 +295,68 @@ impl Engine {
         Ok(Running { id, events })
     }
 
+    /// The family whose calls may stand in the answer. Where no mark tells a call from text, only if tools are offered.
+    fn family(&self, request: &Request) -> Option<Family> {
+        let text_only = request.response_format.is_some() || request.tool_choice == Some(ToolChoice::None);
+        let marked = matches!(self.model.family, Family::Hermes | Family::Mistral);
+        (!text_only && (marked || !request.tools.is_empty())).then_some(self.model.family)
+    }
+
+    fn constraint(&self, request: &Request) -> Result<Constraint, Rejection> {
+        let tools: Vec<ToolSpec> =
+            request.tools.iter().filter_map(|tool| serde_json::from_value(tool.clone()).ok()).collect();
+        if tools.is_empty() && request.response_format.is_none() {
+            return Ok(Constraint::free());
+        }
+        let choice = request.tool_choice.as_ref();
+        let made = self
+            .model
+            .grammars()
+            .and_then(|grammars| grammars.constrain(&tools, choice, request.response_format.as_ref()));
+        match made {
+            Ok(constraint) => Ok(constraint),
+            // Nothing was demanded: calls are read as they come.
+            Err(why) if choice.is_none() && request.response_format.is_none() => {
+                tracing::debug!(model = self.model.name, %why, "calls are not bound to their schemas");
+                Ok(Constraint::free())
+            }
+            Err(why) => Err(Rejection::Unusable(why.to_string())),
+        }
+    }
+
     /// Ends a request without an answer; its channel closes.
     pub fn cancel(&self, id: SequenceId) {
         // An engine that has stopped has nothing to cancel.
         let _ = self.commands.send(Command::Cancel(id));
     }
+}
+
+impl Active {
+    /// The next token, or why there is none.
+    fn pick(&mut self, logits: &[f32], position: usize) -> Result<u32, Event> {
+        let nothing = || Event::Failed("the model produced no finite logits".to_owned());
+        if !self.sampling.penalises() && !self.constraint.binds() {
+            return self.sampling.pick(logits, position).ok_or_else(nothing);
+        }
+        let mut changed = logits.to_vec();
+        if self.sampling.penalises() {
+            self.sampling.penalise(&mut changed, &self.seen);
+        }
+        self.constraint.apply(&mut changed).map_err(Event::Refused)?;
+        let token = self.sampling.pick(&changed, position).ok_or_else(nothing)?;
+        if self.sampling.penalises() {
+            self.seen.push(token);
+        }
+        Ok(token)
+    }
+}
+
+/// How likely a token was, and the likeliest in its place.
+fn logprob(model: &Model, logits: &[f32], token: u32, count: usize) -> TokenLogprob {
+    let (logprob, top) = sample::logprobs(logits, token, count);
+    let name = |id| model.tokenizer.name(id);
+    let top = top.into_iter().map(|(id, logprob)| TopLogprob { token: name(id), logprob });
+    TokenLogprob { token: name(token), logprob, top_logprobs: top.collect() }
 }
 
 struct Worker {
@@ -335,7 +424,24 @@ impl Worker {
         }
         let model = Arc::clone(&self.model);
         let mut scratch = std::mem::take(&mut self.scratch);
-        let logits = model.decoder.forward(&batch(&chunks), &mut self.cache, &mut scratch);
+        let (cache, requests) = (&mut self.cache, &mut self.requests);
+        let yields: BTreeSet<SequenceId> = chunks.iter().filter(|c| c.yields).map(|c| c.sequence).collect();
+        let mut bound: Vec<&mut Constraint> = requests
+            .iter_mut()
+            .filter(|(id, request)| request.constraint.binds() && yields.contains(id))
+            .map(|(_, request)| &mut request.constraint)
+            .collect();
+        let (batch, decoder, scratch_here) = (batch(&chunks), &model.decoder, &mut scratch);
+        let logits = if bound.is_empty() {
+            decoder.forward(&batch, cache, scratch_here)
+        } else {
+            // Masks are ready by the time the logits are.
+            rayon::join(
+                move || decoder.forward(&batch, cache, scratch_here),
+                || bound.par_iter_mut().for_each(|constraint| constraint.prepare()),
+            )
+            .0
+        };
         let mut rows = logits.chunks_exact(model.decoder.architecture().vocabulary);
         for chunk in &chunks {
             if chunk.yields {
@@ -351,15 +457,22 @@ impl Worker {
         let Some(request) = self.requests.get_mut(&id) else {
             return;
         };
-        let Some(token) = request.sampling.pick(logits, position) else {
-            // A reader that has gone does not miss it.
-            let _ = request.events.send(Event::Failed("the model produced no finite logits".to_owned()));
-            self.forget(id);
-            return;
+        let token = match request.pick(logits, position) {
+            Ok(token) => token,
+            Err(end) => {
+                // A reader that has gone does not miss it.
+                let _ = request.events.send(end);
+                self.forget(id);
+                return;
+            }
         };
         let text = request.answer.push(&self.model, token, request.tokens_max);
+        let begun = if request.constraint.watches() { request.answer.begun() } else { None };
+        request.constraint.push(token, begun.as_deref());
         request.first_token.get_or_insert_with(|| now() - request.submitted);
-        let reader_left = request.events.send(Event::Token { id: token, text }).is_err();
+        let logprob = request.sampling.logprobs.map(|count| logprob(&self.model, logits, token, count));
+        request.logprobs.extend(logprob.clone());
+        let reader_left = request.events.send(Event::Token { id: token, text, logprob }).is_err();
         let finish = request.answer.finish;
         self.scheduler.complete(id, Some(token));
         match finish {
@@ -379,6 +492,7 @@ impl Worker {
             text: request.answer.text,
             tool_calls: request.answer.calls,
             malformed: request.answer.malformed,
+            logprobs: request.logprobs,
             prompt_tokens: request.prompt.len(),
             completion_tokens: request.answer.ids.len(),
             first_token: request.first_token.unwrap_or(total),

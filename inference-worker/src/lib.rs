@@ -1,13 +1,15 @@
 //! Turns inference jobs into tokens.
 //!
-//! `scheduler` and `kv` decide what a step computes, `model` and `kernels` compute it, `sample` picks tokens,
-//! `answer` turns them into text and tool calls, and `engine` runs the loop on a thread of its own.
+//! `scheduler` and `kv` decide what a step computes, `model` and `kernels` compute it, `constraint` says which tokens may
+//! come, `sample` picks one of them, `answer` turns them into text and tool calls, and `engine` runs the loop on a thread
+//! of its own.
 //! `service` is the shell on the bus: it consumes inference jobs, publishes token frames and result facts. A result is
 //! in the log before its job is off the queue.
 
 pub mod answer;
 pub mod architecture;
 pub mod config;
+pub mod constraint;
 pub mod detokenize;
 pub mod embed;
 pub mod engine;

@@ -1,11 +1,20 @@
 //! A model as it lies on disk: a directory in Hugging Face's layout, loaded and checked as a whole.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use serde_json::Value;
 
 use crate::{
-    architecture::Architecture, model::Decoder, template::ChatTemplate, tokenizer::Tokenizer, weights::SafetensorsFiles,
+    architecture::Architecture,
+    constraint::{Grammars, Refused},
+    model::Decoder,
+    template::ChatTemplate,
+    tokenizer::Tokenizer,
+    tool_calls::Family,
+    weights::SafetensorsFiles,
 };
 
 /// Why a model cannot be loaded; the text names the file and the reason.
@@ -53,6 +62,9 @@ pub struct Model {
     pub template: ChatTemplate,
     /// Tokens that end an answer.
     pub end_tokens: Vec<u32>,
+    /// How it writes calls.
+    pub family: Family,
+    grammars: OnceLock<Result<Grammars, Refused>>,
 }
 
 impl Model {
@@ -61,17 +73,39 @@ impl Model {
     /// # Errors
     /// Any file is missing or unusable; the error names it.
     pub fn load(directory: &Path) -> Result<Self, Error> {
+        Self::load_as(directory, None)
+    }
+
+    /// The same for a model whose template does not tell how it writes calls, or tells it wrongly.
+    ///
+    /// # Errors
+    /// Any file is missing or unusable; the error names it.
+    pub fn load_as(directory: &Path, family: Option<Family>) -> Result<Self, Error> {
         let config_path = directory.join("config.json");
         let architecture = Architecture::read(&config_path)?;
         let weights = SafetensorsFiles::open(directory)?;
         let decoder = Decoder::load(architecture, &weights)?;
-        let tokenizer = Tokenizer::load(&directory.join("tokenizer.json"))?;
+        let mut tokenizer = Tokenizer::load(&directory.join("tokenizer.json"))?;
         let tokenizer_config_path = directory.join("tokenizer_config.json");
         let tokenizer_config = read_json(&tokenizer_config_path)?;
         let template = ChatTemplate::load(directory, &tokenizer_config)?;
         let end_tokens = end_tokens(directory, &config_path, &tokenizer_config, &tokenizer)?;
         let name = directory.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
-        Ok(Self { name, decoder, tokenizer, template, end_tokens })
+        // Without a word about it: most models that are trained for calls write them as Hermes does.
+        let family = family.or(template.family).unwrap_or(Family::Hermes);
+        tokenizer.show(family.visible());
+        Ok(Self { name, decoder, tokenizer, template, end_tokens, family, grammars: OnceLock::new() })
+    }
+
+    /// What compiles grammars for it, made when first needed.
+    ///
+    /// # Errors
+    /// No masks can be computed for its vocabulary.
+    pub fn grammars(&self) -> Result<&Grammars, Refused> {
+        let vocabulary = self.decoder.architecture().vocabulary;
+        let made =
+            self.grammars.get_or_init(|| Grammars::new(&self.tokenizer, vocabulary, &self.end_tokens, self.family));
+        made.as_ref().map_err(Clone::clone)
     }
 }
 

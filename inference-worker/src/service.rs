@@ -18,6 +18,7 @@ use runtime::{
 };
 use schemas::{
     EffectId, ExecutionId, Fact, FactBody, Frame, InferenceJob, Message, Usage,
+    chat::TokenLogprob,
     fact::{
         CompressionCompleted, CompressionFailed, FailureClass, InferenceCompleted, InferenceFailed, InferenceTiming,
     },
@@ -96,8 +97,10 @@ fn load(config: &Config) -> Result<(Vec<Engine>, Vec<Embedder>), Error> {
     let engine_config = config.engine();
     let unusable = |directory: &Path, source| Error::Model { directory: directory.to_owned(), source };
     let start = |directory: &PathBuf| {
-        let model = Arc::new(Model::load(directory).map_err(|source| unusable(directory, source))?);
-        tracing::info!(model = model.name, "loaded");
+        let named = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let family = config.tool_calls.get(&named).copied();
+        let model = Arc::new(Model::load_as(directory, family).map_err(|source| unusable(directory, source))?);
+        tracing::info!(model = model.name, tool_calls = ?model.family, "loaded");
         Engine::start(model, &engine_config).map_err(Error::Engine)
     };
     let engines = config.models.iter().map(start).collect::<Result<_, _>>()?;
@@ -278,15 +281,7 @@ impl Service {
 
     /// Generates the answer; says in the tokens how it ended, too.
     async fn result(&self, engine: &Engine, job: &InferenceJob, taken_at: Nanos, stop: &CancellationToken) -> FactBody {
-        let mut end = Frame {
-            attempt: job.attempt,
-            n: 0,
-            ids: Vec::new(),
-            text: String::new(),
-            k: FrameKind::End,
-            finish: None,
-            usage: None,
-        };
+        let mut end = Frame::new(job.attempt, 0, FrameKind::End);
         let work = stop.run_until_cancelled(self.generate(engine, job, &mut end.n));
         let result = match tokio::time::timeout(clock::until(job.deadline), work).await {
             Ok(Some(result)) => result,
@@ -319,26 +314,19 @@ impl Service {
         job: &InferenceJob,
         published: &mut u64,
     ) -> Result<Box<Outcome>, (FailureClass, String)> {
-        let produced = if job.attempt > 1 { self.produced(job).await } else { Vec::new() };
-        *published = produced.len() as u64;
+        let produced = if job.attempt > 1 { self.produced(job).await } else { Produced::default() };
+        *published = produced.ids.len() as u64;
         let messages = self.whole(&job.messages).await?;
         let mut running = submit(engine.clone(), request(job, &messages, produced)).await?;
         let _cancel = CancelOnDrop { engine, id: running.id };
         while let Some(event) = running.events.recv().await {
-            let mut frame = Frame {
-                attempt: job.attempt,
-                n: *published,
-                ids: Vec::new(),
-                text: String::new(),
-                k: FrameKind::Delta,
-                finish: None,
-                usage: None,
-            };
+            let mut frame = Frame::new(job.attempt, *published, FrameKind::Delta);
             let mut next = Some(event);
             // What has piled up while the bus was slow leaves in one frame.
-            while let Some(Event::Token { id, text }) = next {
+            while let Some(Event::Token { id, text, logprob }) = next {
                 frame.ids.push(id);
                 frame.text.push_str(&text);
+                frame.logprobs.extend(logprob);
                 next = running.events.try_recv().ok();
             }
             if !frame.ids.is_empty() {
@@ -349,6 +337,9 @@ impl Service {
                 Some(Event::Finished(outcome)) => return Ok(outcome),
                 Some(Event::Failed(reason)) => {
                     return Err((FailureClass::Internal, format!("generate: {reason}")));
+                }
+                Some(Event::Refused(reason)) => {
+                    return Err((FailureClass::BadRequest, format!("generate: {reason}")));
                 }
                 Some(Event::Token { .. }) | None => {}
             }
@@ -376,26 +367,18 @@ impl Service {
     }
 
     /// The tokens that earlier attempts published, as far as they are known without a hole.
-    async fn produced(&self, job: &InferenceJob) -> Vec<u32> {
+    async fn produced(&self, job: &InferenceJob) -> Produced {
         let frames = self.runtime.bus.read_tokens(job.exec, &job.effect).await.unwrap_or_else(|error| {
             tracing::warn!(%error, exec = %job.exec, "the tokens of earlier attempts cannot be read; starting over");
             Vec::new()
         });
-        let ids = contiguous(&frames);
-        if ids.is_empty() {
+        let produced = contiguous(&frames, job.sampling.logprobs);
+        if produced.ids.is_empty() {
             // Somebody may have seen tokens that are no longer kept.
-            let restart = Frame {
-                attempt: job.attempt,
-                n: 0,
-                ids: Vec::new(),
-                text: String::new(),
-                k: FrameKind::Restart,
-                finish: None,
-                usage: None,
-            };
+            let restart = Frame::new(job.attempt, 0, FrameKind::Restart);
             self.publish(job, &restart).await;
         }
-        ids
+        produced
     }
 
     async fn publish(&self, job: &InferenceJob, frame: &Frame) {
@@ -439,14 +422,14 @@ async fn submit(engine: Engine, request: Request) -> Result<Running, (FailureCla
     submitted.map_err(|rejection| {
         let class = match rejection {
             Rejection::PromptTooLong { .. } => FailureClass::Overflow,
-            Rejection::Template(_) | Rejection::Tokenise(_) => FailureClass::BadRequest,
+            Rejection::Template(_) | Rejection::Tokenise(_) | Rejection::Unusable(_) => FailureClass::BadRequest,
             Rejection::Stopped => FailureClass::Internal,
         };
         (class, format!("generate: {rejection}"))
     })
 }
 
-fn request(job: &InferenceJob, messages: &[Message], produced: Vec<u32>) -> Request {
+fn request(job: &InferenceJob, messages: &[Message], produced: Produced) -> Request {
     let json = |value| serde_json::to_value(value).expect("messages have string keys");
     let limits = [(job.tokens_max > 0).then_some(job.tokens_max), job.sampling.max_tokens.map(u64::from)];
     Request {
@@ -454,13 +437,21 @@ fn request(job: &InferenceJob, messages: &[Message], produced: Vec<u32>) -> Requ
         tools: job.tools.iter().map(|tool| serde_json::to_value(tool).expect("tools have string keys")).collect(),
         sampling: Sampling {
             temperature: job.sampling.temperature.unwrap_or(0.0),
-            top_k: 0,
+            top_k: job.sampling.top_k.map_or(0, |count| count as usize),
             top_p: job.sampling.top_p.unwrap_or(1.0),
+            min_p: job.sampling.min_p.unwrap_or(0.0),
+            repetition_penalty: job.sampling.repetition_penalty.unwrap_or(1.0),
+            presence_penalty: job.sampling.presence_penalty.unwrap_or(0.0),
+            frequency_penalty: job.sampling.frequency_penalty.unwrap_or(0.0),
             seed: job.sampling.seed.unwrap_or(0),
+            logprobs: job.sampling.logprobs.then_some(job.sampling.top_logprobs.unwrap_or(0) as usize),
         },
         tokens_max: limits.into_iter().flatten().min().map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
         stop: job.sampling.stop.clone(),
-        produced,
+        tool_choice: job.sampling.tool_choice.clone(),
+        response_format: job.sampling.response_format.clone(),
+        produced: produced.ids,
+        produced_logprobs: produced.logprobs,
         tenant: tenant(job.user_id.as_deref()),
     }
 }
@@ -499,6 +490,7 @@ fn completed(job: &InferenceJob, worker: &str, taken_at: Nanos, outcome: Outcome
             prefill_us: micros(outcome.first_token),
             decode_us: micros(outcome.total.saturating_sub(outcome.first_token)),
         },
+        logprobs: outcome.logprobs,
     }
 }
 
@@ -527,16 +519,27 @@ fn failure(class: FailureClass, detail: &str) -> (FailureClass, String) {
     (class, detail.to_owned())
 }
 
-/// Joins frames of all attempts into the ids from token 0 up to the first hole.
-fn contiguous(frames: &[Frame]) -> Vec<u32> {
-    let mut ids: Vec<u32> = Vec::new();
-    for frame in frames.iter().filter(|frame| frame.k == FrameKind::Delta) {
-        let known = ids.len() as u64;
-        if frame.n <= known {
-            ids.extend(frame.ids.iter().skip((known - frame.n) as usize));
+/// What earlier attempts are known to have produced.
+#[derive(Debug, Default)]
+struct Produced {
+    ids: Vec<u32>,
+    /// One for each id, if they are asked for.
+    logprobs: Vec<TokenLogprob>,
+}
+
+/// Joins frames of all attempts into what they hold from token 0 up to the first hole.
+fn contiguous(frames: &[Frame], logprobs: bool) -> Produced {
+    let mut known = Produced::default();
+    let whole = |frame: &&Frame| !logprobs || frame.logprobs.len() == frame.ids.len();
+    for frame in frames.iter().filter(|frame| frame.k == FrameKind::Delta).filter(whole) {
+        let count = known.ids.len() as u64;
+        if frame.n <= count {
+            let skip = (count - frame.n) as usize;
+            known.ids.extend(frame.ids.iter().skip(skip));
+            known.logprobs.extend(frame.logprobs.iter().skip(skip).cloned());
         }
     }
-    ids
+    known
 }
 
 #[cfg(test)]
@@ -544,13 +547,14 @@ mod tests {
     use super::*;
 
     fn frame(attempt: u32, n: u64, ids: &[u32]) -> Frame {
-        Frame { attempt, n, ids: ids.to_vec(), text: String::new(), k: FrameKind::Delta, finish: None, usage: None }
+        Frame { ids: ids.to_vec(), ..Frame::new(attempt, n, FrameKind::Delta) }
     }
 
     #[test]
     fn an_attempt_continues_after_what_is_known_without_a_hole() {
         let frames = [frame(1, 0, &[5]), frame(1, 1, &[6, 7]), frame(2, 2, &[7, 8]), frame(2, 5, &[9])];
-        assert_eq!(contiguous(&frames), [5, 6, 7, 8]);
-        assert_eq!(contiguous(&frames[1..]), [0_u32; 0]);
+        assert_eq!(contiguous(&frames, false).ids, [5, 6, 7, 8]);
+        assert_eq!(contiguous(&frames[1..], false).ids, [0_u32; 0]);
+        assert_eq!(contiguous(&frames, true).ids, [0_u32; 0], "tokens without the probabilities asked for are a hole");
     }
 }

@@ -9,12 +9,14 @@ use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig, va
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use crate::model_directory::Error;
+use crate::{model_directory::Error, tool_calls::Family};
 
 /// A compiled template with the special tokens it may name.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// The family whose calls it tells the model to write, if it does.
+    pub family: Option<Family>,
     bos_token: String,
     eos_token: String,
 }
@@ -53,8 +55,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
+        let family = Family::of_template(&source);
         environment.add_template_owned("chat", source)?;
-        Ok(Self { environment, bos_token, eos_token })
+        Ok(Self { environment, family, bos_token, eos_token })
     }
 
     /// The prompt for these messages and tools, both in OpenAI's shape, up to where the answer begins.

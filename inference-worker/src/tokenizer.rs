@@ -1,19 +1,20 @@
 //! Text to token ids, and each id to its bytes.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use serde_json::Value;
 
 use crate::model_directory::Error;
-
-/// Special tokens that carry meaning for the tool-call parser, and so stay visible to it.
-const VISIBLE: [&str; 2] = ["<tool_call>", "</tool_call>"];
 
 /// A tokenizer as `tokenizer.json` describes it.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     bytes: ByteForm,
+    /// Markers beside the vocabulary of pieces.
+    added: BTreeMap<u32, tokenizers::AddedToken>,
+    /// Special tokens that carry meaning for the tool-call parser, and so stay visible to it.
+    visible: &'static [&'static str],
 }
 
 /// How the vocabulary spells bytes.
@@ -41,7 +42,8 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|error| Error::refused(path, error.to_string()))?;
         let decoder = json.get("decoder").map(Value::to_string).unwrap_or_default();
         let bytes = if decoder.contains("\"ByteLevel\"") { ByteForm::ByteLevel } else { ByteForm::SentencePiece };
-        Ok(Self { inner, bytes })
+        let added = inner.get_added_tokens_decoder().into_iter().collect();
+        Ok(Self { inner, bytes, added, visible: &[] })
     }
 
     /// The ids of a text; markers of special tokens in it become those tokens, nothing is added.
@@ -62,16 +64,40 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Lets readers see these special tokens.
+    pub fn show(&mut self, visible: &'static [&'static str]) {
+        self.visible = visible;
+    }
+
+    /// The text of an id that stands beside the vocabulary of pieces: markers, special or not.
+    pub fn added(&self, id: u32) -> Option<&str> {
+        self.added.get(&id).map(|token| token.content.as_str())
+    }
+
+    /// The id of such a marker.
+    pub fn marker(&self, text: &str) -> Option<u32> {
+        self.id(text).filter(|&id| self.added(id).is_some())
+    }
+
     /// The id of a token by its text.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
+    /// A token as people read it: its text, where its bytes are one, and the name of a special token.
+    pub fn name(&self, id: u32) -> String {
+        let mut bytes = Vec::new();
+        self.append_bytes(id, &mut bytes);
+        if bytes.is_empty() {
+            return self.inner.id_to_token(id).unwrap_or_default();
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// Appends the bytes of a token as a reader sees them; special tokens have none.
     pub fn append_bytes(&self, id: u32, into: &mut Vec<u8>) {
-        let added = self.inner.get_added_tokens_decoder();
-        if let Some(token) = added.get(&id) {
-            if !token.special || VISIBLE.contains(&token.content.as_str()) {
+        if let Some(token) = self.added.get(&id) {
+            if !token.special || self.visible.contains(&token.content.as_str()) {
                 into.extend_from_slice(token.content.as_bytes());
             }
             return;

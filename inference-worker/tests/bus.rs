@@ -89,7 +89,14 @@ fn job(model: &str, attempt: u32) -> InferenceJob {
         model: model.to_owned(),
         messages: vec![Message::text(Role::User, "say something")],
         tools: Vec::new(),
-        sampling: Sampling { temperature: Some(0.8), seed: Some(11), ..Sampling::default() },
+        sampling: Sampling {
+            temperature: Some(0.8),
+            seed: Some(11),
+            frequency_penalty: Some(0.2),
+            logprobs: true,
+            top_logprobs: Some(2),
+            ..Sampling::default()
+        },
         tokens_max: 40,
         user_id: None,
         purpose: Default::default(),
@@ -147,25 +154,22 @@ async fn a_job_becomes_tokens_and_a_result_and_a_second_attempt_continues() {
     assert_eq!(ids.len(), 40);
     assert_eq!(first.usage.completion_tokens, 40);
     assert_eq!(frames.iter().map(|frame| frame.text.as_str()).collect::<String>(), first.text);
+    assert_eq!(frames.iter().flat_map(|frame| frame.logprobs.clone()).collect::<Vec<_>>(), first.logprobs);
+    assert!(first.logprobs.iter().all(|token| token.logprob <= 0.0 && token.top_logprobs.len() == 2));
     assert_eq!(frames.last().map(|frame| (frame.k, frame.n)), Some((FrameKind::End, 40)));
 
     // The first attempt died after nine tokens.
     let second = job("scripted", 2);
-    let nine = Frame {
-        attempt: 1,
-        n: 0,
-        ids: ids[..9].to_vec(),
-        text: String::new(),
-        k: FrameKind::Delta,
-        finish: None,
-        usage: None,
-    };
+    let nine =
+        Frame { ids: ids[..9].to_vec(), logprobs: first.logprobs[..9].to_vec(), ..Frame::new(1, 0, FrameKind::Delta) };
     leave(&bus, &second, &nine).await;
     let (frames, body) = run(&bus, &second).await;
     let FactBody::InferenceCompleted(second) = body else { panic!("{body:?}") };
     assert_eq!(frames.iter().flat_map(|frame| frame.ids.clone()).collect::<Vec<_>>(), ids);
     assert_eq!(frames[1].n, 9);
     assert_eq!(second.text, first.text);
+    assert_eq!(second.logprobs.len(), 40);
+    assert_eq!(second.logprobs, first.logprobs);
 
     tasks.stop();
     // Signs of life are given until the hard token falls, so this takes the whole grace.

@@ -29,6 +29,7 @@ fn answer(turn: u32, text: &str, tool_calls: Vec<ToolCall>) -> FactBody {
         usage: Usage::new(20, 3),
         cached_tokens: 0,
         timing: Default::default(),
+        logprobs: Vec::new(),
     })
 }
 

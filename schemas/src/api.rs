@@ -7,9 +7,9 @@ pub use control::{
 };
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Number, Value};
 
-use crate::chat::{FinishReason, Message, ToolCall, ToolSpec, Usage};
+use crate::chat::{FinishReason, Message, TokenLogprob, ToolCall, ToolSpec, Usage};
 use crate::fact::Sandbox;
 use crate::ids::ExecutionId;
 
@@ -34,24 +34,48 @@ pub struct ChatRequest {
     /// Server-sent events instead of one JSON answer.
     #[serde(default)]
     pub stream: bool,
-    /// 0 is greedy.
+    /// 0 is greedy; at most 10.
     #[serde(default)]
-    pub temperature: Option<f32>,
+    pub temperature: Option<Number>,
     /// Nucleus mass, `(0, 1]`.
     #[serde(default)]
-    pub top_p: Option<f32>,
+    pub top_p: Option<Number>,
+    /// Only this many of the likeliest tokens; 0 for all.
+    #[serde(default)]
+    pub top_k: Option<Number>,
+    /// Only tokens at least this fraction as likely as the likeliest, `[0, 1]`.
+    #[serde(default)]
+    pub min_p: Option<Number>,
+    /// Makes tokens of prompt and answer less likely above 1, `(0, 2]`.
+    #[serde(default)]
+    pub repetition_penalty: Option<Number>,
+    /// Makes tokens of the answer less likely above 0, `[-2, 2]`.
+    #[serde(default)]
+    pub presence_penalty: Option<Number>,
+    /// The same for each time they stand there, `[-2, 2]`.
+    #[serde(default)]
+    pub frequency_penalty: Option<Number>,
     /// Tokens to generate at most.
     #[serde(default)]
-    pub max_tokens: Option<u32>,
-    /// Seed of the draws.
+    pub max_tokens: Option<Number>,
+    /// Seed of the draws: the same seed gives the same text. Drawn and recorded when missing.
     #[serde(default)]
-    pub seed: Option<u64>,
+    pub seed: Option<Number>,
+    /// Whether to say how likely each token was.
+    #[serde(default)]
+    pub logprobs: bool,
+    /// And how likely this many others were in its place, 0 to 20.
+    #[serde(default)]
+    pub top_logprobs: Option<Number>,
     /// One text or several that end the answer.
     #[serde(default)]
     pub stop: Option<OneOrMany>,
-    /// OpenAI's `response_format`. Only `{"type": "text"}` is carried out so far; anything else is refused.
+    /// `{"type": "text"}`, `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"schema": …}}`.
     #[serde(default)]
     pub response_format: Option<Value>,
+    /// `"auto"`, `"none"`, `"required"`, or `{"type": "function", "function": {"name": …}}`.
+    #[serde(default)]
+    pub tool_choice: Option<Value>,
 }
 
 /// `POST /internal/agent`.
@@ -110,12 +134,30 @@ pub struct AgentConfig {
     /// Tools that a person must allow, call by call, beside those of the agent type; for the agents below it, too.
     #[serde(default)]
     pub approve: Vec<String>,
-    /// 0 is greedy.
+    /// 0 is greedy; at most 10.
     #[serde(default)]
-    pub temperature: Option<f32>,
+    pub temperature: Option<Number>,
+    /// Nucleus mass, `(0, 1]`.
+    #[serde(default)]
+    pub top_p: Option<Number>,
+    /// Only this many of the likeliest tokens; 0 for all.
+    #[serde(default)]
+    pub top_k: Option<Number>,
+    /// Only tokens at least this fraction as likely as the likeliest, `[0, 1]`.
+    #[serde(default)]
+    pub min_p: Option<Number>,
+    /// Makes tokens of prompt and answer less likely above 1, `(0, 2]`.
+    #[serde(default)]
+    pub repetition_penalty: Option<Number>,
+    /// Makes tokens of the answer less likely above 0, `[-2, 2]`.
+    #[serde(default)]
+    pub presence_penalty: Option<Number>,
+    /// The same for each time they stand there, `[-2, 2]`.
+    #[serde(default)]
+    pub frequency_penalty: Option<Number>,
     /// Seed of the draws.
     #[serde(default)]
-    pub seed: Option<u64>,
+    pub seed: Option<Number>,
 }
 
 /// The answer of chat and agent.
@@ -133,6 +175,16 @@ pub struct Answer {
     pub finish_reason: Option<FinishReason>,
     /// Tokens.
     pub usage: Usage,
+    /// How likely each token of the last inference was, if that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Logprobs>,
+}
+
+/// How likely the tokens were.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Logprobs {
+    /// One entry for each generated token, in order; the end token is included.
+    pub content: Vec<TokenLogprob>,
 }
 
 /// A call and, where it was carried out here, how it ended.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::chat::{FinishReason, Message, Sampling, ToolCall, ToolSpec, Usage};
+use crate::chat::{FinishReason, Message, Sampling, TokenLogprob, ToolCall, ToolSpec, Usage};
 use crate::ids::{EffectId, ExecutionId};
 use crate::object::Reference;
 use crate::wire::{DecodeError, Nanos, Schema, read};
@@ -411,6 +411,9 @@ pub struct InferenceCompleted {
     /// Where the time went.
     #[serde(default)]
     pub timing: InferenceTiming,
+    /// How likely each token was, if that was asked: one entry for each generated token, the end token included.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprob>,
 }
 
 /// Where the time of an inference went, microseconds.

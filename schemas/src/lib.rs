@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`ids`] | execution and effect ids, partitions |
 //! | [`chat`] | messages, tools and sampling in OpenAI's shape |
+//! | [`json_schema`] | bounds on the schemas of answers and arguments |
 //! | [`fact`] | what happened outside: appended to the log without a condition |
 //! | [`decision`] | what the orchestrator decided: appended with an expected sequence, hash-chained |
 //! | [`job`] | disposable, self-contained work for workers |
@@ -28,6 +29,7 @@ pub mod decision;
 pub mod fact;
 pub mod ids;
 pub mod job;
+pub mod json_schema;
 pub mod object;
 pub mod presence;
 pub mod rpc;

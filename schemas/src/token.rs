@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::chat::{FinishReason, Usage};
+use crate::chat::{FinishReason, TokenLogprob, Usage};
 
 /// A few tokens, the end, or a new beginning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,17 @@ pub struct Frame {
     /// In an end frame: tokens read and generated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// One entry for each of `ids`, if that was asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+impl Frame {
+    /// A frame of a kind, with no tokens.
+    #[must_use]
+    pub fn new(attempt: u32, n: u64, k: FrameKind) -> Self {
+        Self { attempt, n, ids: Vec::new(), text: String::new(), k, finish: None, usage: None, logprobs: Vec::new() }
+    }
 }
 
 /// What a frame is.

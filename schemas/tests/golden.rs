@@ -4,7 +4,10 @@
 use std::fmt::Debug;
 use std::path::PathBuf;
 
-use schemas::chat::{FinishReason, Message, Role, Sampling, ToolCall, ToolSpec, Usage};
+use schemas::chat::{
+    FinishReason, Message, ResponseFormat, Role, Sampling, TokenLogprob, ToolCall, ToolChoice, ToolSpec, TopLogprob,
+    Usage,
+};
 use schemas::dead_letter::{DeadLetter, Reason, Settled, Settlement};
 use schemas::decision::*;
 use schemas::fact::*;
@@ -25,6 +28,11 @@ fn exec() -> ExecutionId {
 
 fn call() -> ToolCall {
     ToolCall::new("call-1-0", "search_code", r#"{"query": "parse_config"}"#)
+}
+
+fn logprob() -> TokenLogprob {
+    let top_logprobs = vec![TopLogprob { token: "he".into(), logprob: -0.5 }];
+    TokenLogprob { token: "he".into(), logprob: -0.5, top_logprobs }
 }
 
 fn tool() -> ToolSpec {
@@ -199,6 +207,15 @@ fn facts() {
                 max_tokens: Some(64),
                 seed: Some(7),
                 stop: vec!["END".into()],
+                top_k: Some(40),
+                min_p: Some(0.25),
+                repetition_penalty: Some(1.5),
+                presence_penalty: Some(-0.5),
+                frequency_penalty: Some(0.5),
+                logprobs: true,
+                top_logprobs: Some(1),
+                response_format: Some(ResponseFormat::JsonSchema { schema: json!({"type": "object"}) }),
+                tool_choice: Some(ToolChoice::Function { name: "search_code".into() }),
             },
             limits: limits(),
             reply: Some("_INBOX.x".into()),
@@ -229,6 +246,7 @@ fn facts() {
             usage: Usage::new(40, 12),
             cached_tokens: 16,
             timing: InferenceTiming { queue_us: 300, prefill_us: 4_000, decode_us: 9_000 },
+            logprobs: vec![logprob()],
         }),
         FactBody::InferenceFailed(InferenceFailed {
             effect: effect.clone(),
@@ -486,10 +504,9 @@ fn jobs_tokens_presence_and_questions() {
             result_bytes_max: 1024,
         },
     );
-    check(
-        "token.delta",
-        &Frame { attempt: 1, n: 3, ids: vec![5, 6], text: "he".into(), k: FrameKind::Delta, finish: None, usage: None },
-    );
+    check("token.delta", &Frame { ids: vec![5, 6], text: "he".into(), ..Frame::new(1, 3, FrameKind::Delta) });
+    let found = Frame { ids: vec![5], text: "he".into(), ..Frame::new(1, 3, FrameKind::Delta) };
+    check("token.logprobs", &Frame { logprobs: vec![logprob()], ..found });
     check(
         "token.end",
         &Frame {
@@ -500,6 +517,7 @@ fn jobs_tokens_presence_and_questions() {
             k: FrameKind::End,
             finish: Some(FinishReason::Stop),
             usage: Some(Usage::new(4, 5)),
+            logprobs: Vec::new(),
         },
     );
     let hold = Hold { exec: exec(), effect: EffectId::inference(1), attempt: 1, worker: "inference-1".into() };

@@ -443,6 +443,7 @@ pub fn answered(exec: ExecutionId, turn: u32, text: &str, calls: &[(&str, Value)
         usage: Usage::new(10, 5),
         cached_tokens: 0,
         timing: Default::default(),
+        logprobs: Vec::new(),
         effect,
     });
     Fact::new(exec, runtime::clock::now(), body)

@@ -47,6 +47,7 @@ fn asking() -> Vec<Entry> {
         usage: Usage::new(3, 2),
         cached_tokens: 0,
         timing: Default::default(),
+        logprobs: Vec::new(),
     });
     let asked = |ordinal: u32, name: &str| ToolRequested {
         effect: EffectId::tool(1, ordinal as usize),

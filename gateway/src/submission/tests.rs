@@ -78,11 +78,127 @@ fn what_is_wrong_with_a_chat_is_named() {
     assert_eq!(code(submit_chat(&json!({"messages": hi, "model": "tny"}))), (404, "unknown_model".into()));
     assert_eq!(code(submit_chat(&json!({"messages": hi, "modle": "x"}))), (400, "unknown_field".into()));
     assert_eq!(code(submit_chat(&json!({"messages": hi, "top_p": 0}))), (400, "invalid_request".into()));
-    let format = json!({"messages": hi, "response_format": {"type": "json_object"}});
+    let format = json!({"messages": hi, "response_format": {"type": "xml"}});
     assert_eq!(code(submit_chat(&format)), (400, "unsupported_response_format".into()));
     let malformed = read::<ChatRequest>(b"{\"messages\": [}").expect_err("no JSON").0;
     assert_eq!((malformed.status, malformed.code.as_str()), (400, "malformed_json"));
     assert!(malformed.detail.contains("line 1 column"), "{}", malformed.detail);
+}
+
+#[test]
+fn a_number_out_of_bounds_is_refused_with_its_field_bound_and_value() {
+    let refused = [
+        ("temperature", json!(-0.5), "0 to 10"),
+        ("temperature", json!(1e300), "0 to 10"),
+        ("top_p", json!(0), "above 0, up to 1"),
+        ("top_p", json!(1e-300), "above 0, up to 1"),
+        ("top_k", json!(-1), "0 to 10000000"),
+        ("top_k", json!(2.5), "0 to 10000000"),
+        ("min_p", json!(1.5), "0 to 1"),
+        ("repetition_penalty", json!(0), "above 0, up to 2"),
+        ("presence_penalty", json!(2.1), "-2 to 2"),
+        ("frequency_penalty", json!(-3), "-2 to 2"),
+        ("max_tokens", json!(0), "1 to 100000000"),
+        ("seed", json!(-1), "0 to 18446744073709551615"),
+        ("top_logprobs", json!(21), "0 to 20"),
+    ];
+    for (field, value, bound) in refused {
+        let body = json!({"messages": [{"role": "user", "content": "hi"}], "logprobs": true, field: value});
+        let problem = submit_chat(&body).expect_err(field).0;
+        assert_eq!((problem.status, problem.code.as_str()), (400, "invalid_request"));
+        let parts = [format!("`{field}`"), format!(" {value};"), bound.to_owned()];
+        assert!(parts.iter().all(|part| problem.detail.contains(part)), "{field}: {}", problem.detail);
+        if !matches!(field, "max_tokens" | "top_logprobs") {
+            let body = json!({"agent_type": "coder", "instruction": "go", "config": {field: value}});
+            let detail = submit_agent(&body).expect_err(field).0.detail;
+            assert!(detail.contains(&format!("`config.{field}`")), "{detail}");
+        }
+    }
+    let text = json!({"messages": [{"role": "user", "content": "hi"}], "min_p": "low"});
+    assert!(submit_chat(&text).expect_err("a text").0.detail.starts_with("`min_p`: invalid type"));
+}
+
+#[test]
+fn sampling_arrives_as_it_was_asked_for() {
+    let asked = json!({"messages": [{"role": "user", "content": "hi"}], "temperature": 0.5, "top_p": 1, "top_k": 0,
+        "min_p": 0, "repetition_penalty": 2, "presence_penalty": -2, "frequency_penalty": 0.25, "max_tokens": 3,
+        "seed": u64::MAX, "stop": ["a", "b"], "logprobs": true, "top_logprobs": 2});
+    let expected = Sampling {
+        temperature: Some(0.5),
+        top_p: Some(1.0),
+        top_k: Some(0),
+        min_p: Some(0.0),
+        repetition_penalty: Some(2.0),
+        presence_penalty: Some(-2.0),
+        frequency_penalty: Some(0.25),
+        max_tokens: Some(3),
+        seed: Some(u64::MAX),
+        stop: vec!["a".into(), "b".into()],
+        logprobs: true,
+        top_logprobs: Some(2),
+        ..Default::default()
+    };
+    assert_eq!(submit_chat(&asked).expect("valid").sampling, expected);
+}
+
+fn chat_with(more: &Value) -> Result<Sampling, (String, String)> {
+    let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    submit_chat(&body).map(|s| s.sampling).map_err(|failure| (failure.0.code, failure.0.detail))
+}
+
+#[test]
+fn what_an_answer_must_be_is_read_as_openai_writes_it() {
+    use schemas::chat::{ResponseFormat, ToolChoice};
+    let tools =
+        json!([{"type": "function", "function": {"name": "a"}}, {"type": "function", "function": {"name": "b"}}]);
+    let choice = |choice: Value| chat_with(&json!({"tools": tools, "tool_choice": choice})).map(|s| s.tool_choice);
+    assert_eq!(choice(json!("auto")), Ok(None));
+    assert_eq!(choice(json!("none")), Ok(Some(ToolChoice::None)));
+    assert_eq!(choice(json!("required")), Ok(Some(ToolChoice::Required)));
+    let named = |name: &str| json!({"type": "function", "function": {"name": name}});
+    assert_eq!(choice(named("b")), Ok(Some(ToolChoice::Function { name: "b".into() })));
+    assert!(choice(named("c")).is_err_and(|(_, detail)| detail.contains("\"c\"")));
+    assert!(choice(json!("any")).is_err_and(|(_, detail)| detail.contains("\"any\"")));
+    assert!(chat_with(&json!({"tool_choice": "required"})).is_err_and(|(_, detail)| detail.contains("no `tools`")));
+
+    let format = |format: Value| chat_with(&json!({"response_format": format})).map(|s| s.response_format);
+    assert_eq!(format(json!({"type": "text"})), Ok(None));
+    assert_eq!(format(json!({"type": "json_object"})), Ok(Some(ResponseFormat::JsonObject)));
+    let schema = json!({"type": "object"});
+    let with = json!({"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": schema}});
+    assert_eq!(format(with), Ok(Some(ResponseFormat::JsonSchema { schema })));
+    assert!(format(json!({"type": "json_schema"})).is_err_and(|(_, detail)| detail.contains("json_schema.schema")));
+    let both = chat_with(&json!({"response_format": {"type": "json_object"}, "tools": tools}));
+    assert!(both.is_err_and(|(_, detail)| detail.contains("no tool could be called")));
+}
+
+#[test]
+fn a_schema_beyond_the_bounds_is_refused_before_anything_compiles_it() {
+    let deep = (0..60).fold(json!({}), |inner, _| json!({"items": inner}));
+    let format = json!({"response_format": {"type": "json_schema", "json_schema": {"schema": deep}}});
+    let (code, detail) = chat_with(&format).expect_err("deep");
+    assert_eq!(code, "unusable_schema");
+    assert!(detail.starts_with("`response_format.json_schema.schema`: the schema nests"), "{detail}");
+    let tools = json!({"tools": [{"type": "function", "function": {"name": "a", "parameters": deep}}]});
+    assert!(chat_with(&tools).is_err_and(|(_, detail)| detail.starts_with("`tools[0].function.parameters`")));
+}
+
+#[test]
+fn stop_texts_and_probabilities_are_bounded() {
+    let with = |more: Value| {
+        let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        submit_chat(&body).map_err(|failure| failure.0.detail)
+    };
+    assert!(with(json!({"stop": vec!["x"; 17]})).expect_err("many").contains("17 texts"));
+    assert!(with(json!({"stop": ["x".repeat(1_025)]})).expect_err("long").contains("1025 bytes"));
+    assert!(with(json!({"stop": ""})).expect_err("empty").contains("empty"));
+    assert!(with(json!({"top_logprobs": 2})).expect_err("alone").contains("without `logprobs`"));
+    assert!(with(json!({"logprobs": true, "top_logprobs": 20})).is_ok(), "a window of 512 fits");
+    let sampling = Sampling { logprobs: true, top_logprobs: Some(20), ..Default::default() };
+    let problem = sampling::check_logprobs(&sampling, 32_768).expect_err("too much for one message").0;
+    assert!(problem.next_step.contains("2380"), "{}", problem.next_step);
 }
 
 #[test]

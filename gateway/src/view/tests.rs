@@ -58,6 +58,7 @@ fn answered(turn: u32, attempt: u32, text: &str, calls: Vec<ToolCall>) -> Entry 
         usage: Usage::new(3, 2),
         cached_tokens: 0,
         timing: Default::default(),
+        logprobs: Vec::new(),
     }))
 }
 
@@ -105,7 +106,7 @@ fn a_chat_answers_with_the_text_of_the_log() {
         answered(1, 1, "Hello", vec![]),
         decision(1, vec![completed(1)]),
     ]);
-    let text = Happening::Text { effect: EffectId::inference(1), text: "Hello".into(), tokens: 2 };
+    let text = Happening::Text { effect: EffectId::inference(1), text: "Hello".into(), tokens: 2, logprobs: vec![] };
     assert_eq!(happenings, [text, Happening::Ended]);
     let answer = execution.answer(exec()).expect("completed");
     assert_eq!((answer.response.as_str(), answer.finish_reason), ("Hello", Some(FinishReason::Stop)));
@@ -194,6 +195,7 @@ fn each_end_has_its_status() {
     assert_eq!(status(Event::ExecutionTimedOut(ended("deadline"))), 504);
     assert_eq!(status(Event::ExecutionCancelled(ended("cancelled"))), 409);
     assert_eq!(status(Event::ExecutionRejected(ended("bad_request"))), 400);
+    assert_eq!(status(Event::ExecutionFailed(ended("bad_request"))), 400);
 }
 
 #[test]

@@ -96,6 +96,7 @@ fn log(exec: ExecutionId) -> Vec<Stored> {
             usage: Usage::new(10, 10),
             cached_tokens: 0,
             timing: InferenceTiming::default(),
+            logprobs: Vec::new(),
         }));
         for i in 0..calls {
             log.fact(FactBody::ToolCompleted(ToolCompleted {

@@ -113,6 +113,7 @@ impl Stub {
             usage: Usage::new(10, 10),
             cached_tokens: 0,
             timing: InferenceTiming::default(),
+            logprobs: Vec::new(),
         })
     }
 

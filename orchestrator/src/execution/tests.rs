@@ -52,6 +52,7 @@ fn answer(turn: u32, attempt: u32, calls: &[&str]) -> FactBody {
         usage: Usage::new(10, 5),
         cached_tokens: 0,
         timing: InferenceTiming::default(),
+        logprobs: Vec::new(),
     })
 }
 

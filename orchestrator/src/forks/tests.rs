@@ -22,6 +22,7 @@ fn answer(turn: u32, text: &str, calls: &[&str]) -> FactBody {
         usage: Usage::new(20, 3),
         cached_tokens: 0,
         timing: Default::default(),
+        logprobs: Vec::new(),
     })
 }
 

@@ -203,6 +203,7 @@ impl World {
             usage: Usage::new(prompt, answer),
             cached_tokens: 0,
             timing: InferenceTiming::default(),
+            logprobs: Vec::new(),
         })
     }
 

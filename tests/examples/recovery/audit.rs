@@ -107,6 +107,7 @@ async fn play_model(bus: Arc<Bus>) -> anyhow::Result<()> {
             usage: Usage::new(100, 10),
             cached_tokens: 0,
             timing: Default::default(),
+            logprobs: Vec::new(),
         });
         bus.append_fact(&Fact::new(job.exec(), clock::now(), body)).await?;
         delivery.done().await?;

@@ -6,6 +6,7 @@ mod audit;
 mod context;
 mod dead_letters;
 mod full_queue;
+mod generation;
 mod interruptions;
 mod kill;
 mod moments;

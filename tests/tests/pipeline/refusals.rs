@@ -11,6 +11,8 @@ fn cases(system: &System) -> Vec<Case> {
     let user = |text: &str| json!([{"role": "user", "content": text}]);
     let agent = |workspace: Value| json!({"agent_type": "coder", "instruction": "x", "workspace": workspace});
     let tool = |workspace: Value| json!({"tool_name": "read_file", "arguments": {"path": "x"}, "workspace": workspace});
+    let nested = (0..50).fold(json!({}), |inner, _| json!({"items": inner}));
+    let deep = json!({"type": "json_schema", "json_schema": {"schema": nested}});
     let missing = json!(repository().join("nowhere"));
     let escape = json!(system.workspace().join("../../.."));
     let (chat, agents, tools) = ("/internal/chat", "/internal/agent", "/internal/tools/execute");
@@ -20,6 +22,9 @@ fn cases(system: &System) -> Vec<Case> {
         (chat, json!({"messages": user("x"), "model": "tinny"}), 404, "unknown_model", &["did you mean tiny?"]),
         (chat, json!({"messages": user(&"word ".repeat(5_000))}), 413, "overflow", &["tokens", "larger window"]),
         (chat, json!({"messages": user("x"), "temperature": -1}), 400, "invalid_request", &["`temperature`"]),
+        (chat, json!({"messages": user("x"), "top_k": -3}), 400, "invalid_request", &["`top_k` is -3", "0 to "]),
+        (chat, json!({"messages": user("x"), "max_tokens": "many"}), 400, "invalid_request", &["`max_tokens`"]),
+        (chat, json!({"messages": user("x"), "response_format": deep}), 400, "unusable_schema", &["32 levels"]),
         (agents, json!({"agent_type": "codr", "instruction": "x"}), 404, "unknown_agent", &["did you mean coder?"]),
         (agents, json!({"agent_type": "coder", "instruction": " "}), 400, "invalid_request", &["`instruction`"]),
         (tools, json!({"tool_name": "serch_code", "arguments": {}}), 404, "unknown_tool", &["mean search_code?"]),

@@ -169,7 +169,16 @@ mod tests {
     use schemas::token::FrameKind;
 
     fn frame(attempt: u32, n: u64, count: usize) -> Frame {
-        Frame { attempt, n, ids: vec![7; count], text: String::new(), k: FrameKind::Delta, finish: None, usage: None }
+        Frame {
+            attempt,
+            n,
+            ids: vec![7; count],
+            text: String::new(),
+            k: FrameKind::Delta,
+            finish: None,
+            usage: None,
+            logprobs: Vec::new(),
+        }
     }
 
     fn at(turn: u32, attempt: u32, next: u64) -> Option<Position> {
