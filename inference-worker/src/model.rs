@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use crate::{
-    architecture::{Architecture, RopeScaling},
+    architecture::Architecture,
     kernels::{
         attention::{BLOCK, HeadShape, KvCache, View},
         elementwise::{add, rms_norm, rms_norm_in_place, rotate, silu_multiply},
@@ -88,7 +88,7 @@ impl Decoder {
         let norm = weights.tensor("model.norm.weight", &[a.hidden])?;
         let output =
             if a.tied_embeddings { None } else { Some(matrix(weights, "lm_head.weight", a.vocabulary, a.hidden)?) };
-        let inverse_frequencies = inverse_frequencies(a);
+        let inverse_frequencies = a.rope.frequencies(a.head_width);
         Ok(Self { embeddings, layers, norm, output, inverse_frequencies, architecture })
     }
 
@@ -199,13 +199,14 @@ impl Decoder {
     }
 
     fn angles(&self, positions: &[usize], cosines: &mut Vec<f32>, sines: &mut Vec<f32>) {
+        let amplitude = self.architecture.rope.amplitude();
         cosines.clear();
         sines.clear();
         for &position in positions {
             for frequency in &self.inverse_frequencies {
                 let (sine, cosine) = (position as f32 * frequency).sin_cos();
-                cosines.push(cosine);
-                sines.push(sine);
+                cosines.push(cosine * amplitude);
+                sines.push(sine * amplitude);
             }
         }
     }
@@ -222,11 +223,12 @@ impl Layer {
         let get = |rest: &str, shape: &[usize]| weights.tensor(&name(rest), shape);
         let when = |wanted: bool, rest: &str, width: usize| wanted.then(|| get(rest, &[width])).transpose();
         let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
+        let read = |rest: &str, outputs: usize| weights.matrix(&name(rest), outputs, a.hidden);
         let qkv = Packed::stack(
-            &[
-                &get("self_attn.q_proj.weight", &[query, a.hidden])?,
-                &get("self_attn.k_proj.weight", &[key, a.hidden])?,
-                &get("self_attn.v_proj.weight", &[key, a.hidden])?,
+            vec![
+                read("self_attn.q_proj.weight", query)?,
+                read("self_attn.k_proj.weight", key)?,
+                read("self_attn.v_proj.weight", key)?,
             ],
             a.hidden,
         );
@@ -239,10 +241,7 @@ impl Layer {
             None => None,
         };
         let gate_up = Packed::stack(
-            &[
-                &get("mlp.gate_proj.weight", &[a.intermediate, a.hidden])?,
-                &get("mlp.up_proj.weight", &[a.intermediate, a.hidden])?,
-            ],
+            vec![read("mlp.gate_proj.weight", a.intermediate)?, read("mlp.up_proj.weight", a.intermediate)?],
             a.hidden,
         );
         Ok(Self {
@@ -261,22 +260,5 @@ impl Layer {
 }
 
 fn matrix(weights: &impl Weights, name: &str, outputs: usize, inputs: usize) -> Result<Packed, Error> {
-    Ok(Packed::stack(&[&weights.tensor(name, &[outputs, inputs])?], inputs))
-}
-
-fn inverse_frequencies(a: &Architecture) -> Vec<f32> {
-    let width = a.head_width as f32;
-    (0..a.head_width / 2)
-        .map(|pair| 1.0 / a.rope.theta.powf(2.0 * pair as f32 / width))
-        .map(|frequency| match a.rope.scaling {
-            RopeScaling::None => frequency,
-            RopeScaling::Linear { factor } => frequency / factor,
-            RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_window } => {
-                let turns = original_window * frequency / std::f32::consts::TAU;
-                let kept =
-                    ((turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor)).clamp(0.0, 1.0);
-                (1.0 - kept) * frequency / factor + kept * frequency
-            }
-        })
-        .collect()
+    Ok(Packed::stack(vec![weights.matrix(name, outputs, inputs)?], inputs))
 }

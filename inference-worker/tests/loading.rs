@@ -70,8 +70,8 @@ fn a_missing_tensor_and_a_wrong_shape_are_named() {
 fn an_unknown_rope_scaling_and_a_zero_dimension_are_refused() {
     let directory = copy_of("llama");
     let config = directory.path().join("config.json");
-    replace(&config, "\"llama3\"", "\"yarn\"");
-    assert!(refusal(directory.path()).contains("yarn"));
+    replace(&config, "\"llama3\"", "\"longrope\"");
+    assert!(refusal(directory.path()).contains("longrope"));
     replace(&config, "\"hidden_size\": 40", "\"hidden_size\": 0");
     assert!(refusal(directory.path()).contains("hidden_size"));
 }
