@@ -11,6 +11,7 @@ pub mod config;
 pub mod detokenize;
 pub mod embed;
 pub mod engine;
+pub mod gguf;
 pub mod kernels;
 pub mod kv;
 pub mod model;
