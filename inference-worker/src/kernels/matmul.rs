@@ -5,7 +5,7 @@
 //! what lets tied models hold their largest matrix once. Quantised weights stay so (`quantised`): few rows read them as
 //! they are, for many rows each panel is unpacked once.
 
-use std::ops::Range;
+use std::{cell::Cell, ops::Range};
 
 use crate::kernels::{
     Isa, Lane, isa,
@@ -17,6 +17,13 @@ pub(super) const PANEL: usize = 32;
 pub(super) const LANES: usize = PANEL / 16;
 /// Below this many multiply-adds a product is done by the calling thread: waking another costs more.
 const PARALLEL_MULTIPLY_ADDS: usize = 400_000;
+/// Above this many rows two threads pack the activations.
+const PARALLEL_ROWS: usize = 64;
+
+thread_local! {
+    /// The buffer for packed activations, kept from one product to the next.
+    static ACTIVATIONS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 /// A weight matrix as its file holds it, row-major `[outputs, inputs]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,17 +129,30 @@ impl Packed {
         let rows = x.len() / self.inputs;
         assert_eq!(x.len(), rows * self.inputs, "whole activation rows");
         assert_eq!(y.len(), rows * self.outputs, "one result row for each activation row");
-        let panels = self.outputs.div_ceil(PANEL);
         let y = Columns(y.as_mut_ptr());
+        if rows == 1 {
+            // One row is its own tile.
+            self.multiply_tiles(isa, x, &y, rows);
+            return;
+        }
+        let mut packed = ACTIVATIONS.take();
+        packed.resize(x.len(), 0.0);
+        pack_activations(isa, x, self.inputs, &mut packed);
+        self.multiply_tiles(isa, &packed, &y, rows);
+        ACTIVATIONS.set(packed);
+    }
+
+    /// The same with activations packed in tiles.
+    fn multiply_tiles(&self, isa: Isa, x: &[f32], y: &Columns, rows: usize) {
+        let panels = self.outputs.div_ceil(PANEL);
         let threads = rayon::current_num_threads();
         if threads == 1 || rows * self.inputs * self.outputs < PARALLEL_MULTIPLY_ADDS {
-            self.multiply_panels(isa, x, &y, rows, 0..panels);
+            self.multiply_panels(isa, x, y, rows, 0..panels);
             return;
         }
         // A few more pieces than threads, so that a thread that comes late does not hold up the rest.
         let pieces = (threads * 3).min(panels);
         rayon::scope(|scope| {
-            let y = &y;
             for piece in 1..pieces {
                 scope.spawn(move |_| self.multiply_panels(isa, x, y, rows, share(panels, pieces, piece)));
             }
@@ -154,7 +174,7 @@ impl Packed {
             Weights::Quantised(weights) => {
                 let mut unpacked = vec![Lane::ZERO; self.inputs * LANES];
                 for panel in panels {
-                    weights.unpack(panel, &mut unpacked);
+                    weights.unpack(isa, panel, &mut unpacked);
                     self.multiply_panel(isa, x, y, rows, panel, &unpacked);
                 }
             }
@@ -211,6 +231,41 @@ impl Packed {
     }
 }
 
+/// Packs rows by tiles: within one, the values of an input stand beside each other, so that a kernel reads them front to
+/// back and with one pointer. Each tile takes the place its rows had.
+fn pack_activations(isa: Isa, x: &[f32], inputs: usize, packed: &mut [f32]) {
+    let most = isa.tile_rows_max();
+    let rows = x.len() / inputs;
+    if rows > PARALLEL_ROWS && rayon::current_num_threads() > 1 {
+        // Cut where a tile begins, so that both parts fall into the tiles of the whole.
+        let half = rows / 2 / most * most * inputs;
+        let (first, second) = packed.split_at_mut(half);
+        rayon::join(
+            || pack_tiles(isa, &x[..half], inputs, first, true),
+            || pack_tiles(isa, &x[half..], inputs, second, false),
+        );
+    } else {
+        pack_tiles(isa, x, inputs, packed, false);
+    }
+}
+
+/// With `full` all tiles are full ones; otherwise the last two share what is left.
+fn pack_tiles(isa: Isa, x: &[f32], inputs: usize, packed: &mut [f32], full: bool) {
+    let rows = x.len() / inputs;
+    let mut row = 0;
+    while row < rows {
+        let count = if full { isa.tile_rows_max() } else { isa.tile_rows(rows - row) };
+        let from = &x[row * inputs..][..count * inputs];
+        let into = &mut packed[row * inputs..][..count * inputs];
+        for (input, into) in into.chunks_exact_mut(count).enumerate() {
+            for (row, into) in into.iter_mut().enumerate() {
+                *into = from[row * inputs + input];
+            }
+        }
+        row += count;
+    }
+}
+
 /// The start of the output, shared by threads that write different columns.
 struct Columns(*mut f32);
 
@@ -250,6 +305,7 @@ impl Isa {
 
 /// Some rows against one panel.
 struct Tile<'a> {
+    /// Activations by input and row.
     x: &'a [f32],
     weights: &'a [Lane],
     inputs: usize,
@@ -309,7 +365,7 @@ unsafe fn avx512<const ROWS: usize>(tile: &Tile<'_>) {
             let first = _mm512_load_ps(weights.add(input * PANEL));
             let second = _mm512_load_ps(weights.add(input * PANEL + 16));
             for (row, sums) in sums.iter_mut().enumerate() {
-                let value = _mm512_set1_ps(*x.add(row * tile.inputs + input));
+                let value = _mm512_set1_ps(*x.add(input * ROWS + row));
                 sums[0] = _mm512_fmadd_ps(value, first, sums[0]);
                 sums[1] = _mm512_fmadd_ps(value, second, sums[1]);
             }
@@ -340,7 +396,7 @@ unsafe fn avx2<const ROWS: usize>(tile: &Tile<'_>) {
         unsafe {
             let panel: [__m256; 4] = std::array::from_fn(|part| _mm256_load_ps(weights.add(input * PANEL + part * 8)));
             for (row, sums) in sums.iter_mut().enumerate() {
-                let value = _mm256_set1_ps(*x.add(row * tile.inputs + input));
+                let value = _mm256_set1_ps(*x.add(input * ROWS + row));
                 for (sum, weight) in sums.iter_mut().zip(panel) {
                     *sum = _mm256_fmadd_ps(value, weight, *sum);
                 }
@@ -361,7 +417,7 @@ fn portable<const ROWS: usize>(tile: &Tile<'_>) {
     let mut sums = [[0.0_f32; PANEL]; ROWS];
     for (input, lanes) in tile.weights.chunks_exact(LANES).enumerate() {
         for (row, sums) in sums.iter_mut().enumerate() {
-            let value = tile.x[row * tile.inputs + input];
+            let value = tile.x[input * ROWS + row];
             for (half, lane) in sums.chunks_exact_mut(16).zip(lanes) {
                 for (sum, weight) in half.iter_mut().zip(&lane.0) {
                     *sum += value * weight;

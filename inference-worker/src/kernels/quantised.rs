@@ -8,9 +8,8 @@
 use half::f16;
 
 use crate::kernels::{
-    Isa, Lane, for_each_isa,
+    Isa, Lane,
     matmul::{LANES, PANEL},
-    multiply_add,
 };
 
 /// One matrix `[outputs, inputs]`, row-major: `weight = value * scale + offset`, scale and offset by group of inputs.
@@ -131,8 +130,43 @@ impl Panels {
     }
 
     /// One panel as floats, in the layout of packed floats: `inputs * 2` lanes.
-    pub(super) fn unpack(&self, panel: usize, into: &mut [Lane]) {
-        unpack(self, panel, into);
+    #[allow(unsafe_code, reason = "calls functions compiled for an instruction set")]
+    pub(super) fn unpack(&self, isa: Isa, panel: usize, into: &mut [Lane]) {
+        assert_eq!(into.len(), self.inputs * LANES, "one panel");
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the CPU has the features, and the length was just checked.
+            Isa::Avx512 => unsafe { unpack_avx512(self, panel, into) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the CPU has the features, and the length was just checked.
+            Isa::Avx2 => unsafe { unpack_avx2(self, panel, into) },
+            Isa::Portable => unpack_portable(self, panel, into),
+        }
+    }
+
+    /// Scales and offsets of one group of one panel, in two vectors each.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    #[inline]
+    #[allow(unsafe_code, reason = "vector loads")]
+    fn scale_vectors(&self, at: usize) -> ([std::arch::x86_64::__m512; 2], [std::arch::x86_64::__m512; 2]) {
+        use std::arch::x86_64::*;
+        // SAFETY: the slices hold two vectors of sixteen; the loads are unaligned.
+        unsafe {
+            match &self.scales {
+                Scales::Half(all) => {
+                    let from = all[at].as_ptr().cast::<__m256i>();
+                    let scale = [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))];
+                    (scale.map(|half| _mm512_cvtph_ps(half)), [_mm512_setzero_ps(); 2])
+                }
+                Scales::Full(all) => {
+                    let [scale, offset] = &all[at];
+                    let load =
+                        |from: &[f32; PANEL]| [_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(16))];
+                    (load(scale), load(offset))
+                }
+            }
+        }
     }
 
     fn group_scale(&self, at: usize) -> ([f32; PANEL], [f32; PANEL]) {
@@ -152,12 +186,59 @@ impl Panels {
     }
 }
 
-for_each_isa! {
-    fn unpack(panels: &Panels, panel: usize, into: &mut [Lane]) = unpack_panel;
+/// SAFETY: the caller has checked for AVX-512F, and that `into` holds one panel.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+#[allow(unsafe_code, reason = "vector intrinsics on raw pointers")]
+unsafe fn unpack_avx512(panels: &Panels, panel: usize, into: &mut [Lane]) {
+    use std::arch::x86_64::*;
+    let groups = panels.inputs / panels.group;
+    let into = into.as_mut_ptr().cast::<f32>();
+    let rows = panels.values[panel * panels.inputs..][..panels.inputs].as_ptr();
+    for at in 0..groups {
+        let (scale, offset) = panels.scale_vectors(panel * groups + at);
+        for input in at * panels.group..(at + 1) * panels.group {
+            // SAFETY: `input` is below `inputs`, so the row is one of the panel's, and its place in `into` exists; rows
+            // are 32 and lanes 64 bytes aligned.
+            unsafe {
+                let from = rows.add(input).cast::<__m128i>();
+                for half in 0..2 {
+                    let value = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128(from.add(half))));
+                    let weight = _mm512_fmadd_ps(value, scale[half], offset[half]);
+                    _mm512_store_ps(into.add(input * PANEL + half * 16), weight);
+                }
+            }
+        }
+    }
 }
 
-#[inline(always)]
-fn unpack_panel<const FUSED: bool>(panels: &Panels, panel: usize, into: &mut [Lane]) {
+/// SAFETY: the caller has checked for AVX2 and FMA, and that `into` holds one panel.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+#[allow(unsafe_code, reason = "vector intrinsics on raw pointers")]
+unsafe fn unpack_avx2(panels: &Panels, panel: usize, into: &mut [Lane]) {
+    use std::arch::x86_64::*;
+    let groups = panels.inputs / panels.group;
+    let into = into.as_mut_ptr().cast::<f32>();
+    let rows = panels.values[panel * panels.inputs..][..panels.inputs].as_ptr().cast::<i8>();
+    for at in 0..groups {
+        let (scale, offset) = panels.group_scale(panel * groups + at);
+        for part in 0..4 {
+            // SAFETY: scale and offset hold four vectors of eight; `input` is below `inputs`, as above.
+            unsafe {
+                let scale = _mm256_loadu_ps(scale.as_ptr().add(part * 8));
+                let offset = _mm256_loadu_ps(offset.as_ptr().add(part * 8));
+                for input in at * panels.group..(at + 1) * panels.group {
+                    let bytes = _mm_loadl_epi64(rows.add(input * PANEL + part * 8).cast());
+                    let value = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+                    _mm256_store_ps(into.add(input * PANEL + part * 8), _mm256_fmadd_ps(value, scale, offset));
+                }
+            }
+        }
+    }
+}
+
+fn unpack_portable(panels: &Panels, panel: usize, into: &mut [Lane]) {
     let rows = &panels.values[panel * panels.inputs..][..panels.inputs];
     let groups = panels.inputs / panels.group;
     let by_group = into.chunks_exact_mut(panels.group * LANES).zip(rows.chunks_exact(panels.group));
@@ -167,7 +248,7 @@ fn unpack_panel<const FUSED: bool>(panels: &Panels, panel: usize, into: &mut [La
             for (half, lane) in lanes.iter_mut().enumerate() {
                 for (column, weight) in lane.0.iter_mut().enumerate() {
                     let column = half * 16 + column;
-                    *weight = multiply_add::<FUSED>(f32::from(row.0[column]), scale[column], offset[column]);
+                    *weight = f32::from(row.0[column]) * scale[column] + offset[column];
                 }
             }
         }
@@ -176,7 +257,7 @@ fn unpack_panel<const FUSED: bool>(panels: &Panels, panel: usize, into: &mut [La
 
 /// A few rows against neighbouring panels, the weights unpacked on the way.
 pub(super) struct Tile<'a> {
-    /// `rows * inputs` activations.
+    /// Activations by input and row.
     pub(super) x: &'a [f32],
     pub(super) weights: &'a Panels,
     /// The first panel.
@@ -243,7 +324,7 @@ impl Tile<'_> {
 #[allow(unsafe_code, reason = "vector intrinsics on raw pointers")]
 unsafe fn avx512<const ROWS: usize, const PANELS: usize>(tile: &Tile<'_>) {
     use std::arch::x86_64::*;
-    let Panels { inputs, group, values, scales } = tile.weights;
+    let Panels { inputs, group, values, .. } = tile.weights;
     let (inputs, group) = (*inputs, *group);
     let groups = inputs / group;
     let x = tile.x.as_ptr();
@@ -253,21 +334,7 @@ unsafe fn avx512<const ROWS: usize, const PANELS: usize>(tile: &Tile<'_>) {
         let mut scale = [[_mm512_setzero_ps(); 2]; PANELS];
         let mut offset = [[_mm512_setzero_ps(); 2]; PANELS];
         for panel in 0..PANELS {
-            let index = (tile.panel + panel) * groups + at;
-            // SAFETY: `index` is below the number of groups, checked by the caller; loads are unaligned.
-            unsafe {
-                match scales {
-                    Scales::Half(all) => {
-                        let from = all.as_ptr().add(index).cast::<__m256i>();
-                        scale[panel] = [0, 1].map(|half| _mm512_cvtph_ps(_mm256_loadu_si256(from.add(half))));
-                    }
-                    Scales::Full(all) => {
-                        let from = all.as_ptr().add(index).cast::<f32>();
-                        scale[panel] = [0, 16].map(|half| _mm512_loadu_ps(from.add(half)));
-                        offset[panel] = [PANEL, PANEL + 16].map(|half| _mm512_loadu_ps(from.add(half)));
-                    }
-                }
-            }
+            (scale[panel], offset[panel]) = tile.weights.scale_vectors((tile.panel + panel) * groups + at);
         }
         for input in at * group..(at + 1) * group {
             for panel in 0..PANELS {
@@ -279,7 +346,7 @@ unsafe fn avx512<const ROWS: usize, const PANELS: usize>(tile: &Tile<'_>) {
                         _mm512_fmadd_ps(value, scale[panel][half], offset[panel][half])
                     });
                     for (row, sums) in sums.iter_mut().enumerate() {
-                        let value = _mm512_set1_ps(*x.add(row * inputs + input));
+                        let value = _mm512_set1_ps(*x.add(input * ROWS + row));
                         for (sum, weight) in sums[panel].iter_mut().zip(weights) {
                             *sum = _mm512_fmadd_ps(value, weight, *sum);
                         }
@@ -327,7 +394,7 @@ unsafe fn avx2<const ROWS: usize, const PANELS: usize>(tile: &Tile<'_>) {
                         _mm256_fmadd_ps(value, scale, _mm256_loadu_ps(offset.as_ptr().add(part * 8)))
                     });
                     for (row, sums) in sums.iter_mut().enumerate() {
-                        let value = _mm256_set1_ps(*x.add(row * inputs + input));
+                        let value = _mm256_set1_ps(*x.add(input * ROWS + row));
                         for (sum, weight) in sums.iter_mut().zip(weights) {
                             *sum = _mm256_fmadd_ps(value, weight, *sum);
                         }
@@ -358,7 +425,7 @@ fn portable<const ROWS: usize, const PANELS: usize>(tile: &Tile<'_>) {
                 let unpacked: [f32; PANEL] =
                     std::array::from_fn(|column| f32::from(bytes.0[column]) * scale[column] + offset[column]);
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let value = tile.x[row * weights.inputs + at * weights.group + input];
+                    let value = tile.x[(at * weights.group + input) * ROWS + row];
                     for (sum, weight) in sums.iter_mut().zip(&unpacked) {
                         *sum += value * weight;
                     }
