@@ -10,7 +10,7 @@ use crate::{
     architecture::Architecture,
     kernels::{
         attention::{BLOCK, HeadShape, KvCache, View},
-        elementwise::{add, rms_norm, rms_norm_in_place, rotate, silu_multiply},
+        elementwise::{add, add_rms_norm, rms_norm, rms_norm_in_place, rotate, silu_multiply},
         matmul::Packed,
     },
     model_directory::Error,
@@ -19,6 +19,8 @@ use crate::{
 
 /// Below this many tokens attention stays on the calling thread.
 const PARALLEL_TOKENS: usize = 8;
+/// Tokens that one thread takes at a time in row-wise work.
+const PART: usize = 32;
 
 /// A decoder with its weights.
 #[derive(Debug)]
@@ -119,15 +121,20 @@ impl Decoder {
         self.angles(&batch.positions, &mut s.cosines, &mut s.sines);
         s.normed.resize(count * a.hidden, 0.0);
         s.projected.resize(count * a.hidden, 0.0);
+        s.gate_up.resize(count * 2 * a.intermediate, 0.0);
+        s.gated.resize(count * a.intermediate, 0.0);
+        rms_norm(&s.x, &self.layers[0].attention_norm, a.norm_epsilon, &mut s.normed);
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(index, layer, batch, cache, s);
-            rms_norm(&s.x, &layer.feed_forward_norm, a.norm_epsilon, &mut s.normed);
-            s.gate_up.resize(count * 2 * a.intermediate, 0.0);
+            self.add_and_norm(s, &layer.feed_forward_norm);
             layer.gate_up.multiply(&s.normed, &mut s.gate_up);
-            s.gated.resize(count * a.intermediate, 0.0);
-            silu_multiply(&s.gate_up, a.intermediate, &mut s.gated);
+            let parts = (s.gate_up.chunks(PART * 2 * a.intermediate)).zip(s.gated.chunks_mut(PART * a.intermediate));
+            for_each_part(parts, count, |(gate_up, gated)| silu_multiply(gate_up, a.intermediate, gated));
             layer.down.multiply(&s.gated, &mut s.projected);
-            add(&mut s.x, &s.projected);
+            match self.layers.get(index + 1) {
+                Some(next) => self.add_and_norm(s, &next.attention_norm),
+                None => add(&mut s.x, &s.projected),
+            }
         }
         self.logits(batch, s);
         &s.logits
@@ -137,24 +144,28 @@ impl Decoder {
         let a = &self.architecture;
         let (query_width, key_width) = (a.heads * a.head_width, a.kv_heads * a.head_width);
         let width = query_width + 2 * key_width;
-        rms_norm(&s.x, &layer.attention_norm, a.norm_epsilon, &mut s.normed);
         s.qkv.resize(batch.tokens.len() * width, 0.0);
         layer.qkv.multiply(&s.normed, &mut s.qkv);
         let half = a.head_width / 2;
-        for (token, row) in s.qkv.chunks_exact_mut(width).enumerate() {
-            if let Some(bias) = &layer.qkv_bias {
-                add(row, bias);
-            }
-            let (queries, rest) = row.split_at_mut(query_width);
-            let (keys, values) = rest.split_at_mut(key_width);
-            for (heads, norm) in [(&mut *queries, &layer.query_norm), (&mut *keys, &layer.key_norm)] {
-                if let Some(norm) = norm {
-                    rms_norm_in_place(heads, norm, a.norm_epsilon);
+        let (cosines, sines) = (&s.cosines, &s.sines);
+        for_each_part(s.qkv.chunks_mut(PART * width).enumerate(), batch.tokens.len(), |(part, rows)| {
+            for (token, row) in (part * PART..).zip(rows.chunks_exact_mut(width)) {
+                if let Some(bias) = &layer.qkv_bias {
+                    add(row, bias);
                 }
-                for head in heads.chunks_exact_mut(a.head_width) {
-                    rotate(head, &s.cosines[token * half..][..half], &s.sines[token * half..][..half]);
+                let (queries, rest) = row.split_at_mut(query_width);
+                for (heads, norm) in [(queries, &layer.query_norm), (&mut rest[..key_width], &layer.key_norm)] {
+                    if let Some(norm) = norm {
+                        rms_norm_in_place(heads, norm, a.norm_epsilon);
+                    }
+                    for head in heads.chunks_exact_mut(a.head_width) {
+                        rotate(head, &cosines[token * half..][..half], &sines[token * half..][..half]);
+                    }
                 }
             }
+        });
+        for (token, row) in s.qkv.chunks_exact(width).enumerate() {
+            let (keys, values) = row[query_width..].split_at(key_width);
             let position = batch.positions[token];
             let block = batch.tables[batch.sequences[token]][position / BLOCK];
             cache.write(index, block, position % BLOCK, keys, values);
@@ -185,7 +196,14 @@ impl Decoder {
         if let Some(bias) = &layer.attention_output_bias {
             s.projected.chunks_exact_mut(a.hidden).for_each(|row| add(row, bias));
         }
-        add(&mut s.x, &s.projected);
+    }
+
+    /// Adds what half a layer gave, and prepares the input of the next.
+    fn add_and_norm(&self, s: &mut Scratch, norm: &[f32]) {
+        let (part, epsilon) = (PART * norm.len(), self.architecture.norm_epsilon);
+        let count = s.x.len() / norm.len();
+        let parts = s.x.chunks_mut(part).zip(s.projected.chunks(part)).zip(s.normed.chunks_mut(part));
+        for_each_part(parts, count, |((x, y), out)| add_rms_norm(x, y, norm, epsilon, out));
     }
 
     fn logits(&self, batch: &Batch<'_>, s: &mut Scratch) {
@@ -256,6 +274,18 @@ impl Layer {
             gate_up,
             down: matrix(weights, &name("mlp.down_proj.weight"), a.hidden, a.intermediate)?,
         })
+    }
+}
+
+/// Row-wise work by parts of `PART` tokens, on several threads when there are enough of them.
+fn for_each_part<T: Send>(parts: impl Iterator<Item = T> + Send, tokens: usize, work: impl Fn(T) + Sync + Send) {
+    if tokens < 2 * PART {
+        parts.for_each(work);
+    } else {
+        rayon::scope(|scope| {
+            let work = &work;
+            parts.for_each(|part| scope.spawn(move |_| work(part)));
+        });
     }
 }
 
