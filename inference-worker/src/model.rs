@@ -4,12 +4,14 @@
 //! keys and values of a layer are stored before any token looks at them, so sequences may share blocks that are
 //! being filled in the same call.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::{
     architecture::Architecture,
     kernels::{
-        attention::{BLOCK, HeadShape, KvCache, View},
+        attention::{AttentionScratch, BLOCK, HeadShape, KvCache, TOKENS_TOGETHER, View},
         elementwise::{add, add_rms_norm, rms_norm, rms_norm_in_place, rotate, silu_multiply},
         matmul::Packed,
     },
@@ -17,8 +19,8 @@ use crate::{
     weights::Weights,
 };
 
-/// Below this many tokens attention stays on the calling thread.
-const PARALLEL_TOKENS: usize = 8;
+/// Below this many runs of tokens attention stays on the calling thread.
+const PARALLEL_RUNS: usize = 6;
 /// Tokens that one thread takes at a time in row-wise work.
 const PART: usize = 32;
 
@@ -172,25 +174,27 @@ impl Decoder {
         }
         s.mixed.resize(batch.tokens.len() * query_width, 0.0);
         let cache = &*cache;
-        let one = |scores: &mut Vec<_>, token: usize, qkv: &[f32], out: &mut [f32]| {
+        let view = |token: usize| {
             let position = batch.positions[token];
             let from = a.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window));
-            let view = View { blocks: batch.tables[batch.sequences[token]], position, from };
-            cache.attend(index, view, &qkv[..query_width], scores, out);
+            View { blocks: batch.tables[batch.sequences[token]], position, from }
         };
-        let rows = s.qkv.chunks_exact(width).zip(s.mixed.chunks_exact_mut(query_width)).enumerate();
-        if batch.tokens.len() < PARALLEL_TOKENS {
-            let mut scores = Vec::new();
-            rows.for_each(|(token, (qkv, out))| one(&mut scores, token, qkv, out));
+        let mut runs = Vec::new();
+        let mut rest = s.mixed.as_mut_slice();
+        for run in runs_of(&batch.sequences) {
+            let out;
+            (out, rest) = rest.split_at_mut(run.len() * query_width);
+            runs.push((run, out));
+        }
+        let one = |scratch: &mut AttentionScratch, (run, out): (Range<usize>, &mut [f32])| {
+            let views: Vec<View<'_>> = run.clone().map(view).collect();
+            cache.attend(index, &views, &s.qkv[run.start * width..run.end * width], width, scratch, out);
+        };
+        if runs.len() < PARALLEL_RUNS {
+            let mut scratch = AttentionScratch::default();
+            runs.into_iter().for_each(|run| one(&mut scratch, run));
         } else {
-            s.qkv
-                .par_chunks_exact(width)
-                .zip(s.mixed.par_chunks_exact_mut(query_width))
-                .enumerate()
-                .with_min_len(4)
-                .for_each_init(Vec::new, |scores, (token, (qkv, out))| {
-                    one(scores, token, qkv, out);
-                });
+            runs.into_par_iter().with_min_len(2).for_each_init(AttentionScratch::default, one);
         }
         layer.attention_output.multiply(&s.mixed, &mut s.projected);
         if let Some(bias) = &layer.attention_output_bias {
@@ -275,6 +279,18 @@ impl Layer {
             down: matrix(weights, &name("mlp.down_proj.weight"), a.hidden, a.intermediate)?,
         })
     }
+}
+
+/// Neighbouring tokens of one sequence, as many as attention computes together.
+fn runs_of(sequences: &[usize]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (token, sequence) in sequences.iter().enumerate() {
+        match runs.last_mut() {
+            Some(run) if run.len() < TOKENS_TOGETHER && sequences[run.start] == *sequence => run.end += 1,
+            _ => runs.push(token..token + 1),
+        }
+    }
+    runs
 }
 
 /// Row-wise work by parts of `PART` tokens, on several threads when there are enough of them.

@@ -108,11 +108,22 @@ impl KvCache {
         self.blocks[block as usize] = None;
     }
 
-    /// Attention of one token's query heads over positions `from..=position`.
+    /// Causal attention of some tokens of one sequence, each over positions `from..=position` of its view.
     ///
-    /// `scores` is scratch; `out` receives `heads * width` values.
-    pub fn attend(&self, layer: usize, view: View<'_>, query: &[f32], scores: &mut Vec<Lane>, out: &mut [f32]) {
-        attend(self, layer, view, query, scores, out);
+    /// `queries` holds a row of `stride` values for each token, of which the first `heads * width` are its queries;
+    /// `out` receives `heads * width` values for each. A token's result does not depend on the others; together they
+    /// read each key and value once.
+    pub fn attend(
+        &self,
+        layer: usize,
+        views: &[View<'_>],
+        queries: &[f32],
+        stride: usize,
+        scratch: &mut AttentionScratch,
+        out: &mut [f32],
+    ) {
+        assert!(queries.len() >= views.len().saturating_sub(1) * stride + self.shape.heads * self.shape.width);
+        attend(self, layer, views, queries, stride, scratch, out);
     }
 
     fn layer(&self, block: u32, layer: usize) -> (&[Lane], &[Lane]) {
@@ -133,82 +144,214 @@ pub struct View<'a> {
     pub from: usize,
 }
 
+/// Tokens of one sequence that are worth computing together.
+pub const TOKENS_TOGETHER: usize = ROWS_MAX;
+/// Query rows of one tile: their sums fill the registers.
+const ROWS_MAX: usize = 6;
+
+/// Buffers of one thread.
+#[derive(Debug, Default)]
+pub struct AttentionScratch {
+    /// By row and block.
+    scores: Vec<Lane>,
+    /// By dimension and row.
+    queries: Vec<f32>,
+}
+
 for_each_isa! {
-    fn attend(cache: &KvCache, layer: usize, view: View<'_>, query: &[f32], scores: &mut Vec<Lane>, out: &mut [f32]) = attend_heads;
+    fn attend(cache: &KvCache, layer: usize, views: &[View<'_>], queries: &[f32], stride: usize, scratch: &mut AttentionScratch, out: &mut [f32]) = attend_heads;
 }
 
 #[inline(always)]
 fn attend_heads<const FUSED: bool>(
     cache: &KvCache,
     layer: usize,
-    view: View<'_>,
-    query: &[f32],
-    scores: &mut Vec<Lane>,
+    views: &[View<'_>],
+    queries: &[f32],
+    stride: usize,
+    scratch: &mut AttentionScratch,
     out: &mut [f32],
 ) {
     let shape = cache.shape;
     let group = shape.heads / shape.kv_heads;
-    let blocks = view.from / BLOCK..view.position / BLOCK + 1;
-    let scale = 1.0 / (shape.width as f32).sqrt();
-    scores.resize(blocks.len(), Lane::ZERO);
-    for (head, (query, out)) in query.chunks_exact(shape.width).zip(out.chunks_exact_mut(shape.width)).enumerate() {
-        let kv_head = head / group;
-        for (lane, block) in scores.iter_mut().zip(blocks.clone()) {
-            let (keys, _) = cache.layer(view.blocks[block], layer);
-            score_block::<FUSED>(query, &keys[kv_head * shape.width..][..shape.width], scale, lane);
-        }
-        mask(scores, view, blocks.start);
-        let sum = exponentiate::<FUSED>(scores);
-        let lanes = shape.value_lanes();
-        let values_of = |block: usize| {
-            let (_, values) = cache.layer(view.blocks[block], layer);
-            &values[kv_head * BLOCK * lanes..][..BLOCK * lanes]
-        };
-        let mut first = 0;
-        while first < lanes {
-            let rest = &mut out[first * 16..];
-            if lanes - first >= 4 {
-                mix::<FUSED, 4>(scores, blocks.clone(), values_of, lanes, first, 1.0 / sum, rest);
-                first += 4;
-            } else {
-                mix::<FUSED, 1>(scores, blocks.clone(), values_of, lanes, first, 1.0 / sum, rest);
-                first += 1;
+    for kv_head in 0..shape.kv_heads {
+        let mut row = 0;
+        while row < views.len() * group {
+            let rows = (views.len() * group - row).min(ROWS_MAX);
+            let tile = Tile { cache, layer, views, queries, stride, kv_head, row };
+            match rows {
+                1 => tile.compute::<FUSED, 1>(scratch, out),
+                2 => tile.compute::<FUSED, 2>(scratch, out),
+                3 => tile.compute::<FUSED, 3>(scratch, out),
+                4 => tile.compute::<FUSED, 4>(scratch, out),
+                5 => tile.compute::<FUSED, 5>(scratch, out),
+                _ => tile.compute::<FUSED, ROWS_MAX>(scratch, out),
             }
+            row += rows;
         }
     }
 }
 
-/// Sixteen scores; four chains of additions hide the latency of one.
-#[inline(always)]
-fn score_block<const FUSED: bool>(query: &[f32], keys: &[Lane], scale: f32, scores: &mut Lane) {
-    let mut sums = [[0.0_f32; 16]; 4];
-    let (queries, query_rest) = query.as_chunks::<4>();
-    let (quads, key_rest) = keys.as_chunks::<4>();
-    for (query, keys) in queries.iter().zip(quads) {
-        for ((sum, query), key) in sums.iter_mut().zip(query).zip(keys) {
-            for (sum, key) in sum.iter_mut().zip(&key.0) {
-                *sum = multiply_add::<FUSED>(*query, *key, *sum);
+/// Some query rows that look at the keys of one head: `row` counts the heads of a group within the tokens.
+struct Tile<'a> {
+    cache: &'a KvCache,
+    layer: usize,
+    views: &'a [View<'a>],
+    queries: &'a [f32],
+    stride: usize,
+    kv_head: usize,
+    row: usize,
+}
+
+impl Tile<'_> {
+    #[inline(always)]
+    fn compute<const FUSED: bool, const ROWS: usize>(&self, scratch: &mut AttentionScratch, out: &mut [f32]) {
+        let shape = self.cache.shape;
+        let views: [View<'_>; ROWS] = std::array::from_fn(|row| self.views[self.place(row).0]);
+        // What any row sees; what one of them does not see will weigh nothing for it.
+        let first = views.iter().map(|view| view.from / BLOCK).min().expect("a tile has rows");
+        let last = views.iter().map(|view| view.position / BLOCK).max().expect("a tile has rows");
+        let blocks = &views[0].blocks[first..=last];
+        scratch.queries.resize(shape.width * ROWS, 0.0);
+        for row in 0..ROWS {
+            let (token, head) = self.place(row);
+            let query = &self.queries[token * self.stride + head * shape.width..][..shape.width];
+            for (into, value) in scratch.queries.iter_mut().skip(row).step_by(ROWS).zip(query) {
+                *into = *value;
+            }
+        }
+        scratch.scores.resize(ROWS * blocks.len(), Lane::ZERO);
+        self.score::<FUSED, ROWS>(blocks, scratch);
+        let mut scales = [0.0; ROWS];
+        for ((row, scale), scores) in scales.iter_mut().enumerate().zip(scratch.scores.chunks_exact_mut(blocks.len())) {
+            mask(scores, views[row], first);
+            *scale = 1.0 / exponentiate::<FUSED>(scores);
+        }
+        let lanes = shape.value_lanes();
+        let mut lane = 0;
+        while lane < lanes {
+            lane += if lanes - lane >= 4 {
+                let sums = self.mix::<FUSED, ROWS, 4>(blocks, &scratch.scores, lane);
+                self.store(&sums, &scales, lane, out)
+            } else {
+                let sums = self.mix::<FUSED, ROWS, 1>(blocks, &scratch.scores, lane);
+                self.store(&sums, &scales, lane, out)
+            };
+        }
+    }
+
+    /// Writes finished lanes of every row, and says how many.
+    #[inline(always)]
+    fn store<const ROWS: usize, const LANES: usize>(
+        &self,
+        sums: &[[[f32; 16]; LANES]; ROWS],
+        scales: &[f32; ROWS],
+        lane: usize,
+        out: &mut [f32],
+    ) -> usize {
+        let shape = self.cache.shape;
+        for ((row, sums), scale) in sums.iter().enumerate().zip(scales) {
+            let (token, head) = self.place(row);
+            let out = &mut out[(token * shape.heads + head) * shape.width..][..shape.width];
+            for (out, sum) in out[lane * 16..].chunks_mut(16).zip(sums) {
+                for (out, sum) in out.iter_mut().zip(sum) {
+                    *out = sum * scale;
+                }
+            }
+        }
+        LANES
+    }
+
+    /// Token and head of a row of this tile.
+    #[inline(always)]
+    fn place(&self, row: usize) -> (usize, usize) {
+        let group = self.cache.shape.heads / self.cache.shape.kv_heads;
+        let row = self.row + row;
+        (row / group, self.kv_head * group + row % group)
+    }
+
+    /// The scores of all rows with sixteen keys at a time; dimensions are added in their order.
+    #[inline(always)]
+    fn score<const FUSED: bool, const ROWS: usize>(&self, blocks: &[u32], scratch: &mut AttentionScratch) {
+        let width = self.cache.shape.width;
+        let scale = 1.0 / (width as f32).sqrt();
+        let keys_of = |block: u32| &self.cache.layer(block, self.layer).0[self.kv_head * width..][..width];
+        let (queries, _) = scratch.queries.as_chunks::<ROWS>();
+        let (pairs, single) = blocks.as_chunks::<2>();
+        // Two blocks at once hide the latency of an addition.
+        for (at, &[block, next]) in pairs.iter().enumerate() {
+            let mut sums = [[[0.0_f32; 16]; 2]; ROWS];
+            for ((query, key), next) in queries.iter().zip(keys_of(block)).zip(keys_of(next)) {
+                for (query, sums) in query.iter().zip(&mut sums) {
+                    for (sum, key) in sums[0].iter_mut().zip(&key.0) {
+                        *sum = multiply_add::<FUSED>(*query, *key, *sum);
+                    }
+                    for (sum, key) in sums[1].iter_mut().zip(&next.0) {
+                        *sum = multiply_add::<FUSED>(*query, *key, *sum);
+                    }
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (half, sums) in sums.iter().enumerate() {
+                    scratch.scores[row * blocks.len() + at * 2 + half].0 = sums.map(|sum| sum * scale);
+                }
+            }
+        }
+        for &block in single {
+            let mut sums = [[0.0_f32; 16]; ROWS];
+            for (query, key) in queries.iter().zip(keys_of(block)) {
+                for (query, sums) in query.iter().zip(&mut sums) {
+                    for (sum, key) in sums.iter_mut().zip(&key.0) {
+                        *sum = multiply_add::<FUSED>(*query, *key, *sum);
+                    }
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                scratch.scores[(row + 1) * blocks.len() - 1].0 = sums.map(|sum| sum * scale);
             }
         }
     }
-    for (query, key) in query_rest.iter().zip(key_rest) {
-        for (sum, key) in sums[0].iter_mut().zip(&key.0) {
-            *sum = multiply_add::<FUSED>(*query, *key, *sum);
+
+    /// The weighted sums of `LANES` lanes of the values, starting at lane `first`; positions are added in their order.
+    #[inline(always)]
+    fn mix<const FUSED: bool, const ROWS: usize, const LANES: usize>(
+        &self,
+        blocks: &[u32],
+        weights: &[Lane],
+        first: usize,
+    ) -> [[[f32; 16]; LANES]; ROWS] {
+        let lanes = self.cache.shape.value_lanes();
+        let mut sums = [[[0.0_f32; 16]; LANES]; ROWS];
+        for (at, &block) in blocks.iter().enumerate() {
+            let values = &self.cache.layer(block, self.layer).1[self.kv_head * BLOCK * lanes..][..BLOCK * lanes];
+            let weights: [&Lane; ROWS] = std::array::from_fn(|row| &weights[row * blocks.len() + at]);
+            for (slot, values) in values.chunks_exact(lanes).enumerate() {
+                let values = values[first..].first_chunk::<LANES>().expect("the head has so many lanes");
+                for (sums, weights) in sums.iter_mut().zip(&weights) {
+                    for (sums, values) in sums.iter_mut().zip(values) {
+                        for (sum, value) in sums.iter_mut().zip(&values.0) {
+                            *sum = multiply_add::<FUSED>(weights.0[slot], *value, *sum);
+                        }
+                    }
+                }
+            }
         }
-    }
-    for (slot, score) in scores.0.iter_mut().enumerate() {
-        *score = ((sums[0][slot] + sums[1][slot]) + (sums[2][slot] + sums[3][slot])) * scale;
+        sums
     }
 }
 
 /// Positions outside the view weigh nothing.
 #[inline(always)]
 fn mask(scores: &mut [Lane], view: View<'_>, first_block: usize) {
-    if let Some(lane) = scores.first_mut() {
-        lane.0[..view.from - first_block * BLOCK].fill(f32::NEG_INFINITY);
-    }
-    if let Some(lane) = scores.last_mut() {
-        lane.0[view.position % BLOCK + 1..].fill(f32::NEG_INFINITY);
+    for (at, lane) in scores.iter_mut().enumerate() {
+        let start = (first_block + at) * BLOCK;
+        if start < view.from || start + BLOCK > view.position + 1 {
+            for (position, score) in (start..).zip(&mut lane.0) {
+                if position < view.from || position > view.position {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
     }
 }
 
@@ -234,30 +377,5 @@ fn exponentiate<const FUSED: bool>(scores: &mut [Lane]) -> f32 {
     sums.into_iter().sum()
 }
 
-/// The weighted sum of `LANES` lanes of the values, starting at lane `first`.
-#[inline(always)]
-fn mix<'a, const FUSED: bool, const LANES: usize>(
-    weights: &[Lane],
-    blocks: std::ops::Range<usize>,
-    values_of: impl Fn(usize) -> &'a [Lane],
-    lanes: usize,
-    first: usize,
-    scale: f32,
-    out: &mut [f32],
-) {
-    let mut sums = [[0.0_f32; 16]; LANES];
-    for (weights, block) in weights.iter().zip(blocks) {
-        for (weight, row) in weights.0.iter().zip(values_of(block).chunks_exact(lanes)) {
-            for (sum, lane) in sums.iter_mut().zip(&row[first..first + LANES]) {
-                for (sum, value) in sum.iter_mut().zip(&lane.0) {
-                    *sum = multiply_add::<FUSED>(*weight, *value, *sum);
-                }
-            }
-        }
-    }
-    for (out, sum) in out.chunks_mut(16).zip(&sums) {
-        for (out, sum) in out.iter_mut().zip(sum) {
-            *out = sum * scale;
-        }
-    }
-}
+#[cfg(test)]
+mod tests;
