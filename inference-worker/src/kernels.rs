@@ -10,6 +10,7 @@ pub mod attention;
 pub mod elementwise;
 pub mod matmul;
 pub mod quantised;
+mod sixteen;
 
 /// Sixteen floats on their own cache line: the unit in which weights and cached keys and values are stored.
 #[derive(Debug, Clone, Copy)]

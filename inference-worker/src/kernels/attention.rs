@@ -6,7 +6,12 @@
 
 use memmap2::MmapMut;
 
-use crate::kernels::{Lane, elementwise::exp, for_each_isa, multiply_add};
+use crate::kernels::{
+    Isa, Lane,
+    elementwise::exp,
+    isa,
+    sixteen::{self, Sixteen},
+};
 
 /// Positions in one block.
 pub const BLOCK: usize = 16;
@@ -123,7 +128,7 @@ impl KvCache {
         out: &mut [f32],
     ) {
         assert!(queries.len() >= views.len().saturating_sub(1) * stride + self.shape.heads * self.shape.width);
-        attend(self, layer, views, queries, stride, scratch, out);
+        attend(isa(), &Work { cache: self, layer, views, queries, stride }, scratch, out);
     }
 
     fn layer(&self, block: u32, layer: usize) -> (&[Lane], &[Lane]) {
@@ -158,56 +163,74 @@ pub struct AttentionScratch {
     queries: Vec<f32>,
 }
 
-for_each_isa! {
-    fn attend(cache: &KvCache, layer: usize, views: &[View<'_>], queries: &[f32], stride: usize, scratch: &mut AttentionScratch, out: &mut [f32]) = attend_heads;
+#[allow(unsafe_code, reason = "calls functions compiled for an instruction set")]
+fn attend(isa: Isa, work: &Work<'_>, scratch: &mut AttentionScratch, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    fn avx512(work: &Work<'_>, scratch: &mut AttentionScratch, out: &mut [f32]) {
+        work.compute::<sixteen::Avx512>(scratch, out);
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn avx2(work: &Work<'_>, scratch: &mut AttentionScratch, out: &mut [f32]) {
+        work.compute::<sixteen::Avx2>(scratch, out);
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the CPU has these features.
+        Isa::Avx512 => unsafe { avx512(work, scratch, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the CPU has these features.
+        Isa::Avx2 => unsafe { avx2(work, scratch, out) },
+        Isa::Portable => work.compute::<sixteen::Plain>(scratch, out),
+    }
 }
 
-#[inline(always)]
-fn attend_heads<const FUSED: bool>(
-    cache: &KvCache,
+/// Some tokens of one sequence in one layer.
+struct Work<'a> {
+    cache: &'a KvCache,
     layer: usize,
-    views: &[View<'_>],
-    queries: &[f32],
+    views: &'a [View<'a>],
+    queries: &'a [f32],
     stride: usize,
-    scratch: &mut AttentionScratch,
-    out: &mut [f32],
-) {
-    let shape = cache.shape;
-    let group = shape.heads / shape.kv_heads;
-    for kv_head in 0..shape.kv_heads {
-        let mut row = 0;
-        while row < views.len() * group {
-            let rows = (views.len() * group - row).min(ROWS_MAX);
-            let tile = Tile { cache, layer, views, queries, stride, kv_head, row };
-            match rows {
-                1 => tile.compute::<FUSED, 1>(scratch, out),
-                2 => tile.compute::<FUSED, 2>(scratch, out),
-                3 => tile.compute::<FUSED, 3>(scratch, out),
-                4 => tile.compute::<FUSED, 4>(scratch, out),
-                5 => tile.compute::<FUSED, 5>(scratch, out),
-                _ => tile.compute::<FUSED, ROWS_MAX>(scratch, out),
+}
+
+impl Work<'_> {
+    #[inline(always)]
+    fn compute<V: Sixteen>(&self, scratch: &mut AttentionScratch, out: &mut [f32]) {
+        let shape = self.cache.shape;
+        let all = self.views.len() * (shape.heads / shape.kv_heads);
+        for kv_head in 0..shape.kv_heads {
+            let mut row = 0;
+            while row < all {
+                let rows = (all - row).min(ROWS_MAX);
+                let tile = Tile { work: self, kv_head, row };
+                match rows {
+                    1 => tile.compute::<V, 1>(scratch, out),
+                    2 => tile.compute::<V, 2>(scratch, out),
+                    3 => tile.compute::<V, 3>(scratch, out),
+                    4 => tile.compute::<V, 4>(scratch, out),
+                    5 => tile.compute::<V, 5>(scratch, out),
+                    _ => tile.compute::<V, ROWS_MAX>(scratch, out),
+                }
+                row += rows;
             }
-            row += rows;
         }
     }
 }
 
 /// Some query rows that look at the keys of one head: `row` counts the heads of a group within the tokens.
 struct Tile<'a> {
-    cache: &'a KvCache,
-    layer: usize,
-    views: &'a [View<'a>],
-    queries: &'a [f32],
-    stride: usize,
+    work: &'a Work<'a>,
     kv_head: usize,
     row: usize,
 }
 
 impl Tile<'_> {
     #[inline(always)]
-    fn compute<const FUSED: bool, const ROWS: usize>(&self, scratch: &mut AttentionScratch, out: &mut [f32]) {
-        let shape = self.cache.shape;
-        let views: [View<'_>; ROWS] = std::array::from_fn(|row| self.views[self.place(row).0]);
+    fn compute<V: Sixteen, const ROWS: usize>(&self, scratch: &mut AttentionScratch, out: &mut [f32]) {
+        let shape = self.work.cache.shape;
+        let views: [View<'_>; ROWS] = std::array::from_fn(|row| self.work.views[self.place(row).0]);
         // What any row sees; what one of them does not see will weigh nothing for it.
         let first = views.iter().map(|view| view.from / BLOCK).min().expect("a tile has rows");
         let last = views.iter().map(|view| view.position / BLOCK).max().expect("a tile has rows");
@@ -215,26 +238,26 @@ impl Tile<'_> {
         scratch.queries.resize(shape.width * ROWS, 0.0);
         for row in 0..ROWS {
             let (token, head) = self.place(row);
-            let query = &self.queries[token * self.stride + head * shape.width..][..shape.width];
+            let query = &self.work.queries[token * self.work.stride + head * shape.width..][..shape.width];
             for (into, value) in scratch.queries.iter_mut().skip(row).step_by(ROWS).zip(query) {
                 *into = *value;
             }
         }
         scratch.scores.resize(ROWS * blocks.len(), Lane::ZERO);
-        self.score::<FUSED, ROWS>(blocks, scratch);
+        self.score::<V, ROWS>(blocks, scratch);
         let mut scales = [0.0; ROWS];
         for ((row, scale), scores) in scales.iter_mut().enumerate().zip(scratch.scores.chunks_exact_mut(blocks.len())) {
             mask(scores, views[row], first);
-            *scale = 1.0 / exponentiate::<FUSED>(scores);
+            *scale = 1.0 / exponentiate::<V>(scores);
         }
         let lanes = shape.value_lanes();
         let mut lane = 0;
         while lane < lanes {
-            lane += if lanes - lane >= 4 {
-                let sums = self.mix::<FUSED, ROWS, 4>(blocks, &scratch.scores, lane);
+            lane += if V::MANY && lanes - lane >= 4 {
+                let sums = self.mix::<V, ROWS, 4>(blocks, &scratch.scores, lane);
                 self.store(&sums, &scales, lane, out)
             } else {
-                let sums = self.mix::<FUSED, ROWS, 1>(blocks, &scratch.scores, lane);
+                let sums = self.mix::<V, ROWS, 1>(blocks, &scratch.scores, lane);
                 self.store(&sums, &scales, lane, out)
             };
         }
@@ -249,7 +272,7 @@ impl Tile<'_> {
         lane: usize,
         out: &mut [f32],
     ) -> usize {
-        let shape = self.cache.shape;
+        let shape = self.work.cache.shape;
         for ((row, sums), scale) in sums.iter().enumerate().zip(scales) {
             let (token, head) = self.place(row);
             let out = &mut out[(token * shape.heads + head) * shape.width..][..shape.width];
@@ -265,78 +288,70 @@ impl Tile<'_> {
     /// Token and head of a row of this tile.
     #[inline(always)]
     fn place(&self, row: usize) -> (usize, usize) {
-        let group = self.cache.shape.heads / self.cache.shape.kv_heads;
+        let group = self.work.cache.shape.heads / self.work.cache.shape.kv_heads;
         let row = self.row + row;
         (row / group, self.kv_head * group + row % group)
     }
 
     /// The scores of all rows with sixteen keys at a time; dimensions are added in their order.
     #[inline(always)]
-    fn score<const FUSED: bool, const ROWS: usize>(&self, blocks: &[u32], scratch: &mut AttentionScratch) {
-        let width = self.cache.shape.width;
+    fn score<V: Sixteen, const ROWS: usize>(&self, blocks: &[u32], scratch: &mut AttentionScratch) {
+        let width = self.work.cache.shape.width;
         let scale = 1.0 / (width as f32).sqrt();
-        let keys_of = |block: u32| &self.cache.layer(block, self.layer).0[self.kv_head * width..][..width];
+        let keys_of = |block: u32| &self.work.cache.layer(block, self.work.layer).0[self.kv_head * width..][..width];
         let (queries, _) = scratch.queries.as_chunks::<ROWS>();
-        let (pairs, single) = blocks.as_chunks::<2>();
-        // Two blocks at once hide the latency of an addition.
+        // Two blocks at once hide the latency of an addition, where the registers suffice.
+        let (pairs, single) = if V::MANY { blocks.as_chunks::<2>() } else { (&[][..], blocks) };
         for (at, &[block, next]) in pairs.iter().enumerate() {
-            let mut sums = [[[0.0_f32; 16]; 2]; ROWS];
+            let mut sums = [[V::zero(); 2]; ROWS];
             for ((query, key), next) in queries.iter().zip(keys_of(block)).zip(keys_of(next)) {
                 for (query, sums) in query.iter().zip(&mut sums) {
-                    for (sum, key) in sums[0].iter_mut().zip(&key.0) {
-                        *sum = multiply_add::<FUSED>(*query, *key, *sum);
-                    }
-                    for (sum, key) in sums[1].iter_mut().zip(&next.0) {
-                        *sum = multiply_add::<FUSED>(*query, *key, *sum);
-                    }
+                    *sums = [sums[0].add_product(*query, key), sums[1].add_product(*query, next)];
                 }
             }
             for (row, sums) in sums.iter().enumerate() {
                 for (half, sums) in sums.iter().enumerate() {
-                    scratch.scores[row * blocks.len() + at * 2 + half].0 = sums.map(|sum| sum * scale);
+                    scratch.scores[row * blocks.len() + at * 2 + half].0 = sums.to_array().map(|sum| sum * scale);
                 }
             }
         }
-        for &block in single {
-            let mut sums = [[0.0_f32; 16]; ROWS];
+        for (at, &block) in (pairs.len() * 2..).zip(single) {
+            let mut sums = [V::zero(); ROWS];
             for (query, key) in queries.iter().zip(keys_of(block)) {
-                for (query, sums) in query.iter().zip(&mut sums) {
-                    for (sum, key) in sums.iter_mut().zip(&key.0) {
-                        *sum = multiply_add::<FUSED>(*query, *key, *sum);
-                    }
+                for (query, sum) in query.iter().zip(&mut sums) {
+                    *sum = sum.add_product(*query, key);
                 }
             }
             for (row, sums) in sums.iter().enumerate() {
-                scratch.scores[(row + 1) * blocks.len() - 1].0 = sums.map(|sum| sum * scale);
+                scratch.scores[row * blocks.len() + at].0 = sums.to_array().map(|sum| sum * scale);
             }
         }
     }
 
     /// The weighted sums of `LANES` lanes of the values, starting at lane `first`; positions are added in their order.
     #[inline(always)]
-    fn mix<const FUSED: bool, const ROWS: usize, const LANES: usize>(
+    fn mix<V: Sixteen, const ROWS: usize, const LANES: usize>(
         &self,
         blocks: &[u32],
         weights: &[Lane],
         first: usize,
     ) -> [[[f32; 16]; LANES]; ROWS] {
-        let lanes = self.cache.shape.value_lanes();
-        let mut sums = [[[0.0_f32; 16]; LANES]; ROWS];
+        let lanes = self.work.cache.shape.value_lanes();
+        let mut sums = [[V::zero(); LANES]; ROWS];
         for (at, &block) in blocks.iter().enumerate() {
-            let values = &self.cache.layer(block, self.layer).1[self.kv_head * BLOCK * lanes..][..BLOCK * lanes];
+            let values = self.work.cache.layer(block, self.work.layer).1;
+            let values = &values[self.kv_head * BLOCK * lanes..][..BLOCK * lanes];
             let weights: [&Lane; ROWS] = std::array::from_fn(|row| &weights[row * blocks.len() + at]);
             for (slot, values) in values.chunks_exact(lanes).enumerate() {
                 let values = values[first..].first_chunk::<LANES>().expect("the head has so many lanes");
                 for (sums, weights) in sums.iter_mut().zip(&weights) {
-                    for (sums, values) in sums.iter_mut().zip(values) {
-                        for (sum, value) in sums.iter_mut().zip(&values.0) {
-                            *sum = multiply_add::<FUSED>(weights.0[slot], *value, *sum);
-                        }
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = sum.add_product(weights.0[slot], value);
                     }
                 }
             }
         }
-        sums
+        sums.map(|row| row.map(Sixteen::to_array))
     }
 }
 
@@ -355,9 +370,14 @@ fn mask(scores: &mut [Lane], view: View<'_>, first_block: usize) {
     }
 }
 
+#[inline(always)]
+fn exp_of<V: Sixteen>(x: f32) -> f32 {
+    if V::FUSED { exp::<true>(x) } else { exp::<false>(x) }
+}
+
 /// Turns scores into weights that sum to the returned value.
 #[inline(always)]
-fn exponentiate<const FUSED: bool>(scores: &mut [Lane]) -> f32 {
+fn exponentiate<V: Sixteen>(scores: &mut [Lane]) -> f32 {
     let mut largest = [f32::NEG_INFINITY; 16];
     for lane in scores.iter() {
         for (largest, score) in largest.iter_mut().zip(&lane.0) {
@@ -369,7 +389,7 @@ fn exponentiate<const FUSED: bool>(scores: &mut [Lane]) -> f32 {
     for lane in scores.iter_mut() {
         for (score, sum) in lane.0.iter_mut().zip(&mut sums) {
             // The exponential saturates at a tiny number; a masked score must weigh exactly nothing.
-            let weight = exp::<FUSED>(*score - largest);
+            let weight = exp_of::<V>(*score - largest);
             *score = if *score == f32::NEG_INFINITY { 0.0 } else { weight };
             *sum += *score;
         }
