@@ -4,7 +4,7 @@
 //! something the decoder does not compute is refused by name, because a model that runs with a setting ignored
 //! answers plausible nonsense.
 
-use std::path::Path;
+use std::{f32::consts::TAU, path::Path};
 
 use serde_json::Value;
 
@@ -75,6 +75,67 @@ pub enum RopeScaling {
         /// The window before stretching.
         original_window: f32,
     },
+    /// YaRN: like Llama 3 with a ramp over dimensions, and all angles' sines and cosines grow.
+    Yarn {
+        /// The divisor of long wavelengths.
+        factor: f32,
+        /// The window before stretching.
+        original_window: f32,
+        /// Turns within the window above which a frequency is kept.
+        fast: f32,
+        /// Turns below which it is divided.
+        slow: f32,
+        /// What sines and cosines are multiplied with.
+        attention: f32,
+    },
+    /// Each frequency divided by a number of its own (as GGUF files say it).
+    Divisors(Vec<f32>),
+}
+
+impl RopeScaling {
+    /// YaRN with the usual bounds.
+    pub fn yarn(factor: f32, original_window: f32) -> Self {
+        let attention = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+        Self::Yarn { factor, original_window, fast: 32.0, slow: 1.0, attention }
+    }
+}
+
+impl Rope {
+    /// The angle by which each of the pairs of a head of `width` turns from one position to the next.
+    pub fn frequencies(&self, width: usize) -> Vec<f32> {
+        let plain = |pair: usize| 1.0 / self.theta.powf(2.0 * pair as f32 / width as f32);
+        (0..width / 2).map(|pair| self.stretched(pair, plain(pair), width as f32)).collect()
+    }
+
+    /// What sines and cosines are multiplied with.
+    pub fn amplitude(&self) -> f32 {
+        match self.scaling {
+            RopeScaling::Yarn { attention, .. } => attention,
+            _ => 1.0,
+        }
+    }
+
+    fn stretched(&self, pair: usize, frequency: f32, width: f32) -> f32 {
+        let between = |kept: f32, factor: f32| (1.0 - kept) * frequency / factor + kept * frequency;
+        match &self.scaling {
+            RopeScaling::None => frequency,
+            RopeScaling::Linear { factor } => frequency / factor,
+            RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_window } => {
+                let turns = original_window * frequency / TAU;
+                let kept = (turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor);
+                between(kept.clamp(0.0, 1.0), *factor)
+            }
+            RopeScaling::Yarn { factor, original_window, fast, slow, .. } => {
+                // The pair that makes so many turns within the window.
+                let pair_of = |turns: f32| width * (original_window / (turns * TAU)).ln() / (2.0 * self.theta.ln());
+                let first = pair_of(*fast).floor().max(0.0);
+                let last = pair_of(*slow).ceil().min(width - 1.0);
+                let last = if first == last { last + 0.001 } else { last };
+                between(1.0 - ((pair as f32 - first) / (last - first)).clamp(0.0, 1.0), *factor)
+            }
+            RopeScaling::Divisors(divisors) => frequency / divisors[pair],
+        }
+    }
 }
 
 impl Architecture {
@@ -190,7 +251,24 @@ impl RopeScaling {
                 high_frequency_factor: need("high_freq_factor")?,
                 original_window: need("original_max_position_embeddings")?,
             }),
-            other => Err(format!("unknown rope scaling {other:?}; known are default, linear, llama3")),
+            "yarn" => {
+                let Self::Yarn { factor, original_window, fast, slow, attention } =
+                    Self::yarn(need("factor")?, need("original_max_position_embeddings")?)
+                else {
+                    unreachable!("yarn makes yarn");
+                };
+                if json.get("mscale").is_some_and(|value| !value.is_null()) {
+                    return Err("rope scaling \"yarn\" with \"mscale\" is not supported".to_owned());
+                }
+                Ok(Self::Yarn {
+                    factor,
+                    original_window,
+                    fast: float(json, "beta_fast").unwrap_or(fast),
+                    slow: float(json, "beta_slow").unwrap_or(slow),
+                    attention: float(json, "attention_factor").unwrap_or(attention),
+                })
+            }
+            other => Err(format!("unknown rope scaling {other:?}; known are default, linear, llama3, yarn")),
         }
     }
 }

@@ -10,7 +10,8 @@ use crate::{engine::EngineConfig, tool_calls::Family};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Directories of chat models, each in Hugging Face's layout; a model is named after its directory.
+    /// Chat models: directories in Hugging Face's layout or with one GGUF file, or GGUF files. A model is named after its
+    /// directory or file.
     pub models: Vec<PathBuf>,
     /// Directories of embedding models (BERT family); a model is named after its directory.
     pub embedding_models: Vec<PathBuf>,

@@ -9,6 +9,8 @@
 pub mod attention;
 pub mod elementwise;
 pub mod matmul;
+pub mod quantised;
+mod sixteen;
 
 /// Sixteen floats on their own cache line: the unit in which weights and cached keys and values are stored.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +33,21 @@ pub(crate) enum Isa {
     Avx2,
     /// Whatever the compiler makes of plain Rust.
     Portable,
+}
+
+impl Isa {
+    /// All that this CPU can run.
+    #[cfg(test)]
+    pub(crate) fn available() -> Vec<Self> {
+        let mut all = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        match isa() {
+            Self::Avx512 => all.extend([Self::Avx2, Self::Avx512]),
+            Self::Avx2 => all.push(Self::Avx2),
+            Self::Portable => {}
+        }
+        all
+    }
 }
 
 /// The best instruction set this CPU has; the standard library remembers the answer.

@@ -13,6 +13,7 @@ pub mod constraint;
 pub mod detokenize;
 pub mod embed;
 pub mod engine;
+pub mod gguf;
 pub mod kernels;
 pub mod kv;
 pub mod model;

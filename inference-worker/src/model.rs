@@ -4,21 +4,25 @@
 //! keys and values of a layer are stored before any token looks at them, so sequences may share blocks that are
 //! being filled in the same call.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::{
-    architecture::{Architecture, RopeScaling},
+    architecture::Architecture,
     kernels::{
-        attention::{BLOCK, HeadShape, KvCache, View},
-        elementwise::{add, rms_norm, rms_norm_in_place, rotate, silu_multiply},
+        attention::{AttentionScratch, BLOCK, HeadShape, KvCache, TOKENS_TOGETHER, View},
+        elementwise::{add, add_rms_norm, rms_norm, rms_norm_in_place, rotate, silu_multiply},
         matmul::Packed,
     },
     model_directory::Error,
     weights::Weights,
 };
 
-/// Below this many tokens attention stays on the calling thread.
-const PARALLEL_TOKENS: usize = 8;
+/// Below this many runs of tokens attention stays on the calling thread.
+const PARALLEL_RUNS: usize = 6;
+/// Tokens that one thread takes at a time in row-wise work.
+const PART: usize = 32;
 
 /// A decoder with its weights.
 #[derive(Debug)]
@@ -88,7 +92,7 @@ impl Decoder {
         let norm = weights.tensor("model.norm.weight", &[a.hidden])?;
         let output =
             if a.tied_embeddings { None } else { Some(matrix(weights, "lm_head.weight", a.vocabulary, a.hidden)?) };
-        let inverse_frequencies = inverse_frequencies(a);
+        let inverse_frequencies = a.rope.frequencies(a.head_width);
         Ok(Self { embeddings, layers, norm, output, inverse_frequencies, architecture })
     }
 
@@ -119,15 +123,20 @@ impl Decoder {
         self.angles(&batch.positions, &mut s.cosines, &mut s.sines);
         s.normed.resize(count * a.hidden, 0.0);
         s.projected.resize(count * a.hidden, 0.0);
+        s.gate_up.resize(count * 2 * a.intermediate, 0.0);
+        s.gated.resize(count * a.intermediate, 0.0);
+        rms_norm(&s.x, &self.layers[0].attention_norm, a.norm_epsilon, &mut s.normed);
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(index, layer, batch, cache, s);
-            rms_norm(&s.x, &layer.feed_forward_norm, a.norm_epsilon, &mut s.normed);
-            s.gate_up.resize(count * 2 * a.intermediate, 0.0);
+            self.add_and_norm(s, &layer.feed_forward_norm);
             layer.gate_up.multiply(&s.normed, &mut s.gate_up);
-            s.gated.resize(count * a.intermediate, 0.0);
-            silu_multiply(&s.gate_up, a.intermediate, &mut s.gated);
+            let parts = (s.gate_up.chunks(PART * 2 * a.intermediate)).zip(s.gated.chunks_mut(PART * a.intermediate));
+            for_each_part(parts, count, |(gate_up, gated)| silu_multiply(gate_up, a.intermediate, gated));
             layer.down.multiply(&s.gated, &mut s.projected);
-            add(&mut s.x, &s.projected);
+            match self.layers.get(index + 1) {
+                Some(next) => self.add_and_norm(s, &next.attention_norm),
+                None => add(&mut s.x, &s.projected),
+            }
         }
         self.logits(batch, s);
         &s.logits
@@ -137,55 +146,68 @@ impl Decoder {
         let a = &self.architecture;
         let (query_width, key_width) = (a.heads * a.head_width, a.kv_heads * a.head_width);
         let width = query_width + 2 * key_width;
-        rms_norm(&s.x, &layer.attention_norm, a.norm_epsilon, &mut s.normed);
         s.qkv.resize(batch.tokens.len() * width, 0.0);
         layer.qkv.multiply(&s.normed, &mut s.qkv);
         let half = a.head_width / 2;
-        for (token, row) in s.qkv.chunks_exact_mut(width).enumerate() {
-            if let Some(bias) = &layer.qkv_bias {
-                add(row, bias);
-            }
-            let (queries, rest) = row.split_at_mut(query_width);
-            let (keys, values) = rest.split_at_mut(key_width);
-            for (heads, norm) in [(&mut *queries, &layer.query_norm), (&mut *keys, &layer.key_norm)] {
-                if let Some(norm) = norm {
-                    rms_norm_in_place(heads, norm, a.norm_epsilon);
+        let (cosines, sines) = (&s.cosines, &s.sines);
+        for_each_part(s.qkv.chunks_mut(PART * width).enumerate(), batch.tokens.len(), |(part, rows)| {
+            for (token, row) in (part * PART..).zip(rows.chunks_exact_mut(width)) {
+                if let Some(bias) = &layer.qkv_bias {
+                    add(row, bias);
                 }
-                for head in heads.chunks_exact_mut(a.head_width) {
-                    rotate(head, &s.cosines[token * half..][..half], &s.sines[token * half..][..half]);
+                let (queries, rest) = row.split_at_mut(query_width);
+                for (heads, norm) in [(queries, &layer.query_norm), (&mut rest[..key_width], &layer.key_norm)] {
+                    if let Some(norm) = norm {
+                        rms_norm_in_place(heads, norm, a.norm_epsilon);
+                    }
+                    for head in heads.chunks_exact_mut(a.head_width) {
+                        rotate(head, &cosines[token * half..][..half], &sines[token * half..][..half]);
+                    }
                 }
             }
+        });
+        for (token, row) in s.qkv.chunks_exact(width).enumerate() {
+            let (keys, values) = row[query_width..].split_at(key_width);
             let position = batch.positions[token];
             let block = batch.tables[batch.sequences[token]][position / BLOCK];
             cache.write(index, block, position % BLOCK, keys, values);
         }
         s.mixed.resize(batch.tokens.len() * query_width, 0.0);
         let cache = &*cache;
-        let one = |scores: &mut Vec<_>, token: usize, qkv: &[f32], out: &mut [f32]| {
+        let view = |token: usize| {
             let position = batch.positions[token];
             let from = a.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window));
-            let view = View { blocks: batch.tables[batch.sequences[token]], position, from };
-            cache.attend(index, view, &qkv[..query_width], scores, out);
+            View { blocks: batch.tables[batch.sequences[token]], position, from }
         };
-        let rows = s.qkv.chunks_exact(width).zip(s.mixed.chunks_exact_mut(query_width)).enumerate();
-        if batch.tokens.len() < PARALLEL_TOKENS {
-            let mut scores = Vec::new();
-            rows.for_each(|(token, (qkv, out))| one(&mut scores, token, qkv, out));
+        let mut runs = Vec::new();
+        let mut rest = s.mixed.as_mut_slice();
+        for run in runs_of(&batch.sequences) {
+            let out;
+            (out, rest) = rest.split_at_mut(run.len() * query_width);
+            runs.push((run, out));
+        }
+        let one = |scratch: &mut AttentionScratch, (run, out): (Range<usize>, &mut [f32])| {
+            let views: Vec<View<'_>> = run.clone().map(view).collect();
+            cache.attend(index, &views, &s.qkv[run.start * width..run.end * width], width, scratch, out);
+        };
+        if runs.len() < PARALLEL_RUNS {
+            let mut scratch = AttentionScratch::default();
+            runs.into_iter().for_each(|run| one(&mut scratch, run));
         } else {
-            s.qkv
-                .par_chunks_exact(width)
-                .zip(s.mixed.par_chunks_exact_mut(query_width))
-                .enumerate()
-                .with_min_len(4)
-                .for_each_init(Vec::new, |scores, (token, (qkv, out))| {
-                    one(scores, token, qkv, out);
-                });
+            runs.into_par_iter().with_min_len(2).for_each_init(AttentionScratch::default, one);
         }
         layer.attention_output.multiply(&s.mixed, &mut s.projected);
         if let Some(bias) = &layer.attention_output_bias {
             s.projected.chunks_exact_mut(a.hidden).for_each(|row| add(row, bias));
         }
-        add(&mut s.x, &s.projected);
+    }
+
+    /// Adds what half a layer gave, and prepares the input of the next.
+    fn add_and_norm(&self, s: &mut Scratch, norm: &[f32]) {
+        let (part, epsilon) = (PART * norm.len(), self.architecture.norm_epsilon);
+        let count = s.x.len() / norm.len();
+        let parts = s.x.chunks_mut(part).zip(s.projected.chunks(part)).zip(s.normed.chunks_mut(part));
+        for_each_part(parts, count, |((x, y), out)| add_rms_norm(x, y, norm, epsilon, out));
     }
 
     fn logits(&self, batch: &Batch<'_>, s: &mut Scratch) {
@@ -199,13 +221,14 @@ impl Decoder {
     }
 
     fn angles(&self, positions: &[usize], cosines: &mut Vec<f32>, sines: &mut Vec<f32>) {
+        let amplitude = self.architecture.rope.amplitude();
         cosines.clear();
         sines.clear();
         for &position in positions {
             for frequency in &self.inverse_frequencies {
                 let (sine, cosine) = (position as f32 * frequency).sin_cos();
-                cosines.push(cosine);
-                sines.push(sine);
+                cosines.push(cosine * amplitude);
+                sines.push(sine * amplitude);
             }
         }
     }
@@ -222,11 +245,12 @@ impl Layer {
         let get = |rest: &str, shape: &[usize]| weights.tensor(&name(rest), shape);
         let when = |wanted: bool, rest: &str, width: usize| wanted.then(|| get(rest, &[width])).transpose();
         let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
+        let read = |rest: &str, outputs: usize| weights.matrix(&name(rest), outputs, a.hidden);
         let qkv = Packed::stack(
-            &[
-                &get("self_attn.q_proj.weight", &[query, a.hidden])?,
-                &get("self_attn.k_proj.weight", &[key, a.hidden])?,
-                &get("self_attn.v_proj.weight", &[key, a.hidden])?,
+            vec![
+                read("self_attn.q_proj.weight", query)?,
+                read("self_attn.k_proj.weight", key)?,
+                read("self_attn.v_proj.weight", key)?,
             ],
             a.hidden,
         );
@@ -239,10 +263,7 @@ impl Layer {
             None => None,
         };
         let gate_up = Packed::stack(
-            &[
-                &get("mlp.gate_proj.weight", &[a.intermediate, a.hidden])?,
-                &get("mlp.up_proj.weight", &[a.intermediate, a.hidden])?,
-            ],
+            vec![read("mlp.gate_proj.weight", a.intermediate)?, read("mlp.up_proj.weight", a.intermediate)?],
             a.hidden,
         );
         Ok(Self {
@@ -260,23 +281,30 @@ impl Layer {
     }
 }
 
-fn matrix(weights: &impl Weights, name: &str, outputs: usize, inputs: usize) -> Result<Packed, Error> {
-    Ok(Packed::stack(&[&weights.tensor(name, &[outputs, inputs])?], inputs))
+/// Neighbouring tokens of one sequence, as many as attention computes together.
+fn runs_of(sequences: &[usize]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (token, sequence) in sequences.iter().enumerate() {
+        match runs.last_mut() {
+            Some(run) if run.len() < TOKENS_TOGETHER && sequences[run.start] == *sequence => run.end += 1,
+            _ => runs.push(token..token + 1),
+        }
+    }
+    runs
 }
 
-fn inverse_frequencies(a: &Architecture) -> Vec<f32> {
-    let width = a.head_width as f32;
-    (0..a.head_width / 2)
-        .map(|pair| 1.0 / a.rope.theta.powf(2.0 * pair as f32 / width))
-        .map(|frequency| match a.rope.scaling {
-            RopeScaling::None => frequency,
-            RopeScaling::Linear { factor } => frequency / factor,
-            RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_window } => {
-                let turns = original_window * frequency / std::f32::consts::TAU;
-                let kept =
-                    ((turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor)).clamp(0.0, 1.0);
-                (1.0 - kept) * frequency / factor + kept * frequency
-            }
-        })
-        .collect()
+/// Row-wise work by parts of `PART` tokens, on several threads when there are enough of them.
+fn for_each_part<T: Send>(parts: impl Iterator<Item = T> + Send, tokens: usize, work: impl Fn(T) + Sync + Send) {
+    if tokens < 2 * PART {
+        parts.for_each(work);
+    } else {
+        rayon::scope(|scope| {
+            let work = &work;
+            parts.for_each(|part| scope.spawn(move |_| work(part)));
+        });
+    }
+}
+
+fn matrix(weights: &impl Weights, name: &str, outputs: usize, inputs: usize) -> Result<Packed, Error> {
+    Ok(Packed::stack(vec![weights.matrix(name, outputs, inputs)?], inputs))
 }

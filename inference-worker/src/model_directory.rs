@@ -1,4 +1,4 @@
-//! A model as it lies on disk: a directory in Hugging Face's layout, loaded and checked as a whole.
+//! A model as it lies on disk, a directory in Hugging Face's layout or a GGUF file, loaded and checked as a whole.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::{
     architecture::Architecture,
     constraint::{Grammars, Refused},
+    gguf::GgufFile,
     model::Decoder,
     template::ChatTemplate,
     tokenizer::Tokenizer,
@@ -52,7 +53,7 @@ impl Error {
 /// Everything a chat model needs, ready to run.
 #[derive(Debug)]
 pub struct Model {
-    /// The name under which it is served: the directory's.
+    /// The name under which it is served: the directory's or the file's.
     pub name: String,
     /// The decoder and its weights.
     pub decoder: Decoder,
@@ -68,33 +69,37 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a directory with `config.json`, safetensors, `tokenizer.json` and `tokenizer_config.json`.
+    /// Loads a directory with `config.json`, safetensors, `tokenizer.json` and `tokenizer_config.json`; or a GGUF file,
+    /// or the one in a directory.
     ///
     /// # Errors
-    /// Any file is missing or unusable; the error names it.
-    pub fn load(directory: &Path) -> Result<Self, Error> {
-        Self::load_as(directory, None)
+    /// Any file is missing or unusable, or the tokenizer does not fit the model; the error names the file.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        Self::load_as(path, None)
     }
 
     /// The same for a model whose template does not tell how it writes calls, or tells it wrongly.
     ///
     /// # Errors
-    /// Any file is missing or unusable; the error names it.
-    pub fn load_as(directory: &Path, family: Option<Family>) -> Result<Self, Error> {
-        let config_path = directory.join("config.json");
-        let architecture = Architecture::read(&config_path)?;
-        let weights = SafetensorsFiles::open(directory)?;
-        let decoder = Decoder::load(architecture, &weights)?;
-        let mut tokenizer = Tokenizer::load(&directory.join("tokenizer.json"))?;
-        let tokenizer_config_path = directory.join("tokenizer_config.json");
-        let tokenizer_config = read_json(&tokenizer_config_path)?;
-        let template = ChatTemplate::load(directory, &tokenizer_config)?;
-        let end_tokens = end_tokens(directory, &config_path, &tokenizer_config, &tokenizer)?;
-        let name = directory.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+    /// Any file is missing or unusable, or the tokenizer does not fit the model; the error names the file.
+    pub fn load_as(path: &Path, family: Option<Family>) -> Result<Self, Error> {
+        let parts = match gguf_in(path)? {
+            Some(file) => Parts::of_gguf(&file)?,
+            None => Parts::of_directory(path)?,
+        };
+        let Parts { decoder, mut tokenizer, template, end_tokens } = parts;
+        let vocabulary = decoder.architecture().vocabulary;
+        if let Some(end) = end_tokens.iter().find(|&&end| end as usize >= vocabulary) {
+            return Err(Error::refused(
+                path,
+                format!("end token {end} is outside the {vocabulary} tokens of the model"),
+            ));
+        }
         // Without a word about it: most models that are trained for calls write them as Hermes does.
         let family = family.or(template.family).unwrap_or(Family::Hermes);
         tokenizer.show(family.visible());
-        Ok(Self { name, decoder, tokenizer, template, end_tokens, family, grammars: OnceLock::new() })
+        let grammars = OnceLock::new();
+        Ok(Self { name: name_of(path), decoder, tokenizer, template, end_tokens, family, grammars })
     }
 
     /// What compiles grammars for it, made when first needed.
@@ -106,6 +111,98 @@ impl Model {
         let made =
             self.grammars.get_or_init(|| Grammars::new(&self.tokenizer, vocabulary, &self.end_tokens, self.family));
         made.as_ref().map_err(Clone::clone)
+    }
+}
+
+/// What is read of a model's files.
+struct Parts {
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    end_tokens: Vec<u32>,
+}
+
+impl Parts {
+    fn of_directory(directory: &Path) -> Result<Self, Error> {
+        let config_path = directory.join("config.json");
+        let architecture = Architecture::read(&config_path)?;
+        let weights = SafetensorsFiles::open(directory)?;
+        let tokenizer = fitting_tokenizer(&directory.join("tokenizer.json"), architecture.vocabulary)?;
+        let tokenizer_config_path = directory.join("tokenizer_config.json");
+        let tokenizer_config = read_json(&tokenizer_config_path)?;
+        let template = ChatTemplate::load(&tokenizer_config_path, &tokenizer_config)?;
+        let end_tokens = end_tokens(directory, &config_path, &tokenizer_config, &tokenizer)?;
+        let decoder = Decoder::load(architecture, &weights)?;
+        Ok(Self { decoder, tokenizer, template, end_tokens })
+    }
+
+    /// Tokenizer and template lie beside the file, or in it.
+    fn of_gguf(path: &Path) -> Result<Self, Error> {
+        let file = GgufFile::open(path)?;
+        let architecture = file.architecture().clone();
+        let beside = path.with_file_name("tokenizer.json");
+        let tokenizer = if beside.exists() {
+            fitting_tokenizer(&beside, architecture.vocabulary)?
+        } else {
+            fitting(file.tokenizer()?, path, architecture.vocabulary)?
+        };
+        let beside = path.with_file_name("tokenizer_config.json");
+        let (config_path, mut config) =
+            if beside.exists() { (beside.as_path(), read_json(&beside)?) } else { (path, file.tokenizer_config()) };
+        if config.get("chat_template").is_none_or(Value::is_null) {
+            config["chat_template"] = file.tokenizer_config()["chat_template"].clone();
+        }
+        let template = ChatTemplate::load(config_path, &config)?;
+        let decoder = Decoder::load(architecture, &file)?;
+        Ok(Self { decoder, tokenizer, template, end_tokens: file.end_tokens() })
+    }
+}
+
+/// The name under which the model at that path is served.
+pub fn name_of(path: &Path) -> String {
+    let name = if is_gguf(path) { path.file_stem() } else { path.file_name() };
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Whether this is named like a GGUF file.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// The GGUF file at this path: itself, or the only one in a directory that has no `config.json`.
+fn gguf_in(path: &Path) -> Result<Option<PathBuf>, Error> {
+    if is_gguf(path) {
+        return Ok(Some(path.to_owned()));
+    }
+    if path.join("config.json").exists() {
+        return Ok(None);
+    }
+    let entries = std::fs::read_dir(path).map_err(|source| Error::read(path, source))?;
+    let mut files: Vec<PathBuf> =
+        entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
+    files.sort();
+    match files.len() {
+        0 => Ok(None),
+        1 => Ok(files.pop()),
+        more => Err(Error::refused(path, format!("{more} GGUF files in one directory: name the file that is meant"))),
+    }
+}
+
+fn fitting_tokenizer(path: &Path, vocabulary: usize) -> Result<Tokenizer, Error> {
+    fitting(Tokenizer::load(path)?, path, vocabulary)
+}
+
+/// Refuses a tokenizer with ids that the model has no embedding for: it belongs to another model.
+fn fitting(tokenizer: Tokenizer, path: &Path, vocabulary: usize) -> Result<Tokenizer, Error> {
+    match tokenizer.largest_id() {
+        Some(id) if (id as usize) < vocabulary => Ok(tokenizer),
+        Some(id) => {
+            let reason = format!(
+                "the tokenizer has ids up to {id}, the model knows {vocabulary} tokens: they do not belong together"
+            );
+            Err(Error::refused(path, reason))
+        }
+        None => Err(Error::refused(path, "the tokenizer knows no token")),
     }
 }
 

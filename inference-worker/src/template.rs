@@ -22,19 +22,19 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Takes `chat_template` from the tokenizer's configuration, or the file `chat_template.jinja` beside it.
+    /// Takes `chat_template` from the tokenizer's configuration, which stands in `config_path`, or the file
+    /// `chat_template.jinja` beside it.
     ///
     /// # Errors
     /// There is no template, or it does not compile.
-    pub fn load(directory: &Path, tokenizer_config: &Json) -> Result<Self, Error> {
-        let config_path = directory.join("tokenizer_config.json");
-        let file = directory.join("chat_template.jinja");
+    pub fn load(config_path: &Path, tokenizer_config: &Json) -> Result<Self, Error> {
+        let file = config_path.with_file_name("chat_template.jinja");
         let source = match tokenizer_config.get("chat_template") {
             Some(Json::String(source)) => source.clone(),
             Some(Json::Array(named)) => named_template(named)
-                .ok_or_else(|| Error::refused(&config_path, "\"chat_template\" has no template named default"))?,
+                .ok_or_else(|| Error::refused(config_path, "\"chat_template\" has no template named default"))?,
             _ if file.exists() => std::fs::read_to_string(&file).map_err(|source| Error::read(&file, source))?,
-            _ => return Err(Error::refused(&config_path, "\"chat_template\" is missing")),
+            _ => return Err(Error::refused(config_path, "\"chat_template\" is missing")),
         };
         let token = |name: &str| {
             let token = tokenizer_config.get(name);
@@ -44,7 +44,7 @@ impl ChatTemplate {
                 .to_owned()
         };
         Self::compile(source, token("bos_token"), token("eos_token"))
-            .map_err(|error| Error::refused(&config_path, format!("the chat template does not compile: {error}")))
+            .map_err(|error| Error::refused(config_path, format!("the chat template does not compile: {error}")))
     }
 
     fn compile(source: String, bos_token: String, eos_token: String) -> Result<Self, minijinja::Error> {

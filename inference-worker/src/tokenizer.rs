@@ -32,11 +32,16 @@ impl Tokenizer {
     /// # Errors
     /// The file is missing or malformed.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let bytes = std::fs::read(path).map_err(|source| Error::read(path, source))?;
-        let json: Value =
-            serde_json::from_slice(&bytes).map_err(|error| Error::refused(path, format!("malformed JSON: {error}")))?;
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| Error::refused(path, error.to_string()))?;
+        Self::from_json(path, &crate::model_directory::read_json(path)?)
+    }
+
+    /// Takes the content of a `tokenizer.json` that comes from `path`.
+    ///
+    /// # Errors
+    /// It does not describe a tokenizer.
+    pub(crate) fn from_json(path: &Path, json: &Value) -> Result<Self, Error> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(json.to_string())
+            .map_err(|error| Error::refused(path, error.to_string()))?;
         // Cutting and filling are for training batches; a prompt is taken whole.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| Error::refused(path, error.to_string()))?;
@@ -44,6 +49,11 @@ impl Tokenizer {
         let bytes = if decoder.contains("\"ByteLevel\"") { ByteForm::ByteLevel } else { ByteForm::SentencePiece };
         let added = inner.get_added_tokens_decoder().into_iter().collect();
         Ok(Self { inner, bytes, added, visible: &[] })
+    }
+
+    /// The largest id it can produce; `None` when it knows no token.
+    pub fn largest_id(&self) -> Option<u32> {
+        self.inner.get_vocab(true).into_values().max()
     }
 
     /// The ids of a text; markers of special tokens in it become those tokens, nothing is added.

@@ -16,7 +16,10 @@ use half::{bf16, f16};
 use safetensors::{Dtype, tensor::Metadata};
 use serde_json::Value;
 
-use crate::model_directory::{Error, read_json};
+use crate::{
+    kernels::matmul::Matrix,
+    model_directory::{Error, read_json},
+};
 
 /// Where a model's tensors come from.
 pub trait Weights {
@@ -25,6 +28,14 @@ pub trait Weights {
     /// # Errors
     /// The tensor is missing, has another shape, or cannot be read.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error>;
+
+    /// The matrix `[outputs, inputs]` of that name, quantised when the file has it so.
+    ///
+    /// # Errors
+    /// The tensor is missing, has another shape, or cannot be read.
+    fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error> {
+        Ok(Matrix::Float(self.tensor(name, &[outputs, inputs])?))
+    }
 }
 
 /// The safetensors files of a model directory, opened and checked.

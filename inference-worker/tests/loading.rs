@@ -2,7 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use inference_worker::{architecture::Architecture, model::Decoder, weights::SafetensorsFiles};
+use inference_worker::{
+    architecture::Architecture,
+    gguf::GgufFile,
+    model::Decoder,
+    model_directory::{Model, name_of},
+    weights::SafetensorsFiles,
+};
+use serde_json::json;
 
 fn copy_of(name: &str) -> tempfile::TempDir {
     let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(name);
@@ -70,8 +77,82 @@ fn a_missing_tensor_and_a_wrong_shape_are_named() {
 fn an_unknown_rope_scaling_and_a_zero_dimension_are_refused() {
     let directory = copy_of("llama");
     let config = directory.path().join("config.json");
-    replace(&config, "\"llama3\"", "\"yarn\"");
-    assert!(refusal(directory.path()).contains("yarn"));
+    replace(&config, "\"llama3\"", "\"longrope\"");
+    assert!(refusal(directory.path()).contains("longrope"));
     replace(&config, "\"hidden_size\": 40", "\"hidden_size\": 0");
     assert!(refusal(directory.path()).contains("hidden_size"));
+}
+
+#[test]
+fn a_gguf_file_brings_its_tokenizer_and_template() {
+    let directory = copy_of("llama-gguf");
+    let path = directory.path().join("llama-gguf.gguf");
+    let model = Model::load(&path).unwrap();
+    assert_eq!((model.name.as_str(), name_of(&path).as_str()), ("llama-gguf", "llama-gguf"));
+    assert_eq!(model.end_tokens, [2]);
+    let prompt = model.template.render(&[json!({"role": "user", "content": "hello world"})], &[]).unwrap();
+    assert_eq!(prompt, "<s>hello world");
+    let ids = model.tokenizer.encode(&prompt).unwrap();
+    let pieces: Vec<u32> = ["<s>", "▁hello", "▁world"].iter().map(|piece| model.tokenizer.id(piece).unwrap()).collect();
+    assert_eq!(ids, pieces);
+    let mut bytes = Vec::new();
+    ids.iter().for_each(|&id| model.tokenizer.append_bytes(id, &mut bytes));
+    assert_eq!(bytes, b" hello world");
+    // A directory with one GGUF file is that model under the directory's name.
+    let by_directory = Model::load(directory.path()).unwrap();
+    assert_eq!(by_directory.name, name_of(directory.path()));
+}
+
+#[test]
+fn a_byte_level_vocabulary_is_read_from_a_gguf_file() {
+    let directory = copy_of("qwen3-gguf");
+    let model = Model::load(&directory.path().join("qwen3-gguf.gguf")).unwrap();
+    let prompt = model.template.render(&[json!({"role": "user", "content": "b ab a"})], &[]).unwrap();
+    assert_eq!(prompt, "<|im_start|>b ab a<|im_end|>");
+    let ids = model.tokenizer.encode(&prompt).unwrap();
+    let pieces = ["<|im_start|>", "b", "Ġa", "b", "Ġa", "<|im_end|>"];
+    let pieces: Vec<u32> = pieces.iter().map(|piece| model.tokenizer.id(piece).unwrap()).collect();
+    assert_eq!(ids, pieces);
+    assert_eq!(model.end_tokens, [130]);
+}
+
+#[test]
+fn files_beside_a_gguf_file_go_before_what_is_in_it_and_must_fit() {
+    let directory = copy_of("qwen3-gguf");
+    let path = directory.path().join("qwen3-gguf.gguf");
+    let config = json!({"chat_template": "beside {{ eos_token }}", "eos_token": "b"});
+    std::fs::write(directory.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    assert_eq!(Model::load(&path).unwrap().template.render(&[], &[]).unwrap(), "beside b");
+    let vocabulary: serde_json::Map<_, _> = (0..140).map(|id| (format!("t{id}"), id.into())).collect();
+    let tokenizer = json!({"version": "1.0", "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t0"}});
+    std::fs::write(directory.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let text = Model::load(&path).expect_err("the tokenizer has too many ids").to_string();
+    assert!(text.contains("tokenizer.json") && text.contains("139") && text.contains("131"), "{text}");
+}
+
+#[test]
+fn a_gguf_file_truncated_anywhere_is_refused() {
+    let directory = copy_of("qwen3-gguf");
+    let path = directory.path().join("qwen3-gguf.gguf");
+    let whole = std::fs::read(&path).unwrap();
+    for length in [0, 3, 8, 100, 3_000, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        let text = GgufFile::open(&path).expect_err("it is refused").to_string();
+        assert!(text.contains("qwen3-gguf.gguf") && text.contains("truncated"), "{length}: {text}");
+    }
+}
+
+#[test]
+fn a_gguf_file_of_another_architecture_is_named() {
+    let directory = copy_of("qwen3-gguf");
+    let path = directory.path().join("qwen3-gguf.gguf");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let key = b"general.architecture";
+    let at = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len() + 12;
+    assert_eq!(&bytes[at..at + 5], b"qwen3");
+    bytes[at..at + 5].copy_from_slice(b"bloom");
+    std::fs::write(&path, bytes).unwrap();
+    let text = Model::load(&path).expect_err("it is refused").to_string();
+    assert!(text.contains("qwen3-gguf.gguf") && text.contains("bloom"), "{text}");
 }

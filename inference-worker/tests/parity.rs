@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use inference_worker::{
     architecture::Architecture,
+    gguf::GgufFile,
     kv::BLOCK,
     model::{Batch, Decoder, Scratch},
     sample::Sampling,
@@ -13,10 +14,19 @@ use inference_worker::{
 };
 use serde_json::Value;
 
+/// Safetensors in f32, f16 and bf16, sharded and whole; GGUF with every kind of block; scaled and plain rotation.
+const MODELS: [&str; 6] = ["qwen3", "llama", "qwen2", "mistral", "llama-gguf", "qwen3-gguf"];
+
 fn reference(name: &str) -> (Decoder, Value) {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(name);
-    let architecture = Architecture::read(&directory.join("config.json")).unwrap();
-    let decoder = Decoder::load(architecture, &SafetensorsFiles::open(&directory).unwrap()).unwrap();
+    let gguf = directory.join(format!("{name}.gguf"));
+    let decoder = if gguf.exists() {
+        let file = GgufFile::open(&gguf).unwrap();
+        Decoder::load(file.architecture().clone(), &file).unwrap()
+    } else {
+        let architecture = Architecture::read(&directory.join("config.json")).unwrap();
+        Decoder::load(architecture, &SafetensorsFiles::open(&directory).unwrap()).unwrap()
+    };
     let json = serde_json::from_slice(&std::fs::read(directory.join("reference.json")).unwrap()).unwrap();
     (decoder, json)
 }
@@ -27,7 +37,7 @@ fn ids(value: &Value) -> Vec<u32> {
 
 #[test]
 fn logits_and_greedy_tokens_equal_those_of_transformers() {
-    for name in ["qwen3", "llama"] {
+    for name in MODELS {
         let (decoder, json) = reference(name);
         let prompt = ids(&json["prompt"]);
         let blocks: Vec<u32> = (0..prompt.len().div_ceil(BLOCK) as u32).collect();
@@ -54,7 +64,7 @@ fn logits_and_greedy_tokens_equal_those_of_transformers() {
 
 #[test]
 fn a_crowd_with_cut_prompts_and_scarce_blocks_gets_the_tokens_of_each_alone() {
-    for name in ["qwen3", "llama"] {
+    for name in MODELS {
         let (decoder, json) = reference(name);
         let base = ids(&json["prompt"]);
         // Some share a beginning of one or two blocks, some are equal, lengths differ.

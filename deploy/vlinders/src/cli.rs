@@ -73,8 +73,8 @@ pub(crate) struct Up {
     /// A directory whose files tools may read; repeatable.
     #[arg(long, value_name = "DIR")]
     pub(crate) workspace: Vec<PathBuf>,
-    /// A model directory, or a directory of model directories.
-    #[arg(long, value_name = "DIR")]
+    /// A model (a directory with `config.json`, or a GGUF file), or a directory of models.
+    #[arg(long, value_name = "PATH")]
     pub(crate) models: Option<PathBuf>,
     /// A directory of agent types, one TOML file each; taken up again whenever it changes.
     #[arg(long, value_name = "DIR")]
@@ -108,8 +108,8 @@ pub(crate) struct Role {
     /// tool-worker: a directory whose files tools may read; repeatable.
     #[arg(long, value_name = "DIR")]
     pub(crate) workspace: Vec<PathBuf>,
-    /// inference-worker: a model directory, or a directory of model directories.
-    #[arg(long, value_name = "DIR")]
+    /// inference-worker: a model (a directory with `config.json`, or a GGUF file), or a directory of models.
+    #[arg(long, value_name = "PATH")]
     pub(crate) models: Option<PathBuf>,
     /// orchestrator: a directory of agent types, one TOML file each; taken up again whenever it changes.
     #[arg(long, value_name = "DIR")]

@@ -87,7 +87,7 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
 }
 
 pub(crate) fn model_names(settings: &Settings) -> Vec<String> {
-    settings.inference.models.iter().filter_map(|m| m.file_name()).map(|n| n.to_string_lossy().into_owned()).collect()
+    settings.inference.models.iter().map(|m| inference_worker::model_directory::name_of(m)).collect()
 }
 
 /// Starts one role and returns when it is ready.

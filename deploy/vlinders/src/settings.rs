@@ -109,20 +109,22 @@ fn make_secret(file: &Path) -> std::io::Result<()> {
     writeln!(secret, "{}{}", runtime::clock::random_hex(), runtime::clock::random_hex())
 }
 
-/// Model directories in `directory`: itself, or each of its children that holds a `config.json`.
-pub(crate) fn model_directories(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    if directory.join("config.json").is_file() {
-        return Ok(vec![directory.to_owned()]);
+/// The models at `path`: itself, or each of its children that is a model. A model is a GGUF file, or a directory that
+/// holds a `config.json`.
+pub(crate) fn model_directories(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    use inference_worker::model_directory::is_gguf;
+    let is_model = |path: &Path| path.join("config.json").is_file() || is_gguf(path) && path.is_file();
+    if is_model(path) {
+        return Ok(vec![path.to_owned()]);
     }
-    let entries = std::fs::read_dir(directory)
-        .map_err(|e| Usage(format!("read the model directory {}: {e}", directory.display())))?;
-    let mut found: Vec<PathBuf> =
-        entries.filter_map(Result::ok).map(|e| e.path()).filter(|p| p.join("config.json").is_file()).collect();
+    let entries =
+        std::fs::read_dir(path).map_err(|e| Usage(format!("read the model directory {}: {e}", path.display())))?;
+    let mut found: Vec<PathBuf> = entries.filter_map(Result::ok).map(|e| e.path()).filter(|p| is_model(p)).collect();
     found.sort();
     if found.is_empty() {
-        let directory = directory.display();
+        let path = path.display();
         return Err(Usage(format!(
-            "no model in {directory}: expected {directory}/config.json or {directory}/*/config.json"
+            "no model in {path}: expected {path}/config.json, {path}/*/config.json or {path}/*.gguf"
         ))
         .into());
     }

@@ -8,6 +8,12 @@ for_each_isa! {
 }
 
 for_each_isa! {
+    /// `x += y`, then `out = x / rms(x) * weight`, for every row of `weight.len()` values: the end of one half of a layer
+    /// and the beginning of the next, while the row is at hand.
+    pub fn add_rms_norm(x: &mut [f32], y: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) = add_rms_norm_rows;
+}
+
+for_each_isa! {
     /// The same in place, for `width` values at the start of each `stride`: the per-head norm of queries and keys.
     pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) = rms_norm_rows_in_place;
 }
@@ -34,6 +40,15 @@ fn rms_norm_rows<const FUSED: bool>(x: &[f32], weight: &[f32], epsilon: f32, out
         for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
             *out = x * scale * weight;
         }
+    }
+}
+
+#[inline(always)]
+fn add_rms_norm_rows<const FUSED: bool>(x: &mut [f32], y: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let width = weight.len();
+    for ((x, y), out) in x.chunks_exact_mut(width).zip(y.chunks_exact(width)).zip(out.chunks_exact_mut(width)) {
+        add_all::<FUSED>(x, y);
+        rms_norm_rows::<FUSED>(x, weight, epsilon, out);
     }
 }
 
@@ -105,4 +120,42 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     }
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     p * power
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adding_and_normalising_together_equals_one_after_the_other() {
+        let values = |seed: usize| (0..3 * 37).map(move |at| ((at * 31 + seed * 17) % 23) as f32 / 7.0 - 1.5);
+        let (mut x, y): (Vec<f32>, Vec<f32>) = (values(1).collect(), values(2).collect());
+        let weight: Vec<f32> = values(3).take(37).collect();
+        let mut apart = x.clone();
+        let (mut wanted, mut out) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        add(&mut apart, &y);
+        rms_norm(&apart, &weight, 1e-6, &mut wanted);
+        add_rms_norm(&mut x, &y, &weight, 1e-6, &mut out);
+        assert_eq!((x, out), (apart.clone(), wanted.clone()));
+        // And against the formula, in double precision.
+        for (row, wanted) in apart.chunks_exact(37).zip(wanted.chunks_exact(37)) {
+            let square = row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>() / 37.0;
+            for ((x, weight), wanted) in row.iter().zip(&weight).zip(wanted) {
+                let plain = f64::from(*x) / (square + 1e-6).sqrt() * f64::from(*weight);
+                assert!((plain - f64::from(*wanted)).abs() < 1e-5, "{wanted} instead of {plain}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_gate_equals_its_formula() {
+        let gate_up: Vec<f32> = (0..2 * 50).map(|at| (at % 41) as f32 - 20.0).collect();
+        let mut out = vec![0.0; 50];
+        silu_multiply(&gate_up, 50, &mut out);
+        for (at, out) in out.iter().enumerate() {
+            let (gate, up) = (f64::from(gate_up[at]), f64::from(gate_up[50 + at]));
+            let wanted = gate / (1.0 + (-gate).exp()) * up;
+            assert!((wanted - f64::from(*out)).abs() <= 1e-6 * wanted.abs().max(1.0), "{out} instead of {wanted}");
+        }
+    }
 }

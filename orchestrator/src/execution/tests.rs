@@ -598,7 +598,7 @@ fn a_last_answer_needs_no_room() {
     let start = [vec![roomy()], filling(1, 100, 700), filling(2, 400, 300)].concat();
     let long = FactBody::InferenceCompleted(long);
     assert_eq!(given([start.clone(), vec![long.clone()]].concat()).1, ["execution.completed"]);
-    let more = FactBody::UserMessage(UserMessage { id: "m".into(), text: "and y?".into(), by: None });
+    let more = FactBody::UserMessage(UserMessage { id: "m".into(), text: "and y?".into(), by: None, object: None });
     let (_, on) = given([start, vec![more, long]].concat());
     assert_eq!(on, ["context.replaced", "inference.requested"], "there is more to say, and it needs room");
 }
