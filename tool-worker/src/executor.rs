@@ -25,6 +25,9 @@ use crate::workspace::{self, Roots, Workspace};
 /// Wall time of the self-test: a box on a busy machine, many times over.
 const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// One line of a file takes at most this part of a result, so that a small window is not spent on a long line.
+const LINE_SHARE: usize = 12;
+
 /// Asks the analysis worker about `(path, code)`. The failure is written for the model.
 pub type Analyst = Arc<dyn Fn(String, String) -> BoxFuture<'static, Result<Outline, Failure>> + Send + Sync>;
 
@@ -114,6 +117,7 @@ impl Executor {
         } else {
             call.result_bytes_max.min(tool.result_bytes_max)
         };
+        let text = if tool.name == "read_file" { cut_lines(&text, bytes_max / LINE_SHARE) } else { text };
         Ok(cut(text, bytes_max))
     }
 
@@ -151,6 +155,15 @@ async fn self_test(sandbox: &Bubblewrap, workspace: &Path) -> Result<String, Fai
     let open = Result::from(answer.outcome)?;
     let relevant = |line: &&str| landlocked || !line.starts_with(probe::ONLY_LANDLOCK);
     Ok(open.lines().filter(relevant).collect::<Vec<_>>().join("\n"))
+}
+
+/// Cuts every line at so many characters; a cut line ends in an ellipsis.
+fn cut_lines(text: &str, chars_max: usize) -> String {
+    let lines = text.split('\n').map(|line| match line.char_indices().nth(chars_max) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Cuts a text at a line or, failing that, a character, and says so.
