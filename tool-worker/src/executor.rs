@@ -26,6 +26,9 @@ use crate::workspace::{self, Roots, Workspace};
 /// Wall time of the self-test: a box on a busy machine, many times over.
 const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// One line of a file takes at most this part of a result, so that a small window is not spent on a long line.
+const LINE_SHARE: usize = 12;
+
 /// Asks the analysis worker about `(path, code)`. The failure is written for the model.
 pub type Analyst = Arc<dyn Fn(String, String) -> BoxFuture<'static, Result<Outline, Failure>> + Send + Sync>;
 
@@ -130,6 +133,7 @@ impl Executor {
         report.enforced.extend(enforced);
         let text = Result::from(outcome)?;
         let text = if tool.name == "analyze_code" { self.outlined(tool, path, text).await? } else { text };
+        let text = if tool.name == "read_file" { cut_lines(&text, bytes_max / LINE_SHARE) } else { text };
         Ok(Shown::of(text, bytes_max))
     }
 
@@ -167,6 +171,15 @@ async fn self_test(sandbox: &Bubblewrap, workspace: &Path) -> Result<String, Fai
     let open = Result::from(answer.outcome)?;
     let relevant = |line: &&str| landlocked || !line.starts_with(probe::ONLY_LANDLOCK);
     Ok(open.lines().filter(relevant).collect::<Vec<_>>().join("\n"))
+}
+
+/// Cuts every line at so many characters; a cut line ends in an ellipsis.
+fn cut_lines(text: &str, chars_max: usize) -> String {
+    let lines = text.split('\n').map(|line| match line.char_indices().nth(chars_max) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Room from which on a cut text says how to read on. With less the saying would take a quarter of it, and a model with

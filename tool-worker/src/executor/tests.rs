@@ -89,6 +89,24 @@ async fn calls_through_a_real_box() {
     }
 }
 
+#[test]
+fn long_lines_leave_room_for_others() {
+    assert_eq!(cut_lines("1: short\n2: é and more\n", 8), "1: short\n2: é and…\n");
+}
+
+#[tokio::test]
+async fn a_small_result_shows_the_beginnings_of_lines() {
+    let base = workspace();
+    let Some(executor) = boxes(base.path()).await else {
+        return;
+    };
+    std::fs::write(base.path().join("long.txt"), format!("{}\nend\n", "x".repeat(100))).unwrap();
+    let mut read = call("read_file", json!({"path": "long.txt"}));
+    assert_eq!(executor.execute(&read).await.result.unwrap(), format!("1: {}\n2: end", "x".repeat(100)));
+    read.result_bytes_max = 640;
+    assert_eq!(executor.execute(&read).await.result.unwrap(), format!("1: {}…\n2: end", "x".repeat(50)));
+}
+
 #[tokio::test]
 async fn no_escape_is_open() {
     let base = workspace();

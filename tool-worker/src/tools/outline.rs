@@ -3,9 +3,10 @@
 use schemas::rpc::Outline;
 
 /// Names shown on one line; a small model copies from the front and loses itself in long lists.
-const NAMES_SHOWN_MAX: usize = 12;
+const NAMES_SHOWN_MAX: usize = 8;
 
-/// `12 lines`, `imports: a, b`, `symbols: x, y`; definitions of the top level come first.
+/// `12 lines`, `imports: a::{b, c}, d`, `symbols: x, y`; definitions of the top level come first. Imports of one module
+/// stand together, as one would write them: shorter, and no beginning is read twice.
 #[must_use]
 pub(crate) fn outline_text(outline: &Outline) -> String {
     let imports: Vec<&str> = outline.imports.iter().map(String::as_str).collect();
@@ -16,18 +17,38 @@ pub(crate) fn outline_text(outline: &Outline) -> String {
             symbols.push(&symbol.name);
         }
     }
-    format!("{} lines\nimports: {}\nsymbols: {}", outline.lines, listed(&imports), listed(&symbols))
+    let (imports, symbols) = (listed(&imports, grouped), listed(&symbols, |names| names.join(", ")));
+    format!("{} lines\nimports: {imports}\nsymbols: {symbols}", outline.lines)
 }
 
-fn listed(names: &[&str]) -> String {
+/// The first names as `text` prints them, and how many more there are.
+fn listed(names: &[&str], text: impl Fn(&[&str]) -> String) -> String {
     if names.is_empty() {
         return "none".to_owned();
     }
-    let shown = names[..names.len().min(NAMES_SHOWN_MAX)].join(", ");
-    match names.len().saturating_sub(NAMES_SHOWN_MAX) {
-        0 => shown,
-        more => format!("{shown} (+{more} more)"),
+    let (shown, rest) = names.split_at(names.len().min(NAMES_SHOWN_MAX));
+    match rest.len() {
+        0 => text(shown),
+        more => format!("{} (+{more} more)", text(shown)),
     }
+}
+
+/// `std::{fs, io}, crate::Config, serde`: modules in the order in which they first appear.
+fn grouped(imports: &[&str]) -> String {
+    let mut modules: Vec<(&str, Vec<&str>)> = Vec::new();
+    for import in imports {
+        let (module, name) = import.rsplit_once("::").unwrap_or((import, "self"));
+        match modules.iter_mut().find(|(known, _)| *known == module) {
+            Some((_, names)) => names.push(name),
+            None => modules.push((module, vec![name])),
+        }
+    }
+    let texts = modules.iter().map(|(module, names)| match names[..] {
+        ["self"] => (*module).to_owned(),
+        [name] => format!("{module}::{name}"),
+        _ => format!("{module}::{{{}}}", names.join(", ")),
+    });
+    texts.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -68,9 +89,19 @@ mod tests {
     }
 
     #[test]
+    fn imports_of_one_module_stand_together() {
+        let imports = ["std::fs", "serde", "std::io", "std::sync::Arc", "serde::de", "os.path", "::core"];
+        let text = outline_text(&outline(&imports, vec![]));
+        let expected = "imports: std::{fs, io}, serde::{self, de}, std::sync::Arc, os.path, ::core\n";
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
     fn long_lists_are_cut_and_the_rest_counted() {
         let symbols = (0..15).map(|n| symbol(&format!("f{n}"), None)).collect();
         let text = outline_text(&outline(&[], symbols));
-        assert!(text.ends_with("f10, f11 (+3 more)"), "{text}");
+        assert!(text.ends_with("f6, f7 (+7 more)"), "{text}");
+        let imports = outline(&["a::b", "a::c", "d", "e", "f", "g", "h", "i", "j", "a::k"], vec![]);
+        assert!(outline_text(&imports).contains("imports: a::{b, c}, d, e, f, g, h, i (+2 more)\n"));
     }
 }

@@ -25,6 +25,7 @@ from generate import (
     BEGIN,
     END,
     IMPORTS,
+    LINE_SHARE,
     LINES,
     MIXED,
     PARALLEL,
@@ -66,7 +67,12 @@ class Server:
         answer = self.post("/internal/tools/execute", tool_name=name, arguments=arguments)
         if not answer.get("success"):
             return f"error: {answer.get('error') or answer.get('response')}"
-        return cut(answer["result"], longest)
+        result = answer["result"]
+        if name == "read_file":
+            widest = longest // LINE_SHARE
+            lines = result.split("\n")
+            result = "\n".join(line if len(line) <= widest else line[:widest] + "…" for line in lines)
+        return cut(result, longest)
 
 
 def cut(text: str, longest: int) -> str:

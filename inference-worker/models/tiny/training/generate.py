@@ -47,6 +47,8 @@ OTHER_TOOLS: dict[str, tuple[str, ...]] = {  # may be offered too; no question h
 }
 RESULT_BYTES = 640  # what the server shows of one tool result to a model with a window of 1,024 tokens
 LINE_CHARS = 90  # what `search_code` shows of a line
+LINE_SHARE = 12  # a line of a file takes at most this part of a result
+NAMES_SHOWN = 8  # what `analyze_code` shows of each list
 
 EXTENSIONS = (
     ["rs"] * 7 + ["py"] * 5 + "ts js tsx go toml md c h cpp java yaml yml json sh sql html css txt proto".split()
@@ -308,7 +310,10 @@ class World:
         )
 
     def block(self, count: int, top: bool) -> list[str]:
-        """Consecutive lines of a file, as they stand there."""
+        """Consecutive lines of a file, as they stand there; now and then the first one is a centred title."""
+        if count and self.chance(0.03):
+            title = " ".join(word.capitalize() for word in self.phrase((1, 2, 3)).split())
+            return [" " * self.random.randint(8, 36) + title, *self.block(count - 1, False)]
         if self.chance(0.75):
             return [self.rare(line) for line in self.shapes.block(count, top)]
         lines = [self.code() for _ in range(count)]
@@ -348,10 +353,18 @@ class World:
         return list(found)[:count]
 
     def symbols(self, count: int) -> list[str]:
-        """What a file defines: distinct names, short ones among them."""
+        """What a file defines: distinct names, short ones among them, or many with the same beginning or end."""
         found: dict[str, None] = {}
+        stem = "_".join(self.word() for _ in range(self.random.randint(1, 3)))
+        alike = self.pick((0.0, 0.0, 0.0, 0.3, 0.6))
         while len(found) < count:
-            found[self.pick(SHORT_NAMES) if self.chance(0.2) else self.identifier()] = None
+            if self.chance(alike):
+                name = self.pick((f"{stem}_{self.word()}", f"{stem}_{self.word()}", f"{self.word()}_{stem}"))
+                if self.chance(0.2):
+                    name = "".join(word.capitalize() for word in name.split("_"))
+            else:
+                name = self.pick(SHORT_NAMES) if self.chance(0.2) else self.identifier()
+            found[name] = None
         return list(found)
 
     def code(self) -> str:
@@ -433,6 +446,22 @@ def say(form: str, *values: str | int) -> Segments:
     return segments
 
 
+def grouped(imports: list[str]) -> list[str]:
+    """Imports as `analyze_code` prints them: names of one module together, `std::{fs, io}`, modules as they came."""
+    modules: dict[str, list[str]] = {}
+    for item in imports:
+        module, _, name = item.rpartition("::")
+        modules.setdefault(module or item, []).append(name if module else "")
+    result = []
+    for module, names in modules.items():
+        inner = [name or "self" for name in names]
+        if len(names) == 1:
+            result.append(f"{module}::{names[0]}" if names[0] else module)
+        else:
+            result.append(f"{module}::{{{', '.join(inner)}}}")
+    return result
+
+
 def listing(items: list[str]) -> Segments:
     """`a, b, c`."""
     segments: Segments = []
@@ -485,9 +514,9 @@ def cut_line(line: str) -> str:
     return line if len(line) <= LINE_CHARS else line[:LINE_CHARS] + "…"
 
 
-def cut_result(world: World, text: str) -> str:
+def cut_result(world: World, text: str, longest: int = 0) -> str:
     """A tool result as the server shows it to the model: cut at a line."""
-    longest = world.pick((RESULT_BYTES,) * 9 + (1000,))
+    longest = longest or world.pick((RESULT_BYTES,) * 9 + (1000,))
     if len(text.encode()) <= longest:
         return text
     mark = "\n... (cut)"
@@ -569,14 +598,16 @@ def search_outcome(world: World, name: str, longest: int = 5) -> Outcome:
 
 
 def analysis_outcome(world: World, path: str, what: Literal["imports", "symbols"]) -> Outcome:
-    """`analyze_code`: line count, imports and symbols, at most twelve of each."""
+    """`analyze_code`: line count, imports and symbols, at most eight of each."""
     if failed := failure(world, path, 0.07):
         return failed
-    counts = (0, 1, 1, 2, 2, 3, 4) if world.short else (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 12, 12)
+    counts = (0, 1, 2, 2, 3, 3, 4, 5) if world.short else (1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8)
     imports, symbols = world.imports(world.pick(counts)), world.symbols(world.pick(counts))
+    full = {"imports": len(imports) == NAMES_SHOWN, "symbols": len(symbols) == NAMES_SHOWN}
+    imports = grouped(imports)
     parts, shown = [f"{world.number()} lines"], {}
     for name, items in (("imports", imports), ("symbols", symbols)):
-        more = len(items) == 12 and world.chance(0.8) or items and world.chance(0.04)
+        more = full[name] and world.chance(0.8) or items and world.chance(0.04)
         shown[name] = f" (+{world.random.randint(1, world.pick((9, 40, 200)))} more)" if more else ""
         parts.append(f"{name}: {', '.join(items) + shown[name] if items else 'none'}")
     output = cut_result(world, "\n".join(parts))
@@ -587,10 +618,14 @@ def analysis_outcome(world: World, path: str, what: Literal["imports", "symbols"
     return Outcome(output, [(path, VALUE), (verb, TEMPLATE), *rest, (".", TEMPLATE)])
 
 
-def file_lines(world: World, first: int, lines: list[str], more: int = 0) -> str:
-    """`read_file`: numbered lines, the rest counted."""
-    numbered = [f"{first + k}: {line}" for k, line in enumerate(lines)]
-    return cut_result(world, "\n".join(numbered + [f"... ({more} more lines)"] * bool(more)))
+def file_lines(world: World, first: int, lines: list[str], more: int = 0) -> tuple[str, str]:
+    """`read_file`: numbered lines, long ones cut, the rest counted. Also the first of them as shown, unnumbered."""
+    longest = world.pick((RESULT_BYTES,) * 9 + (1000,))
+    widest = longest // LINE_SHARE
+    shown = [f"{first + k}: {line}" for k, line in enumerate(lines)]
+    shown = [line if len(line) <= widest else line[:widest] + "…" for line in shown]
+    head = shown[0].partition(": ")[2].strip()
+    return cut_result(world, "\n".join(shown + [f"... ({more} more lines)"] * bool(more)), longest), head
 
 
 def draw_length(world: World) -> int:
@@ -601,7 +636,7 @@ def draw_length(world: World) -> int:
 def starts_with(head: str, plural: bool = False) -> Segments:
     """`starts with CODE`, the first line without its indentation."""
     verb = "start" if plural else "starts"
-    return say(f" {verb} with `{{}}`.", head.strip()) if head.strip() else say(f" {verb} with an empty line.")
+    return say(f" {verb} with `{{}}`.", head) if head else say(f" {verb} with an empty line.")
 
 
 def read_outcome(world: World, path: str) -> Outcome:
@@ -614,7 +649,8 @@ def read_outcome(world: World, path: str) -> Outcome:
     if not lines[0].strip() and world.chance(0.7):
         lines[0] = world.code()
     more = world.number() if len(lines) > 6 or world.chance(0.1) else 0
-    return Outcome(file_lines(world, 1, lines, more), [(path, VALUE), *starts_with(lines[0])])
+    output, head = file_lines(world, 1, lines, more)
+    return Outcome(output, [(path, VALUE), *starts_with(head)])
 
 
 def web_outcome(world: World) -> Outcome:
@@ -799,15 +835,15 @@ def task_symbols(world: World, tools: tuple[str, ...]) -> Segments:
 
 def task_lines(world: World, tools: tuple[str, ...]) -> Segments:
     """A range of lines of a file."""
-    path, first = world.path(), world.number()
+    path, first = world.pick(PLAIN_FILES) if world.chance(0.06) else world.path(), world.number()
     if world.chance(0.25):
         first = world.random.randint(1, 9)
     last = first + world.random.randint(1, world.pick((3, 9, 20, 80)))
     found = failure(world, path, 0.08)
     if found is None:
         lines = world.block(min(last - first + 1, draw_length(world)), first == 1) or [world.code()]
-        answer = [*say("Lines {}-{} of {}", first, last, path), *starts_with(lines[0], True)]
-        found = Outcome(file_lines(world, first, lines), answer)
+        output, head = file_lines(world, first, lines)
+        found = Outcome(output, [*say("Lines {}-{} of {}", first, last, path), *starts_with(head, True)])
     asked = ask(world, LINES, a=first, b=last, p=quoted(world, path))
     call = tool_call("read_file", path=path, start=first, end=last)
     return asked + assistant(call) + responses(found.output) + assistant(found.answer)
@@ -855,8 +891,9 @@ def task_two_step(world: World, tools: tuple[str, ...]) -> Segments:
 def read_at(world: World, name: str, found: Outcome) -> Segments:
     """What the tool prints at the place found, and the answer."""
     lines = found.block[: draw_length(world)]
-    output = file_lines(world, found.line, lines, world.number() if len(lines) > 6 or world.chance(0.1) else 0)
-    answer = say("{} is in {}: `{}`.", name, f"{found.path}:{found.line}", lines[0].strip())
+    more = world.number() if len(lines) > 6 or world.chance(0.1) else 0
+    output, head = file_lines(world, found.line, lines, more)
+    answer = say("{} is in {}: `{}`.", name, f"{found.path}:{found.line}", head)
     return responses(output) + assistant(answer)
 
 
@@ -945,6 +982,7 @@ def task_summary(world: World, tools: tuple[str, ...]) -> Segments:
             forms, verb = (IMPORTS, "imports") if x < 0.75 else (SYMBOLS, "defines")
             make = world.module if verb == "imports" else world.identifier
             items = [make() for _ in range(world.pick((1, 1, 2, 3)))]
+            items = grouped(items) if verb == "imports" else items
             text = "".join(piece for piece, _ in listing(items))
             history.append(f"user: {world.pick(forms).format(p=path)}\nassistant: {path} {verb} {text}.")
             summary += [(path, VALUE), (f" {verb} ", TEMPLATE), *listing(items)]
@@ -981,7 +1019,7 @@ def task_copy(world: World, tools: tuple[str, ...]) -> Segments:
     count = world.random.randint(4, 12)
     match world.random.randrange(6):
         case 0:
-            items, separator, quote = world.imports(count), ", ", ""
+            items, separator, quote = grouped(world.imports(count)), ", ", ""
         case 1:
             items, separator, quote = world.symbols(count), ", ", ""
         case 2:
@@ -1019,10 +1057,10 @@ class Task:
 TASKS: dict[str, Task] = {
     "where": Task(task_where, 2.5, ("search_code",)),
     "usage": Task(task_usage, 1.5, ("search_code",)),
-    "imports": Task(task_imports, 2.0, ("analyze_code",)),
-    "symbols": Task(task_symbols, 2.0, ("analyze_code",)),
-    "lines": Task(task_lines, 1.8, ("read_file",)),
-    "read": Task(task_read, 2.0, ("read_file",)),
+    "imports": Task(task_imports, 2.6, ("analyze_code",)),
+    "symbols": Task(task_symbols, 2.8, ("analyze_code",)),
+    "lines": Task(task_lines, 2.6, ("read_file",)),
+    "read": Task(task_read, 2.6, ("read_file",)),
     "semantic": Task(task_semantic, 0.9, ("semantic_search",)),
     "web": Task(task_web, 0.7, ("web_search",)),
     "two_step": Task(task_two_step, 2.0, ("search_code", "read_file")),
