@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use inference_worker::{
-    kv::BLOCK,
+    kv::{BLOCK, Blocks, chain},
     scheduler::{Limits, Scheduler},
 };
 use proptest::prelude::*;
@@ -89,5 +89,85 @@ proptest! {
             prop_assert!(steps < 20_000, "everything finishes");
         }
         prop_assert_eq!(scheduler.blocks().free(), blocks);
+    }
+}
+
+/// What may happen to the accounts of blocks.
+#[derive(Debug, Clone)]
+enum Operation {
+    Take,
+    /// Share the block of this prefix.
+    Share(u32),
+    /// One of the held blocks is full and ends this prefix.
+    Publish(usize, u32),
+    /// One of the holders lets go.
+    Release(usize),
+    Forget,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    prop_oneof![
+        4 => Just(Operation::Take),
+        3 => (0..6_u32).prop_map(Operation::Share),
+        4 => (any::<usize>(), 0..6_u32).prop_map(|(holder, prefix)| Operation::Publish(holder, prefix)),
+        5 => any::<usize>().prop_map(Operation::Release),
+        1 => Just(Operation::Forget),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn a_block_is_never_lost_never_given_twice_and_never_found_under_a_prefix_it_no_longer_holds(
+        operations in prop::collection::vec(operation(), 1..200),
+        total in 1..9_usize,
+    ) {
+        let mut blocks = Blocks::new(total);
+        // Every share as an entry; what each block is known to hold.
+        let mut shares: Vec<u32> = Vec::new();
+        let mut holds: BTreeMap<u32, u32> = BTreeMap::new();
+        let hash = |prefix: u32| chain(None, &[prefix]);
+        for operation in operations {
+            match operation {
+                Operation::Take => match blocks.take() {
+                    Some(block) => {
+                        prop_assert!(!shares.contains(&block), "a held block is not given again");
+                        holds.remove(&block);
+                        shares.push(block);
+                    }
+                    None => prop_assert!((0..total as u32).all(|block| shares.contains(&block)), "all are held"),
+                },
+                Operation::Share(prefix) => {
+                    let wanted = holds.iter().find(|(_, held)| **held == prefix).map(|(block, _)| *block);
+                    prop_assert_eq!(blocks.share(&hash(prefix)), wanted, "found exactly while it is there");
+                    shares.extend(wanted);
+                }
+                Operation::Publish(holder, prefix) if !shares.is_empty() => {
+                    let block = shares[holder % shares.len()];
+                    blocks.publish(block, hash(prefix));
+                    // The first block with a prefix keeps it, and a block keeps its first prefix.
+                    if !holds.contains_key(&block) && !holds.values().any(|held| *held == prefix) {
+                        holds.insert(block, prefix);
+                    }
+                }
+                Operation::Release(holder) if !shares.is_empty() => {
+                    blocks.release(shares.swap_remove(holder % shares.len()));
+                }
+                Operation::Forget => {
+                    for block in blocks.forget_unused() {
+                        prop_assert!(!shares.contains(&block), "what is held is not forgotten");
+                        holds.remove(&block);
+                    }
+                }
+                Operation::Publish(..) | Operation::Release(_) => {}
+            }
+            let held = (0..total as u32).filter(|block| shares.contains(block)).count();
+            prop_assert_eq!(blocks.free(), total - held, "no block is lost");
+            for block in 0..total as u32 {
+                let count = shares.iter().filter(|share| **share == block).count();
+                prop_assert_eq!(blocks.holders(block) as usize, count);
+            }
+        }
     }
 }
