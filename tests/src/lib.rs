@@ -352,9 +352,15 @@ impl System {
                 let _ = tokio::time::timeout(Duration::from_secs(1), live.next()).await;
             }
         };
-        tokio::time::timeout(PATIENCE, wait)
-            .await
-            .with_context(|| format!("the log of {exec} stands still:\n{}", self.log()))
+        if let Ok(messages) = tokio::time::timeout(PATIENCE, wait).await {
+            return Ok(messages);
+        }
+        let told = |m: &Stored| match Record::read(&m.payload) {
+            Ok(record) => record.events.iter().map(Event::name).collect::<Vec<_>>().join(", "),
+            Err(_) => Fact::read(&m.payload).map_or("corrupt", |fact| fact.body.name()).to_owned(),
+        };
+        let held: Vec<String> = bus.read_execution(exec, 0).await?.iter().map(told).collect();
+        anyhow::bail!("the log of {exec} stands still at\n{}\n{}", held.join("\n"), self.log())
     }
 
     /// Answers in place of the model: waits until the inference of `turn` is asked for and appends its result.

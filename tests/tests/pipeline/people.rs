@@ -122,6 +122,8 @@ async fn an_execution_pauses_hears_more_and_goes_on() -> anyhow::Result<()> {
     let (system, _tasks) = played().await?;
     let (exec, _stream) = system.open("/internal/agent", agent(&system, "coder", &json!({}))).await?;
     let tell = async |what: &str, body: Value| system.ask(&format!("/internal/executions/{exec}/{what}"), &body).await;
+    // Paused before it began, it would read everything in its first prompt.
+    system.log_until(exec, |log| holds(log, |e| matches!(e, Event::InferenceRequested(_)))).await?;
     assert_eq!(tell("resume", json!({})).await?.1["code"], "not_paused");
     let (status, _) = tell("pause", json!({"by": "ann", "reason": "lunch"})).await?;
     assert_eq!(status, 202);
