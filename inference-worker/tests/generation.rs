@@ -153,7 +153,7 @@ fn after_a_bound_call_to_a_tool_it_never_saw_the_model_ends() {
     let weather = || {
         let city =
             json!({"type": "object", "properties": {"city": {"enum": ["Delft", "Ghent"]}}, "required": ["city"]});
-        let add = json!({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]});
+        let add = json!({"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["a"]});
         Request { tools: vec![tool("get_weather", &city), tool("add", &add)], tokens_max: None, ..ask("hello") }
     };
     for choice in [ToolChoice::Required, ToolChoice::Function { name: "get_weather".to_owned() }] {
