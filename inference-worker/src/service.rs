@@ -97,8 +97,7 @@ fn load(config: &Config) -> Result<(Vec<Engine>, Vec<Embedder>), Error> {
     let engine_config = config.engine();
     let unusable = |directory: &Path, source| Error::Model { directory: directory.to_owned(), source };
     let start = |directory: &PathBuf| {
-        let named = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let family = config.tool_calls.get(&named).copied();
+        let family = config.tool_calls.get(&model_directory::name_of(directory)).copied();
         let model = Arc::new(Model::load_as(directory, family).map_err(|source| unusable(directory, source))?);
         tracing::info!(model = model.name, tool_calls = ?model.family, "loaded");
         Engine::start(model, &engine_config).map_err(Error::Engine)

@@ -37,24 +37,11 @@ pub fn reason(execution: &Execution, stored: &Stored) -> Option<(Reason, String)
 }
 
 /// The effect that a fact is about, and which attempt of it.
-const fn about(body: &FactBody) -> Option<(&EffectId, u32)> {
+fn about(body: &FactBody) -> Option<(&EffectId, u32)> {
     match body {
-        FactBody::InferenceCompleted(f) => Some((&f.effect, f.attempt)),
-        FactBody::InferenceFailed(f) => Some((&f.effect, f.attempt)),
-        FactBody::ToolCompleted(f) => Some((&f.effect, f.attempt)),
-        FactBody::ToolFailed(f) => Some((&f.effect, f.attempt)),
         FactBody::EffectLost(f) => Some((&f.effect, f.attempt)),
-        FactBody::ChildClosed(f) => Some((&f.effect, f.attempt)),
-        FactBody::CompressionCompleted(f) => Some((&f.effect, f.attempt)),
-        FactBody::CompressionFailed(f) => Some((&f.effect, f.attempt)),
         FactBody::ApprovalDecided(f) => Some((&f.approval, 1)),
-        FactBody::ExecutionSubmitted(_)
-        | FactBody::CancelRequested(_)
-        | FactBody::TimerFired(_)
-        | FactBody::UserMessage(_)
-        | FactBody::BudgetGranted(_)
-        | FactBody::PauseRequested(_)
-        | FactBody::ResumeRequested(_) => None,
+        other => other.result_of(),
     }
 }
 

@@ -130,6 +130,29 @@ pub enum FactBody {
 }
 
 impl FactBody {
+    /// The effect whose result this is, and which attempt of it; none when it is none.
+    #[must_use]
+    pub const fn result_of(&self) -> Option<(&EffectId, u32)> {
+        match self {
+            Self::InferenceCompleted(f) => Some((&f.effect, f.attempt)),
+            Self::InferenceFailed(f) => Some((&f.effect, f.attempt)),
+            Self::ToolCompleted(f) => Some((&f.effect, f.attempt)),
+            Self::ToolFailed(f) => Some((&f.effect, f.attempt)),
+            Self::ChildClosed(f) => Some((&f.effect, f.attempt)),
+            Self::CompressionCompleted(f) => Some((&f.effect, f.attempt)),
+            Self::CompressionFailed(f) => Some((&f.effect, f.attempt)),
+            Self::ExecutionSubmitted(_)
+            | Self::CancelRequested(_)
+            | Self::TimerFired(_)
+            | Self::EffectLost(_)
+            | Self::UserMessage(_)
+            | Self::ApprovalDecided(_)
+            | Self::BudgetGranted(_)
+            | Self::PauseRequested(_)
+            | Self::ResumeRequested(_) => None,
+        }
+    }
+
     /// The fact's name, as on the wire.
     #[must_use]
     pub const fn name(&self) -> &'static str {

@@ -3,54 +3,16 @@
 report.py CELLS RESULTS [--quick]
 """
 
-import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
+
+from measured import Cells, number, row, verdict, write
 
 PEERS = {
     "dbos postgres": f"DBOS {version('dbos')}, PostgreSQL",
     "langgraph postgres": f"LangGraph {version('langgraph')}, PostgreSQL",
     "langgraph sqlite": f"LangGraph {version('langgraph')}, SQLite",
 }
-
-
-class Cells:
-    """Results by cell; each figure is the median over the rounds."""
-
-    def __init__(self, file: str) -> None:
-        self.by_name: dict[str, list[dict]] = {}
-        for line in Path(file).read_text().splitlines():
-            cell = json.loads(line)
-            self.by_name.setdefault(cell["cell"], []).append(cell["result"])
-
-    def __call__(self, name: str, *path: str) -> float:
-        def at(result):
-            for key in path:
-                result = result[key]
-            return result
-
-        return statistics.median(at(result) for result in self.by_name[name])
-
-
-def row(metric, ours, peer=None, peer_name=None, goal=None, met=None):
-    def rounded(value):
-        return None if value is None else float(f"{value:.4g}")
-
-    ratio = ours / peer if peer else None
-    return {
-        "metric": metric,
-        "ours": rounded(ours),
-        "peer": rounded(peer),
-        "peer_name": peer_name,
-        "ratio": rounded(ratio),
-        "goal": goal,
-        "met": met,
-    }
 
 
 def rows(cells: Cells) -> list[dict]:
@@ -114,35 +76,9 @@ def rows(cells: Cells) -> list[dict]:
     return found
 
 
-def machine(cells: Cells) -> dict:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**30, 1),
-        "kernel": platform.release(),
-        "busy_with_other_work_cores": [result["busy_cores"] for result in cells.by_name["others"]],
-    }
-
-
-def disturbed(cells: Cells) -> bool:
-    """Whether other work had more than a quarter of the cores at some moment."""
-    return max(result["busy_cores"] for result in cells.by_name["others"]) > 0.25 * os.cpu_count()
-
-
-def commit() -> str:
-    def git(*command):
-        return subprocess.run(["git", *command], capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!deploy/bench/results")
-    return git("rev-parse", "--short=12", "HEAD") + ("-changed" if changed else "")
-
-
 def show(cells: Cells, found: list[dict]) -> None:
     systems = {"ours always": "Vlinders, sync always", "ours default": "Vlinders, default sync", **PEERS}
-    if disturbed(cells):
+    if cells.disturbed():
         print("\nOther work kept the cores busy: no comparison with a peer counts, least with a single-threaded one.")
     for concurrent in (1, 64):
         print(
@@ -155,36 +91,21 @@ def show(cells: Cells, found: list[dict]) -> None:
             print(f"{figures[0]:>10.2f}{figures[1]:>10.1f}{figures[2]:>11.1f}{figures[3]:>10.1f}")
     print(f"\n{'':<72}{'ours':>10}{'peer':>10}{'ratio':>8}  goal")
 
-    def number(value):
-        return "" if value is None else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
-
     for r in found:
         if r["goal"] is None and r["peer"] is not None:
             continue
         name = r["metric"] + (f" ({r['peer_name'].split(',')[0]})" if r["peer_name"] else "")
-        met = {None: "undecided" if r["goal"] else "", True: "met", False: "MISSED"}[r["met"]]
-        print(
-            f"{name:<72}{number(r['ours']):>10}{number(r['peer']):>10}{number(r['ratio']):>8}  {r['goal'] or ''}  {met}"
-        )
+        print(f"{name:<72}{number(r['ours']):>10}{number(r['peer']):>10}{number(r['ratio']):>8}  {verdict(r)}")
 
 
 def main() -> None:
     cells = Cells(sys.argv[1])
     found = rows(cells)
-    if disturbed(cells):
+    if cells.disturbed():
         for compared in (r for r in found if "peer" in (r["goal"] or "")):
             compared["met"] = None
     show(cells, found)
-    results = {
-        "suite": "orchestrator",
-        "commit": commit(),
-        "machine": machine(cells),
-        "quick": "--quick" in sys.argv,
-        "rounds": len(cells.by_name["ours always 64"]),
-        "rows": found,
-    }
-    Path(sys.argv[2]).write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\nwritten to {sys.argv[2]}")
+    write(sys.argv[2], "orchestrator", "--quick" in sys.argv, len(cells.by_name["ours always 64"]), cells, found)
 
 
 main()

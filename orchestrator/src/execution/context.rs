@@ -301,7 +301,6 @@ impl Context {
     }
 }
 
-/// Tokens of a message, from its length: code runs at about five bytes to two tokens.
 /// Tokens of a message, estimated from its bytes: code runs at about five bytes to two tokens.
 pub(crate) fn estimate(message: &Message) -> u64 {
     let calls: usize = message.tool_calls.iter().map(|c| c.function.name.len() + c.function.arguments.len() + 30).sum();

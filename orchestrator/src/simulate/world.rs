@@ -277,7 +277,7 @@ impl World {
                     self.open.insert(fact.exec);
                 }
             }
-            if let Some((effect, attempt)) = result_of(&fact.body) {
+            if let Some((effect, attempt)) = fact.body.result_of() {
                 self.results.entry((fact.exec, effect.clone(), attempt)).or_insert(self.now);
             }
             let delay = self.chance.span(0, 3);
@@ -344,20 +344,6 @@ fn timeless(order: &Order) -> Order {
         Order::Child(fact) => fact.at = 0,
     }
     order
-}
-
-/// The effect and attempt whose result a fact is.
-fn result_of(body: &FactBody) -> Option<(&EffectId, u32)> {
-    match body {
-        FactBody::InferenceCompleted(f) => Some((&f.effect, f.attempt)),
-        FactBody::InferenceFailed(f) => Some((&f.effect, f.attempt)),
-        FactBody::ToolCompleted(f) => Some((&f.effect, f.attempt)),
-        FactBody::ToolFailed(f) => Some((&f.effect, f.attempt)),
-        FactBody::CompressionCompleted(f) => Some((&f.effect, f.attempt)),
-        FactBody::CompressionFailed(f) => Some((&f.effect, f.attempt)),
-        FactBody::ChildClosed(f) => Some((&f.effect, f.attempt)),
-        _ => None,
-    }
 }
 
 /// A short pause between two steps of a process.
