@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use pipeline_tests::{System, read_events};
 use runtime::clock;
-use schemas::{EffectId, Fact, FactBody};
+use schemas::{EffectId, Event, Fact, FactBody, Record};
 use serde_json::{Value, json};
 
 use crate::played::patiently;
@@ -11,13 +11,13 @@ use crate::spread;
 
 pub(crate) async fn killed(rounds: usize) -> anyhow::Result<Value> {
     let mut system = System::start().await?;
+    let bus = system.bus().await?;
     let (mut lost, mut resumed) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         // At this temperature the end of the turn is one token in thousands.
         let ask = json!({"messages": [{"role": "user", "content": "hello"}], "temperature": 10.0, "seed": 7});
         let (exec, mut stream) = system.open("/internal/chat", ask).await?;
         read_events(&mut stream, |events| events.iter().filter(|(name, _)| name == "token").count() > 2).await?;
-        let bus = system.bus().await?;
         let (mut live, mut tokens) = (bus.live(exec).await?, bus.tokens(exec).await?);
         // The one that holds the job is the only one.
         let killed = clock::instant();
@@ -25,6 +25,8 @@ pub(crate) async fn killed(rounds: usize) -> anyhow::Result<Value> {
         patiently("the loss", async {
             loop {
                 let stored = live.next().await.context("the connection closed")?;
+                let over = |record: Record| record.events.iter().any(Event::is_terminal);
+                ensure!(!Record::read(&stored.payload).is_ok_and(over), "the answer was complete before the kill");
                 if Fact::read(&stored.payload).is_ok_and(|fact| matches!(fact.body, FactBody::EffectLost(_))) {
                     return Ok(());
                 }
