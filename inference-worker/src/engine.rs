@@ -147,6 +147,9 @@ pub enum Rejection {
     /// The engine has stopped.
     #[error("the engine of this model has stopped")]
     Stopped,
+    /// A fault of ours.
+    #[error("submit: {0}")]
+    Broken(String),
 }
 
 /// A handle on a running engine; dropping the last ends its thread.
@@ -160,13 +163,25 @@ pub struct Engine {
     window: usize,
 }
 
-/// A request under way.
+/// A request under way. Dropping it ends the request: its place is free before the next step.
 #[derive(Debug)]
 pub struct Running {
-    /// Names it to `Engine::cancel`.
-    pub id: SequenceId,
     /// What happens to it, in order.
     pub events: events::UnboundedReceiver<Event>,
+    _cancel: CancelOnDrop,
+}
+
+#[derive(Debug)]
+struct CancelOnDrop {
+    id: SequenceId,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        // An engine that has stopped has nothing to cancel.
+        let _ = self.commands.send(Command::Cancel(self.id));
+    }
 }
 
 enum Command {
@@ -292,7 +307,7 @@ impl Engine {
         };
         self.active.fetch_add(1, Ordering::AcqRel);
         self.commands.send(Command::Submit(Box::new(active))).map_err(|_| Rejection::Stopped)?;
-        Ok(Running { id, events })
+        Ok(Running { events, _cancel: CancelOnDrop { id, commands: self.commands.clone() } })
     }
 
     /// The family whose calls may stand in the answer. Where no mark tells a call from text, only if tools are offered.
@@ -322,12 +337,6 @@ impl Engine {
             }
             Err(why) => Err(Rejection::Unusable(why.to_string())),
         }
-    }
-
-    /// Ends a request without an answer; its channel closes.
-    pub fn cancel(&self, id: SequenceId) {
-        // An engine that has stopped has nothing to cancel.
-        let _ = self.commands.send(Command::Cancel(id));
     }
 }
 
