@@ -6,6 +6,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use inference_worker::{
     engine::{Engine, EngineConfig, Event, Outcome, Request, Running},
+    kernels::team::Team,
     model_directory::Model,
 };
 use serde_json::json;
@@ -14,7 +15,8 @@ fn main() {
     let directory = PathBuf::from(std::env::args().nth(1).expect("the model directory is the first argument"));
     let model = Model::load(&directory).expect("the model loads");
     println!("loaded, resident {} KiB", resident());
-    let engine = Engine::start(Arc::new(model), &EngineConfig::default()).expect("the engine starts");
+    let team = Arc::new(Team::new(2).expect("threads"));
+    let engine = Engine::start(Arc::new(model), team, &EngineConfig::default()).expect("the engine starts");
     let mut firsts = Vec::new();
     for round in 0..20 {
         let request = Request {

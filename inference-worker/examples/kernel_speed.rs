@@ -10,6 +10,7 @@ use std::time::Duration;
 use inference_worker::kernels::{
     matmul::{Matrix, Packed},
     quantised::Quantised,
+    team::Team,
 };
 
 /// Weights read in one pass, so that they come from memory as in a model.
@@ -17,28 +18,26 @@ const POOL_BYTES: usize = 192 << 20;
 
 fn main() {
     let threads = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(2);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-    pool.install(|| {
-        for (outputs, inputs) in [(6144, 768), (768, 3072)] {
-            for quantised in [false, true] {
-                let size = outputs * inputs;
-                let count = POOL_BYTES / (size * if quantised { 1 } else { 4 });
-                let pool: Vec<Packed> =
-                    (0..count).map(|_| Packed::stack(vec![matrix(outputs, inputs, quantised)], inputs)).collect();
-                for rows in [1, 2, 4, 8, 16, 32, 128, 512] {
-                    let x = vec![0.5; rows * inputs];
-                    let mut y = vec![0.0; rows * outputs];
-                    let best = (0..5).map(|_| pass(&pool, &x, &mut y)).min().expect("five passes").as_secs_f64();
-                    let flops = 2.0 * (size * rows * pool.len()) as f64 / best / 1e9;
-                    let bytes = pool.iter().map(Packed::bytes).sum::<usize>() as f64 / best / 1e9;
-                    let kind = if quantised { "8-bit" } else { "float" };
-                    println!(
-                        "{kind} [{outputs}, {inputs}] rows {rows:>3}: {flops:7.1} GFLOP/s, {bytes:5.1} GB/s of weights"
-                    );
-                }
+    let team = Team::new(threads).expect("threads");
+    for (outputs, inputs) in [(6144, 768), (768, 3072)] {
+        for quantised in [false, true] {
+            let size = outputs * inputs;
+            let count = POOL_BYTES / (size * if quantised { 1 } else { 4 });
+            let pool: Vec<Packed> =
+                (0..count).map(|_| Packed::stack(vec![matrix(outputs, inputs, quantised)], inputs)).collect();
+            for rows in [1, 2, 4, 8, 16, 32, 128, 512] {
+                let x = vec![0.5; rows * inputs];
+                let mut y = vec![0.0; rows * outputs];
+                let best = (0..5).map(|_| pass(&team, &pool, &x, &mut y)).min().expect("five passes").as_secs_f64();
+                let flops = 2.0 * (size * rows * pool.len()) as f64 / best / 1e9;
+                let bytes = pool.iter().map(Packed::bytes).sum::<usize>() as f64 / best / 1e9;
+                let kind = if quantised { "8-bit" } else { "float" };
+                println!(
+                    "{kind} [{outputs}, {inputs}] rows {rows:>3}: {flops:7.1} GFLOP/s, {bytes:5.1} GB/s of weights"
+                );
             }
         }
-    });
+    }
 }
 
 fn matrix(outputs: usize, inputs: usize, quantised: bool) -> Matrix {
@@ -55,12 +54,12 @@ fn matrix(outputs: usize, inputs: usize, quantised: bool) -> Matrix {
     })
 }
 
-fn pass(pool: &[Packed], x: &[f32], y: &mut [f32]) -> Duration {
+fn pass(team: &Team, pool: &[Packed], x: &[f32], y: &mut [f32]) -> Duration {
     let began = cpu_time();
     // Many rows are slow enough to be measured with a few matrices.
     let count = if x.len() / pool[0].inputs() >= 128 { pool.len().min(4) } else { pool.len() };
     for weights in pool.iter().cycle().take(pool.len()).take(count) {
-        weights.multiply(x, y);
+        weights.multiply(team, x, y);
     }
     (cpu_time() - began) * (pool.len() / count) as u32
 }

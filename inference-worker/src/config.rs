@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 
-use crate::{engine::EngineConfig, tool_calls::Family};
+use crate::{engine::EngineConfig, kernels::team::Team, tool_calls::Family};
 
 /// Section `inference`.
 #[derive(Clone, Debug, Deserialize)]
@@ -24,7 +24,7 @@ pub struct Config {
     /// How long without work until the memory for keys and values is given back, seconds. With it goes what was kept of
     /// earlier prompts. Default 30.
     pub cache_idle_s: u64,
-    /// Threads that compute, for each model; 0 is one for each CPU. Default 0.
+    /// Threads that compute, for all models together; 0 is one for each CPU. Default 0.
     pub threads: usize,
     /// How models write tool calls, by the model's name: `hermes`, `llama`, `mistral` or `pythonic`. Needed where the
     /// chat template does not tell.
@@ -49,13 +49,17 @@ impl Default for Config {
 impl Config {
     /// The bounds of each engine; zeros that would stop it are raised to one.
     pub(crate) fn engine(&self) -> EngineConfig {
-        let default = EngineConfig::default();
         EngineConfig {
             slots: self.slots.max(1),
             step_tokens: self.step_tokens.max(1),
             cache_bytes_max: self.cache_bytes_max,
             cache_idle: std::time::Duration::from_secs(self.cache_idle_s),
-            threads: if self.threads == 0 { default.threads } else { self.threads },
         }
+    }
+
+    /// The threads that compute.
+    pub(crate) fn team(&self) -> std::io::Result<Team> {
+        let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Team::new(if self.threads == 0 { all() } else { self.threads })
     }
 }

@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
 use schemas::{
     ToolSpec,
     chat::{ResponseFormat, TokenLogprob, ToolChoice, TopLogprob},
@@ -24,6 +23,7 @@ use tokio::sync::mpsc as events;
 use crate::{
     answer::{Answer, FinishReason},
     constraint::Constraint,
+    kernels::team::Team,
     kv::BLOCK,
     model::{Batch, Scratch},
     model_directory::Model,
@@ -41,16 +41,13 @@ pub struct EngineConfig {
     pub step_tokens: usize,
     /// Memory for keys and values, in bytes; taken as needed. Default 64 MiB.
     pub cache_bytes_max: usize,
-    /// Threads that compute. Default: one for each CPU.
-    pub threads: usize,
     /// How long without work until the memory for keys and values is given back. Default 30 s.
     pub cache_idle: Duration,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { slots: 128, step_tokens: 512, cache_bytes_max: 64 << 20, threads, cache_idle: Duration::from_secs(30) }
+        Self { slots: 128, step_tokens: 512, cache_bytes_max: 64 << 20, cache_idle: Duration::from_secs(30) }
     }
 }
 
@@ -205,32 +202,28 @@ struct Active {
 }
 
 impl Engine {
-    /// Starts the thread of one model.
+    /// Starts the thread of one model, which computes with `team`.
     ///
     /// # Errors
     /// The system gives no threads.
-    pub fn start(model: Arc<Model>, config: &EngineConfig) -> std::io::Result<Self> {
+    pub fn start(model: Arc<Model>, team: Arc<Team>, config: &EngineConfig) -> std::io::Result<Self> {
         let blocks = (config.cache_bytes_max / model.decoder.block_bytes()).max(2);
         let window = model.decoder.architecture().window.min(blocks * BLOCK);
         let limits = Limits { step_tokens: config.step_tokens, running: config.slots };
         let (commands, inbox) = mpsc::channel();
         let active = Arc::new(AtomicUsize::new(0));
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(config.threads)
-            .thread_name(|index| format!("compute-{index}"))
-            .build()
-            .map_err(std::io::Error::other)?;
         let worker = Worker {
             scheduler: Scheduler::new(limits, blocks),
             cache: model.decoder.cache(blocks),
             model: Arc::clone(&model),
+            team,
             scratch: Scratch::default(),
             requests: BTreeMap::new(),
             active: Arc::clone(&active),
             cache_idle: config.cache_idle,
         };
         let name = format!("engine-{}", model.name);
-        std::thread::Builder::new().name(name).spawn(move || pool.install(move || worker.run(&inbox)))?;
+        std::thread::Builder::new().name(name).spawn(move || worker.run(&inbox))?;
         Ok(Self { model, commands, active, next_id: Arc::default(), slots: config.slots, window })
     }
 
@@ -370,6 +363,7 @@ fn logprob(model: &Model, logits: &[f32], token: u32, count: usize) -> TokenLogp
 
 struct Worker {
     model: Arc<Model>,
+    team: Arc<Team>,
     scheduler: Scheduler,
     cache: crate::kernels::attention::KvCache,
     scratch: Scratch,
@@ -440,17 +434,14 @@ impl Worker {
             .filter(|(id, request)| request.constraint.binds() && yields.contains(id))
             .map(|(_, request)| &mut request.constraint)
             .collect();
-        let (batch, decoder, scratch_here) = (batch(&chunks), &model.decoder, &mut scratch);
-        let logits = if bound.is_empty() {
-            decoder.forward(&batch, cache, scratch_here)
-        } else {
-            // Masks are ready by the time the logits are.
-            rayon::join(
-                move || decoder.forward(&batch, cache, scratch_here),
-                || bound.par_iter_mut().for_each(|constraint| constraint.prepare()),
-            )
-            .0
-        };
+        let batch = batch(&chunks);
+        let logits = std::thread::scope(|scope| {
+            if !bound.is_empty() {
+                // Masks are ready by the time the logits are.
+                scope.spawn(|| bound.iter_mut().for_each(|constraint| constraint.prepare()));
+            }
+            model.decoder.forward(&self.team, &batch, cache, &mut scratch)
+        });
         let mut rows = logits.chunks_exact(model.decoder.architecture().vocabulary);
         for chunk in &chunks {
             if chunk.yields {

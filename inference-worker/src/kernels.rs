@@ -3,14 +3,15 @@
 //! Every kernel computes a row in the same order of operations whatever else stands in the batch. A request therefore
 //! gets the same tokens alone, in a crowd, or continued by another worker, bit for bit on the same kind of CPU.
 //!
-//! The unsafe blocks here are of two kinds: calls into code compiled for an instruction set, after asking the CPU
-//! for it; and raw stores into disjoint columns of one output by several threads.
+//! The unsafe blocks here are of three kinds: calls into code compiled for an instruction set, after asking the CPU
+//! for it; raw stores into disjoint columns of one output by several threads; and work lent to threads (`team`).
 
 pub mod attention;
 pub mod elementwise;
 pub mod matmul;
 pub mod quantised;
 mod sixteen;
+pub mod team;
 
 /// Sixteen floats on their own cache line: the unit in which weights and cached keys and values are stored.
 #[derive(Debug, Clone, Copy)]

@@ -4,9 +4,7 @@
 //! keys and values of a layer are stored before any token looks at them, so sequences may share blocks that are
 //! being filled in the same call.
 
-use std::ops::Range;
-
-use rayon::prelude::*;
+use std::{cell::Cell, ops::Range};
 
 use crate::{
     architecture::Architecture,
@@ -14,6 +12,7 @@ use crate::{
         attention::{AttentionScratch, BLOCK, HeadShape, KvCache, TOKENS_TOGETHER, View},
         elementwise::{add, add_rms_norm, rms_norm, rms_norm_in_place, rotate, silu_multiply},
         matmul::Packed,
+        team::Team,
     },
     model_directory::Error,
     weights::Weights,
@@ -23,6 +22,11 @@ use crate::{
 const PARALLEL_RUNS: usize = 6;
 /// Tokens that one thread takes at a time in row-wise work.
 const PART: usize = 32;
+
+thread_local! {
+    /// Attention's buffers, kept from one run of tokens to the next.
+    static ATTENTION: Cell<AttentionScratch> = Cell::default();
+}
 
 /// A decoder with its weights.
 #[derive(Debug)]
@@ -112,7 +116,13 @@ impl Decoder {
     }
 
     /// Computes the batch, stores its keys and values, and returns logits `[outputs, vocabulary]`.
-    pub fn forward<'s>(&self, batch: &Batch<'_>, cache: &mut KvCache, scratch: &'s mut Scratch) -> &'s [f32] {
+    pub fn forward<'s>(
+        &self,
+        team: &Team,
+        batch: &Batch<'_>,
+        cache: &mut KvCache,
+        scratch: &'s mut Scratch,
+    ) -> &'s [f32] {
         let a = &self.architecture;
         let count = batch.tokens.len();
         let s = scratch;
@@ -127,30 +137,38 @@ impl Decoder {
         s.gated.resize(count * a.intermediate, 0.0);
         rms_norm(&s.x, &self.layers[0].attention_norm, a.norm_epsilon, &mut s.normed);
         for (index, layer) in self.layers.iter().enumerate() {
-            self.attention(index, layer, batch, cache, s);
-            self.add_and_norm(s, &layer.feed_forward_norm);
-            layer.gate_up.multiply(&s.normed, &mut s.gate_up);
+            self.attention(team, index, layer, batch, cache, s);
+            self.add_and_norm(team, s, &layer.feed_forward_norm);
+            layer.gate_up.multiply(team, &s.normed, &mut s.gate_up);
             let parts = (s.gate_up.chunks(PART * 2 * a.intermediate)).zip(s.gated.chunks_mut(PART * a.intermediate));
-            for_each_part(parts, count, |(gate_up, gated)| silu_multiply(gate_up, a.intermediate, gated));
-            layer.down.multiply(&s.gated, &mut s.projected);
+            for_each_part(team, parts, count, |(gate_up, gated)| silu_multiply(gate_up, a.intermediate, gated));
+            layer.down.multiply(team, &s.gated, &mut s.projected);
             match self.layers.get(index + 1) {
-                Some(next) => self.add_and_norm(s, &next.attention_norm),
+                Some(next) => self.add_and_norm(team, s, &next.attention_norm),
                 None => add(&mut s.x, &s.projected),
             }
         }
-        self.logits(batch, s);
+        self.logits(team, batch, s);
         &s.logits
     }
 
-    fn attention(&self, index: usize, layer: &Layer, batch: &Batch<'_>, cache: &mut KvCache, s: &mut Scratch) {
+    fn attention(
+        &self,
+        team: &Team,
+        index: usize,
+        layer: &Layer,
+        batch: &Batch<'_>,
+        cache: &mut KvCache,
+        s: &mut Scratch,
+    ) {
         let a = &self.architecture;
         let (query_width, key_width) = (a.heads * a.head_width, a.kv_heads * a.head_width);
         let width = query_width + 2 * key_width;
         s.qkv.resize(batch.tokens.len() * width, 0.0);
-        layer.qkv.multiply(&s.normed, &mut s.qkv);
+        layer.qkv.multiply(team, &s.normed, &mut s.qkv);
         let half = a.head_width / 2;
         let (cosines, sines) = (&s.cosines, &s.sines);
-        for_each_part(s.qkv.chunks_mut(PART * width).enumerate(), batch.tokens.len(), |(part, rows)| {
+        for_each_part(team, s.qkv.chunks_mut(PART * width).enumerate(), batch.tokens.len(), |(part, rows)| {
             for (token, row) in (part * PART..).zip(rows.chunks_exact_mut(width)) {
                 if let Some(bias) = &layer.qkv_bias {
                     add(row, bias);
@@ -186,38 +204,40 @@ impl Decoder {
             (out, rest) = rest.split_at_mut(run.len() * query_width);
             runs.push((run, out));
         }
-        let one = |scratch: &mut AttentionScratch, (run, out): (Range<usize>, &mut [f32])| {
+        let one = |(run, out): (Range<usize>, &mut [f32])| {
             let views: Vec<View<'_>> = run.clone().map(view).collect();
-            cache.attend(index, &views, &s.qkv[run.start * width..run.end * width], width, scratch, out);
+            let queries = &s.qkv[run.start * width..run.end * width];
+            let mut scratch = ATTENTION.take();
+            cache.attend(index, &views, queries, width, &mut scratch, out);
+            ATTENTION.set(scratch);
         };
         if runs.len() < PARALLEL_RUNS {
-            let mut scratch = AttentionScratch::default();
-            runs.into_iter().for_each(|run| one(&mut scratch, run));
+            runs.into_iter().for_each(one)
         } else {
-            runs.into_par_iter().with_min_len(2).for_each_init(AttentionScratch::default, one);
+            team.each(runs, one)
         }
-        layer.attention_output.multiply(&s.mixed, &mut s.projected);
+        layer.attention_output.multiply(team, &s.mixed, &mut s.projected);
         if let Some(bias) = &layer.attention_output_bias {
             s.projected.chunks_exact_mut(a.hidden).for_each(|row| add(row, bias));
         }
     }
 
     /// Adds what half a layer gave, and prepares the input of the next.
-    fn add_and_norm(&self, s: &mut Scratch, norm: &[f32]) {
+    fn add_and_norm(&self, team: &Team, s: &mut Scratch, norm: &[f32]) {
         let (part, epsilon) = (PART * norm.len(), self.architecture.norm_epsilon);
         let count = s.x.len() / norm.len();
         let parts = s.x.chunks_mut(part).zip(s.projected.chunks(part)).zip(s.normed.chunks_mut(part));
-        for_each_part(parts, count, |((x, y), out)| add_rms_norm(x, y, norm, epsilon, out));
+        for_each_part(team, parts, count, |((x, y), out)| add_rms_norm(x, y, norm, epsilon, out));
     }
 
-    fn logits(&self, batch: &Batch<'_>, s: &mut Scratch) {
+    fn logits(&self, team: &Team, batch: &Batch<'_>, s: &mut Scratch) {
         let a = &self.architecture;
         s.normed.resize(batch.outputs.len() * a.hidden, 0.0);
         for (&token, out) in batch.outputs.iter().zip(s.normed.chunks_exact_mut(a.hidden)) {
             rms_norm(&s.x[token * a.hidden..][..a.hidden], &self.norm, a.norm_epsilon, out);
         }
         s.logits.resize(batch.outputs.len() * a.vocabulary, 0.0);
-        self.output.as_ref().unwrap_or(&self.embeddings).multiply(&s.normed, &mut s.logits);
+        self.output.as_ref().unwrap_or(&self.embeddings).multiply(team, &s.normed, &mut s.logits);
     }
 
     fn angles(&self, positions: &[usize], cosines: &mut Vec<f32>, sines: &mut Vec<f32>) {
@@ -294,15 +314,8 @@ fn runs_of(sequences: &[usize]) -> Vec<Range<usize>> {
 }
 
 /// Row-wise work by parts of `PART` tokens, on several threads when there are enough of them.
-fn for_each_part<T: Send>(parts: impl Iterator<Item = T> + Send, tokens: usize, work: impl Fn(T) + Sync + Send) {
-    if tokens < 2 * PART {
-        parts.for_each(work);
-    } else {
-        rayon::scope(|scope| {
-            let work = &work;
-            parts.for_each(|part| scope.spawn(move |_| work(part)));
-        });
-    }
+fn for_each_part<T: Send>(team: &Team, parts: impl Iterator<Item = T>, tokens: usize, work: impl Fn(T) + Sync) {
+    if tokens < 2 * PART { parts.for_each(work) } else { team.each(parts.collect(), work) }
 }
 
 fn matrix(weights: &impl Weights, name: &str, outputs: usize, inputs: usize) -> Result<Packed, Error> {

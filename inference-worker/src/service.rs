@@ -81,12 +81,13 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
 
 fn load(config: &Config) -> Result<(Vec<Backend>, Vec<Embedder>), Error> {
     let engine_config = config.engine();
+    let team = Arc::new(config.team().map_err(Error::Engine)?);
     let unusable = |directory: &Path, source| Error::Model { directory: directory.to_owned(), source };
     let start = |directory: &PathBuf| {
         let family = config.tool_calls.get(&model_directory::name_of(directory)).copied();
         let model = Arc::new(Model::load_as(directory, family).map_err(|source| unusable(directory, source))?);
         tracing::info!(model = model.name, tool_calls = ?model.family, "loaded");
-        Engine::start(model, &engine_config).map(Backend::Engine).map_err(Error::Engine)
+        Engine::start(model, Arc::clone(&team), &engine_config).map(Backend::Engine).map_err(Error::Engine)
     };
     let backends = config.models.iter().map(start).collect::<Result<_, _>>()?;
     let embedders = config

@@ -10,6 +10,7 @@ use inference_worker::{
     answer::FinishReason,
     constraint::Grammars,
     engine::{Engine, EngineConfig, Event, Outcome, Request},
+    kernels::team::Team,
     model_directory::Model,
     sample::Sampling,
     tool_calls::{Family, Parser, Part, ToolCall},
@@ -21,7 +22,7 @@ use serde_json::{Value, json};
 
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
     let model = Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny")).unwrap();
-    Engine::start(Arc::new(model), &EngineConfig { threads: 1, ..EngineConfig::default() }).unwrap()
+    Engine::start(Arc::new(model), Arc::new(Team::alone()), &EngineConfig::default()).unwrap()
 });
 
 fn ask(text: &str) -> Request {

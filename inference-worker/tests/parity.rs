@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use inference_worker::{
     architecture::Architecture,
     gguf::GgufFile,
+    kernels::team::Team,
     kv::BLOCK,
     model::{Batch, Decoder, Scratch},
     sample::Sampling,
@@ -51,7 +52,7 @@ fn logits_and_greedy_tokens_equal_those_of_transformers() {
         };
         let mut scratch = Scratch::default();
         let mut cache = decoder.cache(blocks.len());
-        let logits = decoder.forward(&batch, &mut cache, &mut scratch);
+        let logits = decoder.forward(&Team::alone(), &batch, &mut cache, &mut scratch);
         for (row, (position, wanted)) in logits.chunks_exact(decoder.architecture().vocabulary).zip(&wanted) {
             let scale = wanted.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
             let worst = row.iter().zip(wanted).fold(0.0_f32, |worst, (ours, theirs)| worst.max((ours - theirs).abs()));
@@ -91,6 +92,8 @@ fn a_crowd_with_cut_prompts_and_scarce_blocks_gets_the_tokens_of_each_alone() {
 /// Generates greedily for all prompts through the scheduler; logits must agree bit for bit, so tokens do.
 fn run(decoder: &Decoder, prompts: &[Vec<u32>], count: usize, limits: Limits, blocks: usize) -> Vec<Vec<u32>> {
     let mut scheduler = Scheduler::new(limits, blocks);
+    // Threads share the work by chance, which must not show in the results.
+    let team = Team::new(3).unwrap();
     let mut cache = decoder.cache(blocks);
     let mut scratch = Scratch::default();
     let mut generated = vec![Vec::new(); prompts.len()];
@@ -100,7 +103,7 @@ fn run(decoder: &Decoder, prompts: &[Vec<u32>], count: usize, limits: Limits, bl
     while !scheduler.is_idle() {
         let chunks = scheduler.schedule();
         assert!(!chunks.is_empty(), "progress");
-        let logits = decoder.forward(&batch(&chunks), &mut cache, &mut scratch);
+        let logits = decoder.forward(&team, &batch(&chunks), &mut cache, &mut scratch);
         let mut rows = logits.chunks_exact(decoder.architecture().vocabulary);
         for chunk in chunks.iter().filter(|chunk| chunk.yields) {
             let token = Sampling::default().pick(rows.next().unwrap(), 0).unwrap();

@@ -10,6 +10,7 @@ use std::{cell::Cell, ops::Range};
 use crate::kernels::{
     Isa, Lane, isa,
     quantised::{self, PANELS_FOR_ONE_ROW, Quantised},
+    team::Team,
 };
 
 /// Output columns in one panel.
@@ -120,44 +121,39 @@ impl Packed {
         }
     }
 
-    /// `y[rows, outputs] = x[rows, inputs] * self^T`, on the current rayon pool when that pays.
-    pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
-        self.multiply_with(isa(), x, y);
+    /// `y[rows, outputs] = x[rows, inputs] * self^T`, with the whole team when that pays.
+    pub fn multiply(&self, team: &Team, x: &[f32], y: &mut [f32]) {
+        self.multiply_with(isa(), team, x, y);
     }
 
-    fn multiply_with(&self, isa: Isa, x: &[f32], y: &mut [f32]) {
+    fn multiply_with(&self, isa: Isa, team: &Team, x: &[f32], y: &mut [f32]) {
         let rows = x.len() / self.inputs;
         assert_eq!(x.len(), rows * self.inputs, "whole activation rows");
         assert_eq!(y.len(), rows * self.outputs, "one result row for each activation row");
         let y = Columns(y.as_mut_ptr());
         if rows == 1 {
             // One row is its own tile.
-            self.multiply_tiles(isa, x, &y, rows);
+            self.multiply_tiles(isa, team, x, &y, rows);
             return;
         }
         let mut packed = ACTIVATIONS.take();
         packed.resize(x.len(), 0.0);
-        pack_activations(isa, x, self.inputs, &mut packed);
-        self.multiply_tiles(isa, &packed, &y, rows);
+        pack_activations(isa, team, x, self.inputs, &mut packed);
+        self.multiply_tiles(isa, team, &packed, &y, rows);
         ACTIVATIONS.set(packed);
     }
 
     /// The same with activations packed in tiles.
-    fn multiply_tiles(&self, isa: Isa, x: &[f32], y: &Columns, rows: usize) {
+    fn multiply_tiles(&self, isa: Isa, team: &Team, x: &[f32], y: &Columns, rows: usize) {
         let panels = self.outputs.div_ceil(PANEL);
-        let threads = rayon::current_num_threads();
+        let threads = team.threads();
         if threads == 1 || rows * self.inputs * self.outputs < PARALLEL_MULTIPLY_ADDS {
             self.multiply_panels(isa, x, y, rows, 0..panels);
             return;
         }
         // A few more pieces than threads, so that a thread that comes late does not hold up the rest.
         let pieces = (threads * 3).min(panels);
-        rayon::scope(|scope| {
-            for piece in 1..pieces {
-                scope.spawn(move |_| self.multiply_panels(isa, x, y, rows, share(panels, pieces, piece)));
-            }
-            self.multiply_panels(isa, x, y, rows, share(panels, pieces, 0));
-        });
+        team.run(pieces, |piece| self.multiply_panels(isa, x, y, rows, share(panels, pieces, piece)));
     }
 
     fn multiply_panels(&self, isa: Isa, x: &[f32], y: &Columns, rows: usize, panels: Range<usize>) {
@@ -233,17 +229,15 @@ impl Packed {
 
 /// Packs rows by tiles: within one, the values of an input stand beside each other, so that a kernel reads them front to
 /// back and with one pointer. Each tile takes the place its rows had.
-fn pack_activations(isa: Isa, x: &[f32], inputs: usize, packed: &mut [f32]) {
+fn pack_activations(isa: Isa, team: &Team, x: &[f32], inputs: usize, packed: &mut [f32]) {
     let most = isa.tile_rows_max();
     let rows = x.len() / inputs;
-    if rows > PARALLEL_ROWS && rayon::current_num_threads() > 1 {
+    if rows > PARALLEL_ROWS && team.threads() > 1 {
         // Cut where a tile begins, so that both parts fall into the tiles of the whole.
         let half = rows / 2 / most * most * inputs;
         let (first, second) = packed.split_at_mut(half);
-        rayon::join(
-            || pack_tiles(isa, &x[..half], inputs, first, true),
-            || pack_tiles(isa, &x[half..], inputs, second, false),
-        );
+        let parts = vec![(&x[..half], first, true), (&x[half..], second, false)];
+        team.each(parts, |(x, packed, full)| pack_tiles(isa, x, inputs, packed, full));
     } else {
         pack_tiles(isa, x, inputs, packed, false);
     }

@@ -37,12 +37,13 @@ fn check(name: &str, packed: &Packed, weights: &[f32]) {
     let mut row = vec![0.0; inputs];
     packed.row(outputs - 1, &mut row);
     assert_eq!(row, weights[(outputs - 1) * inputs..], "{name}: the last row");
+    let team = Team::new(2).unwrap();
     for isa in Isa::available() {
         let most = 60;
         let x = numbers(9, most * inputs);
         let mut alone = vec![0.0; most * outputs];
         for (x, y) in x.chunks_exact(inputs).zip(alone.chunks_exact_mut(outputs)) {
-            packed.multiply_with(isa, x, y);
+            packed.multiply_with(isa, &Team::alone(), x, y);
         }
         let wanted = plain(&x, weights, inputs);
         let scale = wanted.iter().fold(0.0_f64, |most, value| most.max(value.abs()));
@@ -51,7 +52,7 @@ fn check(name: &str, packed: &Packed, weights: &[f32]) {
         }
         for rows in [2, 3, 4, 7, 12, 13, 24, 25, most] {
             let mut together = vec![0.0; rows * outputs];
-            packed.multiply_with(isa, &x[..rows * inputs], &mut together);
+            packed.multiply_with(isa, &team, &x[..rows * inputs], &mut together);
             assert_eq!(together, alone[..rows * outputs], "{name}, {isa:?}: {rows} rows are each as if alone");
         }
     }
