@@ -25,7 +25,7 @@ fn main() {
             let count = POOL_BYTES / (size * if quantised { 1 } else { 4 });
             let pool: Vec<Packed> =
                 (0..count).map(|_| Packed::stack(vec![matrix(outputs, inputs, quantised)], inputs)).collect();
-            for rows in [1, 2, 4, 8, 16, 32, 128, 512] {
+            for rows in [1, 2, 4, 6, 8, 16, 32, 128, 512] {
                 let x = vec![0.5; rows * inputs];
                 let mut y = vec![0.0; rows * outputs];
                 let best = (0..5).map(|_| pass(&team, &pool, &x, &mut y)).min().expect("five passes").as_secs_f64();
@@ -47,7 +47,7 @@ fn matrix(outputs: usize, inputs: usize, quantised: bool) -> Matrix {
     Matrix::Quantised(Quantised {
         inputs,
         group: 32,
-        values: vec![3; outputs * inputs],
+        values: vec![100; outputs * inputs],
         scales: vec![0.01; outputs * inputs / 32],
         offsets: None,
         half_scales: true,

@@ -3,12 +3,14 @@
 //! Every kernel computes a row in the same order of operations whatever else stands in the batch. A request therefore
 //! gets the same tokens alone, in a crowd, or continued by another worker, bit for bit on the same kind of CPU.
 //!
-//! The unsafe blocks here are of three kinds: calls into code compiled for an instruction set, after asking the CPU
-//! for it; raw stores into disjoint columns of one output by several threads; and work lent to threads (`team`).
+//! The unsafe blocks here are of four kinds: calls into code compiled for an instruction set, after asking the CPU
+//! for it; raw stores into disjoint columns of one output by several threads; work lent to threads (`team`); and memory
+//! of the system's as arrays (`pages`).
 
 pub mod attention;
 pub mod elementwise;
 pub mod matmul;
+mod pages;
 pub mod quantised;
 mod sixteen;
 pub mod team;

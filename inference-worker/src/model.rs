@@ -100,6 +100,14 @@ impl Decoder {
         Ok(Self { embeddings, layers, norm, output, inverse_frequencies, architecture })
     }
 
+    /// Leaves activations as they are where weights are quantised, instead of rounding them to bytes: slower, and equal to
+    /// what the weights say in floats.
+    pub fn be_exact(&mut self) {
+        let layers = self.layers.iter_mut();
+        let of_layers = layers.flat_map(|l| [&mut l.qkv, &mut l.attention_output, &mut l.gate_up, &mut l.down]);
+        of_layers.chain([&mut self.embeddings]).chain(self.output.as_mut()).for_each(Packed::be_exact);
+    }
+
     /// The shape of this decoder.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture

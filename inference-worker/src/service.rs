@@ -85,7 +85,11 @@ fn load(config: &Config) -> Result<(Vec<Backend>, Vec<Embedder>), Error> {
     let unusable = |directory: &Path, source| Error::Model { directory: directory.to_owned(), source };
     let start = |directory: &PathBuf| {
         let family = config.tool_calls.get(&model_directory::name_of(directory)).copied();
-        let model = Arc::new(Model::load_as(directory, family).map_err(|source| unusable(directory, source))?);
+        let mut model = Model::load_as(directory, family).map_err(|source| unusable(directory, source))?;
+        if config.exact_activations {
+            model.decoder.be_exact();
+        }
+        let model = Arc::new(model);
         tracing::info!(model = model.name, tool_calls = ?model.family, "loaded");
         Engine::start(model, Arc::clone(&team), &engine_config).map(Backend::Engine).map_err(Error::Engine)
     };

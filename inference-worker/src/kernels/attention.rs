@@ -4,12 +4,11 @@
 //! each other, so that one vector holds sixteen scores and nothing is summed across a vector. Memory for a block is
 //! taken when the block is first used: an idle worker holds none.
 
-use memmap2::MmapMut;
-
 use crate::kernels::{
     Isa, Lane,
     elementwise::exp,
     isa,
+    pages::Pages,
     sixteen::{self, Sixteen},
 };
 
@@ -19,34 +18,9 @@ pub const BLOCK: usize = 16;
 /// Keys and values of all blocks of one model.
 #[derive(Debug)]
 pub struct KvCache {
-    blocks: Vec<Option<Block>>,
+    blocks: Vec<Option<Pages<Lane>>>,
     layers: usize,
     shape: HeadShape,
-}
-
-/// The memory of one block, a mapping of its own: given back, it is the system's again at once, which an allocator does
-/// not promise.
-#[derive(Debug)]
-struct Block(MmapMut);
-
-impl Block {
-    /// Zeros.
-    fn new(lanes: usize) -> Self {
-        Self(MmapMut::map_anon(lanes * size_of::<Lane>()).expect("the system has memory for a block of the cache"))
-    }
-
-    #[expect(unsafe_code, reason = "a mapping is bytes, the kernels want lanes")]
-    fn lanes(&self) -> &[Lane] {
-        // SAFETY: a mapping begins at a page, which is aligned for a lane, and holds whole lanes; every bit pattern is a
-        // valid lane, and nobody writes while this borrow lives.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() / size_of::<Lane>()) }
-    }
-
-    #[expect(unsafe_code, reason = "a mapping is bytes, the kernels want lanes")]
-    fn lanes_mut(&mut self) -> &mut [Lane] {
-        // SAFETY: as above, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() / size_of::<Lane>()) }
-    }
 }
 
 /// The dimensions attention needs.
@@ -93,7 +67,7 @@ impl KvCache {
     pub fn write(&mut self, layer: usize, block: u32, slot: usize, key: &[f32], value: &[f32]) {
         let shape = self.shape;
         let lanes = self.layers * shape.layer_block();
-        let storage = self.blocks[block as usize].get_or_insert_with(|| Block::new(lanes)).lanes_mut();
+        let storage = self.blocks[block as usize].get_or_insert_with(|| Pages::zeros(lanes));
         let storage = &mut storage[layer * shape.layer_block()..][..shape.layer_block()];
         let (keys, values) = storage.split_at_mut(shape.key_block());
         for (lane, &key) in keys.iter_mut().zip(key) {
@@ -133,7 +107,7 @@ impl KvCache {
 
     fn layer(&self, block: u32, layer: usize) -> (&[Lane], &[Lane]) {
         let storage = self.blocks[block as usize].as_ref().expect("a block is written before it is read");
-        let storage = &storage.lanes()[layer * self.shape.layer_block()..][..self.shape.layer_block()];
+        let storage = &storage[layer * self.shape.layer_block()..][..self.shape.layer_block()];
         storage.split_at(self.shape.key_block())
     }
 }

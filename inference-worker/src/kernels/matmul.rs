@@ -2,14 +2,14 @@
 //!
 //! A weight is packed once, at load, into panels of 32 output columns, so that the inner loop reads it front to back
 //! in whole cache lines. The packed form is the only copy: an embedding row is gathered from it as well, which is
-//! what lets tied models hold their largest matrix once. Quantised weights stay so (`quantised`): few rows read them as
-//! they are, for many rows each panel is unpacked once.
+//! what lets tied models hold their largest matrix once. Quantised weights stay so (`quantised`).
 
 use std::{cell::Cell, ops::Range};
 
 use crate::kernels::{
     Isa, Lane, isa,
-    quantised::{self, PANELS_FOR_ONE_ROW, Quantised},
+    pages::Pages,
+    quantised::{self, Activations, Quantised},
     team::Team,
 };
 
@@ -21,9 +21,15 @@ const PARALLEL_MULTIPLY_ADDS: usize = 400_000;
 /// Above this many rows two threads pack the activations.
 const PARALLEL_ROWS: usize = 64;
 
+/// Bytes ahead of what is computed that are asked for: the hardware looks ahead within a page only.
+#[cfg(target_arch = "x86_64")]
+pub(super) const AHEAD: usize = 4096;
+
 thread_local! {
     /// The buffer for packed activations, kept from one product to the next.
     static ACTIVATIONS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// The same for activations that are rounded to bytes.
+    static ROUNDED: Cell<Activations> = Cell::default();
 }
 
 /// A weight matrix as its file holds it, row-major `[outputs, inputs]`.
@@ -50,11 +56,13 @@ pub struct Packed {
     weights: Weights,
     inputs: usize,
     outputs: usize,
+    /// Activations meet quantised weights as they are, not rounded to bytes.
+    exact: bool,
 }
 
 #[derive(Debug)]
 enum Weights {
-    Float(Vec<Lane>),
+    Float(Pages<Lane>),
     Quantised(quantised::Panels),
 }
 
@@ -75,10 +83,10 @@ impl Packed {
         if floats.is_empty() {
             let outputs = all_quantised.iter().map(|part| part.values.len()).sum::<usize>() / inputs;
             let weights = Weights::Quantised(quantised::Panels::pack(&all_quantised, inputs));
-            return Self { weights, inputs, outputs };
+            return Self { weights, inputs, outputs, exact: false };
         }
         let outputs = floats.iter().map(Vec::len).sum::<usize>() / inputs;
-        let mut lanes = vec![Lane::ZERO; outputs.div_ceil(PANEL) * inputs * LANES];
+        let mut lanes: Pages<Lane> = Pages::zeros(outputs.div_ceil(PANEL) * inputs * LANES);
         let rows = floats.iter().flat_map(|part| part.chunks_exact(inputs));
         for (output, row) in rows.enumerate() {
             let panel = output / PANEL * inputs * LANES + output % PANEL / 16;
@@ -86,7 +94,12 @@ impl Packed {
                 lanes[panel + input * LANES].0[output % 16] = value;
             }
         }
-        Self { weights: Weights::Float(lanes), inputs, outputs }
+        Self { weights: Weights::Float(lanes), inputs, outputs, exact: false }
+    }
+
+    /// Leaves activations as they are where the weights are quantised: slower, and without their rounding.
+    pub fn be_exact(&mut self) {
+        self.exact = true;
     }
 
     /// Width of an activation row.
@@ -102,7 +115,7 @@ impl Packed {
     /// Bytes the weights take in memory.
     pub fn bytes(&self) -> usize {
         match &self.weights {
-            Weights::Float(lanes) => size_of_val(lanes.as_slice()),
+            Weights::Float(lanes) => size_of_val(&**lanes),
             Weights::Quantised(panels) => panels.bytes(),
         }
     }
@@ -131,31 +144,36 @@ impl Packed {
         assert_eq!(x.len(), rows * self.inputs, "whole activation rows");
         assert_eq!(y.len(), rows * self.outputs, "one result row for each activation row");
         let y = Columns(y.as_mut_ptr());
-        if rows == 1 {
+        if let (Weights::Quantised(weights), false) = (&self.weights, self.exact) {
+            let mut rounded = ROUNDED.take();
+            rounded.round(isa, team, weights, x);
+            self.share_panels(team, rows, |panels| self.multiply_rounded(isa, weights, &rounded, &y, rows, panels));
+            ROUNDED.set(rounded);
+        } else if rows == 1 {
             // One row is its own tile.
-            self.multiply_tiles(isa, team, x, &y, rows);
-            return;
+            self.share_panels(team, rows, |panels| self.multiply_panels(isa, x, &y, rows, panels));
+        } else {
+            let mut packed = ACTIVATIONS.take();
+            packed.resize(x.len(), 0.0);
+            pack_activations(isa, team, x, self.inputs, &mut packed);
+            self.share_panels(team, rows, |panels| self.multiply_panels(isa, &packed, &y, rows, panels));
+            ACTIVATIONS.set(packed);
         }
-        let mut packed = ACTIVATIONS.take();
-        packed.resize(x.len(), 0.0);
-        pack_activations(isa, team, x, self.inputs, &mut packed);
-        self.multiply_tiles(isa, team, &packed, &y, rows);
-        ACTIVATIONS.set(packed);
     }
 
-    /// The same with activations packed in tiles.
-    fn multiply_tiles(&self, isa: Isa, team: &Team, x: &[f32], y: &Columns, rows: usize) {
+    /// Has all panels computed, by the team when that pays.
+    fn share_panels(&self, team: &Team, rows: usize, work: impl Fn(Range<usize>) + Sync) {
         let panels = self.outputs.div_ceil(PANEL);
         let threads = team.threads();
         if threads == 1 || rows * self.inputs * self.outputs < PARALLEL_MULTIPLY_ADDS {
-            self.multiply_panels(isa, x, y, rows, 0..panels);
-            return;
+            return work(0..panels);
         }
         // A few more pieces than threads, so that a thread that comes late does not hold up the rest.
         let pieces = (threads * 3).min(panels);
-        team.run(pieces, |piece| self.multiply_panels(isa, x, y, rows, share(panels, pieces, piece)));
+        team.run(pieces, |piece| work(share(panels, pieces, piece)));
     }
 
+    /// Panels against activations packed in tiles.
     fn multiply_panels(&self, isa: Isa, x: &[f32], y: &Columns, rows: usize, panels: Range<usize>) {
         match &self.weights {
             Weights::Float(lanes) => {
@@ -163,9 +181,6 @@ impl Packed {
                     let weights = &lanes[panel * self.inputs * LANES..][..self.inputs * LANES];
                     self.multiply_panel(isa, x, y, rows, panel, weights);
                 }
-            }
-            Weights::Quantised(weights) if rows <= 2 * isa.tile_rows_max() => {
-                self.multiply_quantised(isa, x, y, rows, panels, weights);
             }
             Weights::Quantised(weights) => {
                 let mut unpacked = vec![Lane::ZERO; self.inputs * LANES];
@@ -195,34 +210,24 @@ impl Packed {
         }
     }
 
-    fn multiply_quantised(
+    fn multiply_rounded(
         &self,
         isa: Isa,
-        x: &[f32],
+        weights: &quantised::Panels,
+        x: &Activations,
         y: &Columns,
         rows: usize,
         panels: Range<usize>,
-        weights: &quantised::Panels,
     ) {
-        let mut panel = panels.start;
-        while panel < panels.end {
-            let several = rows == 1 && panels.end - panel >= PANELS_FOR_ONE_ROW;
-            let wide = if several { PANELS_FOR_ONE_ROW } else { 1 };
+        for panel in panels {
+            let columns = PANEL.min(self.outputs - panel * PANEL);
             let mut row = 0;
             while row < rows {
-                let count = isa.tile_rows(rows - row);
-                let tile = quantised::Tile {
-                    x: &x[row * self.inputs..][..count * self.inputs],
-                    weights,
-                    panel,
-                    y: y.0.wrapping_add(row * self.outputs + panel * PANEL),
-                    y_stride: self.outputs,
-                    columns: self.outputs - panel * PANEL,
-                };
-                tile.compute(isa, count, wide);
+                let count = isa.rows_together(rows - row);
+                let into = (y.0.wrapping_add(row * self.outputs + panel * PANEL), self.outputs, columns);
+                quantised::Tile::new(weights, panel, x, row, count, into).compute(isa);
                 row += count;
             }
-            panel += wide;
         }
     }
 }
@@ -358,6 +363,11 @@ unsafe fn avx512<const ROWS: usize>(tile: &Tile<'_>) {
         unsafe {
             let first = _mm512_load_ps(weights.add(input * PANEL));
             let second = _mm512_load_ps(weights.add(input * PANEL + 16));
+            for line in 0..2 {
+                _mm_prefetch::<_MM_HINT_T0>(
+                    weights.wrapping_add(input * PANEL + 16 * line).cast::<i8>().wrapping_add(AHEAD),
+                );
+            }
             for (row, sums) in sums.iter_mut().enumerate() {
                 let value = _mm512_set1_ps(*x.add(input * ROWS + row));
                 sums[0] = _mm512_fmadd_ps(value, first, sums[0]);

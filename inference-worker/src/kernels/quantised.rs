@@ -1,16 +1,23 @@
-//! Weights that stay quantised in memory: one byte each, with a scale for every small group of inputs.
+//! Weights that stay quantised in memory: a byte or half a one each, with a scale for every small group of inputs.
 //!
 //! Every block format of GGUF that is read becomes this one form without loss, save for the rounding of a product of
-//! two scales: a four-bit weight is a byte with a small value. Panels have the shape of `matmul`'s, so a panel can be
-//! unpacked into floats once and meet many rows; a few rows meet the bytes directly. Both ways compute the same numbers
-//! in the same order.
+//! two scales. Weights of four bits stay such: two share a byte. Activations are rounded to bytes as well, each group of
+//! a row with a scale of its own, as all engines do that are fast on CPUs: products of bytes are exact integers, summed
+//! by instructions made for it. Who wants no such rounding unpacks a panel into floats (`unpack`), at several times the
+//! cost.
+
+mod products;
 
 use half::f16;
 
 use crate::kernels::{
     Isa, Lane,
     matmul::{LANES, PANEL},
+    pages::{Pages, Plain},
+    team::Team,
 };
+
+pub(super) use products::Tile;
 
 /// One matrix `[outputs, inputs]`, row-major: `weight = value * scale + offset`, scale and offset by group of inputs.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,23 +68,32 @@ impl Quantised {
 pub(super) struct Panels {
     inputs: usize,
     group: usize,
-    /// By panel, input and column.
-    values: Vec<Row>,
+    /// Two weights share a byte.
+    nibbles: bool,
+    /// What is added to a weight's value so that it is stored as a number from zero on.
+    zero: u8,
+    /// By panel, four inputs (eight with nibbles) and half a panel.
+    values: Pages<Words>,
     scales: Scales,
 }
 
-/// The bytes of one input in one panel.
+/// Sixteen columns of four inputs each, a byte for each input from the lowest on. With nibbles the high halves of the
+/// bytes are the next four inputs.
 #[derive(Debug, Clone, Copy)]
-#[repr(C, align(32))]
-struct Row([i8; PANEL]);
+#[repr(C, align(64))]
+struct Words([u32; 16]);
+
+#[expect(unsafe_code, reason = "integers take every pattern of bits")]
+// SAFETY: integers take every pattern of bits.
+unsafe impl Plain for Words {}
 
 /// By panel, group and column.
 #[derive(Debug)]
 enum Scales {
     /// Sixteen bits, no offsets.
-    Half(Vec<[f16; PANEL]>),
+    Half(Pages<[f16; PANEL]>),
     /// Scales and offsets.
-    Full(Vec<[[f32; PANEL]; 2]>),
+    Full(Pages<[[f32; PANEL]; 2]>),
 }
 
 impl Panels {
@@ -86,23 +102,38 @@ impl Panels {
         let outputs = parts.iter().map(|part| part.values.len()).sum::<usize>() / inputs;
         let panels = outputs.div_ceil(PANEL);
         let group = parts.iter().map(|part| part.group).min().expect("at least one matrix");
+        assert!(group % 8 == 0 && inputs.is_multiple_of(group), "groups are whole pairs of words");
         let groups = inputs / group;
-        let mut values = vec![Row([0; PANEL]); panels * inputs];
-        let mut scales = if parts.iter().all(|part| part.half_scales && part.offsets.is_none()) {
-            Scales::Half(vec![[f16::ZERO; PANEL]; panels * groups])
+        let all = || parts.iter().flat_map(|part| &part.values);
+        let (least, most) = (all().min().copied().unwrap_or(0), all().max().copied().unwrap_or(0));
+        let zero = if least >= 0 {
+            0
+        } else if least >= -8 && most < 8 {
+            8
         } else {
-            Scales::Full(vec![[[0.0; PANEL]; 2]; panels * groups])
+            128
         };
+        let nibbles = zero != 128 && i16::from(most) + i16::from(zero) < 16;
+        let zero = if nibbles { zero } else { 128_u8 };
+        let scales = if parts.iter().all(|part| part.half_scales && part.offsets.is_none()) {
+            Scales::Half(Pages::zeros(panels * groups))
+        } else {
+            Scales::Full(Pages::zeros(panels * groups))
+        };
+        let words = panels * inputs / if nibbles { 8 } else { 4 } * 2;
+        let mut packed = Self { inputs, group, nibbles, zero, values: Pages::zeros(words), scales };
         let mut output = 0;
         for part in parts {
             for (row, bytes) in part.values.chunks_exact(inputs).enumerate() {
                 let (panel, column) = (output / PANEL, output % PANEL);
-                for (into, &byte) in values[panel * inputs..][..inputs].iter_mut().zip(bytes) {
-                    into.0[column] = byte;
+                for (input, &byte) in bytes.iter().enumerate() {
+                    let (word, shift) = packed.place(panel, column, input);
+                    let value = (i16::from(byte) + i16::from(zero)) as u32;
+                    packed.values[word].0[column % 16] |= value << shift;
                 }
                 for at in 0..groups {
                     let from = row * (inputs / part.group) + at * group / part.group;
-                    match &mut scales {
+                    match &mut packed.scales {
                         Scales::Half(all) => all[panel * groups + at][column] = f16::from_f32(part.scales[from]),
                         Scales::Full(all) => {
                             let [scales, offsets] = &mut all[panel * groups + at];
@@ -114,17 +145,32 @@ impl Panels {
                 output += 1;
             }
         }
-        Self { inputs, group, values, scales }
+        packed
+    }
+
+    /// Where a weight lies: which words, and how far up in its column's.
+    #[inline(always)]
+    fn place(&self, panel: usize, column: usize, input: usize) -> (usize, usize) {
+        if self.nibbles {
+            ((panel * self.inputs / 8 + input / 8) * 2 + column / 16, input % 4 * 8 + input % 8 / 4 * 4)
+        } else {
+            ((panel * self.inputs / 4 + input / 4) * 2 + column / 16, input % 4 * 8)
+        }
+    }
+
+    const fn mask(&self) -> u32 {
+        if self.nibbles { 0xf } else { 0xff }
     }
 
     /// Copies one row of the matrix.
     pub(super) fn row(&self, output: usize, into: &mut [f32]) {
         let (panel, column) = (output / PANEL, output % PANEL);
-        let rows = &self.values[panel * self.inputs..][..self.inputs];
-        for (at, (into, rows)) in into.chunks_exact_mut(self.group).zip(rows.chunks_exact(self.group)).enumerate() {
+        for (at, into) in into.chunks_exact_mut(self.group).enumerate() {
             let (scale, offset) = self.group_scale(panel * (self.inputs / self.group) + at);
-            for (into, row) in into.iter_mut().zip(rows) {
-                *into = f32::from(row.0[column]) * scale[column] + offset[column];
+            for (input, into) in (at * self.group..).zip(into) {
+                let (word, shift) = self.place(panel, column, input);
+                let value = self.values[word].0[column % 16] >> shift & self.mask();
+                *into = (value as i32 - i32::from(self.zero)) as f32 * scale[column] + offset[column];
             }
         }
     }
@@ -132,38 +178,41 @@ impl Panels {
     /// One panel as floats, in the layout of packed floats: `inputs * 2` lanes.
     #[allow(unsafe_code, reason = "calls functions compiled for an instruction set")]
     pub(super) fn unpack(&self, isa: Isa, panel: usize, into: &mut [Lane]) {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx2,fma")]
+        fn avx512(panels: &Panels, panel: usize, into: &mut [Lane]) {
+            panels.unpack_panel(panel, into);
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2(panels: &Panels, panel: usize, into: &mut [Lane]) {
+            panels.unpack_panel(panel, into);
+        }
         assert_eq!(into.len(), self.inputs * LANES, "one panel");
         match isa {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the CPU has the features, and the length was just checked.
-            Isa::Avx512 => unsafe { unpack_avx512(self, panel, into) },
+            // SAFETY: the CPU has the features.
+            Isa::Avx512 => unsafe { avx512(self, panel, into) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the CPU has the features, and the length was just checked.
-            Isa::Avx2 => unsafe { unpack_avx2(self, panel, into) },
-            Isa::Portable => unpack_portable(self, panel, into),
+            // SAFETY: the CPU has the features.
+            Isa::Avx2 => unsafe { avx2(self, panel, into) },
+            Isa::Portable => self.unpack_panel(panel, into),
         }
     }
 
-    /// Scales and offsets of one group of one panel, in two vectors each.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx2,fma")]
-    #[inline]
-    #[allow(unsafe_code, reason = "vector loads")]
-    fn scale_vectors(&self, at: usize) -> ([std::arch::x86_64::__m512; 2], [std::arch::x86_64::__m512; 2]) {
-        use std::arch::x86_64::*;
-        // SAFETY: the slices hold two vectors of sixteen; the loads are unaligned.
-        unsafe {
-            match &self.scales {
-                Scales::Half(all) => {
-                    let from = all[at].as_ptr().cast::<__m256i>();
-                    let scale = [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))];
-                    (scale.map(|half| _mm512_cvtph_ps(half)), [_mm512_setzero_ps(); 2])
-                }
-                Scales::Full(all) => {
-                    let [scale, offset] = &all[at];
-                    let load =
-                        |from: &[f32; PANEL]| [_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(16))];
-                    (load(scale), load(offset))
+    #[inline(always)]
+    fn unpack_panel(&self, panel: usize, into: &mut [Lane]) {
+        let groups = self.inputs / self.group;
+        for (at, into) in into.chunks_exact_mut(self.group * LANES).enumerate() {
+            let (scale, offset) = self.group_scale(panel * groups + at);
+            for (input, lanes) in (at * self.group..).zip(into.chunks_exact_mut(LANES)) {
+                for (half, lane) in lanes.iter_mut().enumerate() {
+                    let (word, shift) = self.place(panel, half * 16, input);
+                    let words = &self.values[word].0;
+                    for (column, weight) in lane.0.iter_mut().enumerate() {
+                        let value = (words[column] >> shift & self.mask()) as i32 - i32::from(self.zero);
+                        *weight = value as f32 * scale[half * 16 + column] + offset[half * 16 + column];
+                    }
                 }
             }
         }
@@ -179,261 +228,148 @@ impl Panels {
     /// Bytes in memory.
     pub(super) fn bytes(&self) -> usize {
         let scales = match &self.scales {
-            Scales::Half(all) => size_of_val(all.as_slice()),
-            Scales::Full(all) => size_of_val(all.as_slice()),
+            Scales::Half(all) => size_of_val(&**all),
+            Scales::Full(all) => size_of_val(&**all),
         };
-        self.values.len() * PANEL + scales
+        size_of_val(&*self.values) + scales
     }
 }
 
-/// SAFETY: the caller has checked for AVX-512F, and that `into` holds one panel.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
-#[allow(unsafe_code, reason = "vector intrinsics on raw pointers")]
-unsafe fn unpack_avx512(panels: &Panels, panel: usize, into: &mut [Lane]) {
-    use std::arch::x86_64::*;
-    let groups = panels.inputs / panels.group;
-    let into = into.as_mut_ptr().cast::<f32>();
-    let rows = panels.values[panel * panels.inputs..][..panels.inputs].as_ptr();
-    for at in 0..groups {
-        let (scale, offset) = panels.scale_vectors(panel * groups + at);
-        for input in at * panels.group..(at + 1) * panels.group {
-            // SAFETY: `input` is below `inputs`, so the row is one of the panel's, and its place in `into` exists; rows
-            // are 32 and lanes 64 bytes aligned.
-            unsafe {
-                let from = rows.add(input).cast::<__m128i>();
-                for half in 0..2 {
-                    let value = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128(from.add(half))));
-                    let weight = _mm512_fmadd_ps(value, scale[half], offset[half]);
-                    _mm512_store_ps(into.add(input * PANEL + half * 16), weight);
-                }
-            }
+/// Rows rounded to bytes by groups, packed by tiles: within one, the words of an input's four stand beside each other.
+#[derive(Debug, Default)]
+pub(super) struct Activations {
+    /// Four inputs each; by tile, word and row.
+    words: Vec<i32>,
+    /// By tile, group and row.
+    scales: Vec<RowScale>,
+}
+
+/// What belongs to one group of one row.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+struct RowScale {
+    /// An activation is its byte times this.
+    scale: f32,
+    /// The sum of the group's activations, for weights with offsets.
+    sum: f32,
+    /// What weights stored from zero on add too much to the sum of products, negated.
+    correction: i32,
+}
+
+impl Activations {
+    /// Rounds rows of `weights.inputs` values.
+    pub(super) fn round(&mut self, isa: Isa, team: &Team, weights: &Panels, x: &[f32]) {
+        let (inputs, group) = (weights.inputs, weights.group);
+        let rows = x.len() / inputs;
+        self.words.resize(rows * inputs / 4, 0);
+        self.scales.resize(rows * inputs / group, RowScale::default());
+        let (mut words, mut scales) = (self.words.as_mut_slice(), self.scales.as_mut_slice());
+        let mut tiles = Vec::new();
+        let mut row = 0;
+        while row < rows {
+            let count = isa.rows_together(rows - row);
+            let (word, scale);
+            (word, words) = words.split_at_mut(count * inputs / 4);
+            (scale, scales) = scales.split_at_mut(count * inputs / group);
+            tiles.push((&x[row * inputs..][..count * inputs], word, scale));
+            row += count;
         }
-    }
-}
-
-/// SAFETY: the caller has checked for AVX2 and FMA, and that `into` holds one panel.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-#[allow(unsafe_code, reason = "vector intrinsics on raw pointers")]
-unsafe fn unpack_avx2(panels: &Panels, panel: usize, into: &mut [Lane]) {
-    use std::arch::x86_64::*;
-    let groups = panels.inputs / panels.group;
-    let into = into.as_mut_ptr().cast::<f32>();
-    let rows = panels.values[panel * panels.inputs..][..panels.inputs].as_ptr().cast::<i8>();
-    for at in 0..groups {
-        let (scale, offset) = panels.group_scale(panel * groups + at);
-        for part in 0..4 {
-            // SAFETY: scale and offset hold four vectors of eight; `input` is below `inputs`, as above.
-            unsafe {
-                let scale = _mm256_loadu_ps(scale.as_ptr().add(part * 8));
-                let offset = _mm256_loadu_ps(offset.as_ptr().add(part * 8));
-                for input in at * panels.group..(at + 1) * panels.group {
-                    let bytes = _mm_loadl_epi64(rows.add(input * PANEL + part * 8).cast());
-                    let value = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-                    _mm256_store_ps(into.add(input * PANEL + part * 8), _mm256_fmadd_ps(value, scale, offset));
-                }
-            }
-        }
-    }
-}
-
-fn unpack_portable(panels: &Panels, panel: usize, into: &mut [Lane]) {
-    let rows = &panels.values[panel * panels.inputs..][..panels.inputs];
-    let groups = panels.inputs / panels.group;
-    let by_group = into.chunks_exact_mut(panels.group * LANES).zip(rows.chunks_exact(panels.group));
-    for (at, (into, rows)) in by_group.enumerate() {
-        let (scale, offset) = panels.group_scale(panel * groups + at);
-        for (lanes, row) in into.chunks_exact_mut(LANES).zip(rows) {
-            for (half, lane) in lanes.iter_mut().enumerate() {
-                for (column, weight) in lane.0.iter_mut().enumerate() {
-                    let column = half * 16 + column;
-                    *weight = f32::from(row.0[column]) * scale[column] + offset[column];
-                }
-            }
-        }
-    }
-}
-
-/// A few rows against neighbouring panels, the weights unpacked on the way.
-pub(super) struct Tile<'a> {
-    /// Activations by input and row.
-    pub(super) x: &'a [f32],
-    pub(super) weights: &'a Panels,
-    /// The first panel.
-    pub(super) panel: usize,
-    /// Where the results of the first row and panel go.
-    pub(super) y: *mut f32,
-    /// From one row of results to the next.
-    pub(super) y_stride: usize,
-    /// Columns of results from `y` to the end of a row.
-    pub(super) columns: usize,
-}
-
-/// How many panels a tile of one row takes: as many sums as hide the latency of one addition.
-pub(super) const PANELS_FOR_ONE_ROW: usize = 4;
-
-macro_rules! by_rows {
-    ($tile:ident, $function:ident, $count:ident, $panels:ident, $($rows:literal)*) => {
-        match ($count, $panels) {
-            (1, PANELS_FOR_ONE_ROW) => $function::<1, PANELS_FOR_ONE_ROW>($tile),
-            $(($rows, 1) => $function::<$rows, 1>($tile),)*
-            _ => unreachable!("a tile has at most twelve rows, and one panel unless it has one row"),
-        }
-    };
-}
-
-impl Tile<'_> {
-    /// Computes `count` rows against `panels` panels: one, or `PANELS_FOR_ONE_ROW` for a single row.
-    #[allow(unsafe_code, reason = "calls functions compiled for an instruction set")]
-    pub(super) fn compute(&self, isa: Isa, count: usize, panels: usize) {
-        let (inputs, groups) = (self.weights.inputs, self.weights.inputs / self.weights.group);
-        let scales = match &self.weights.scales {
-            Scales::Half(all) => all.len(),
-            Scales::Full(all) => all.len(),
+        let one = |(x, words, scales): (&[f32], &mut [i32], &mut [RowScale])| {
+            round_tile(isa, &Rounding { inputs, group, zero: i32::from(weights.zero) }, x, words, scales);
         };
-        assert!(self.x.len() >= count * inputs);
-        assert!(self.weights.values.len() >= (self.panel + panels) * inputs);
-        assert!(scales >= (self.panel + panels) * groups);
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the CPU has the features, and the lengths were just checked.
-            Isa::Avx512 => unsafe { by_rows!(self, avx512, count, panels, 1 2 3 4 5 6 7 8 9 10 11 12) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the CPU has the features, and the lengths were just checked.
-            Isa::Avx2 => unsafe { by_rows!(self, avx2, count, panels, 1 2 3) },
-            Isa::Portable => by_rows!(self, portable, count, panels, 1 2),
-        }
+        if rows < ROWS_ALONE { tiles.into_iter().for_each(one) } else { team.each(tiles, one) }
     }
+}
 
-    /// Stores the results of one row and panel, as far as the matrix has such columns.
+/// Fewer rows are rounded by the calling thread.
+const ROWS_ALONE: usize = 32;
+
+struct Rounding {
+    inputs: usize,
+    group: usize,
+    zero: i32,
+}
+
+#[allow(unsafe_code, reason = "calls functions compiled for an instruction set")]
+fn round_tile(isa: Isa, how: &Rounding, x: &[f32], words: &mut [i32], scales: &mut [RowScale]) {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+    fn avx512(how: &Rounding, x: &[f32], words: &mut [i32], scales: &mut [RowScale]) {
+        how.tile(x, words, scales);
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn avx2(how: &Rounding, x: &[f32], words: &mut [i32], scales: &mut [RowScale]) {
+        how.tile(x, words, scales);
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a CPU with byte products (see `byte_products`) has these features.
+        Isa::Avx512 if isa.byte_products() => unsafe { avx512(how, x, words, scales) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the CPU has the features.
+        Isa::Avx512 | Isa::Avx2 => unsafe { avx2(how, x, words, scales) },
+        Isa::Portable => how.tile(x, words, scales),
+    }
+}
+
+impl Rounding {
     #[inline(always)]
-    #[allow(unsafe_code, reason = "writes columns that no other thread writes")]
-    fn store(&self, row: usize, panel: usize, values: &[f32; PANEL]) {
-        let columns = PANEL.min(self.columns - panel * PANEL);
-        // SAFETY: the caller of `compute` owns these columns of an output that holds every row; `columns` ends with it.
-        unsafe {
-            std::ptr::copy_nonoverlapping(values.as_ptr(), self.y.add(row * self.y_stride + panel * PANEL), columns);
+    fn tile(&self, x: &[f32], words: &mut [i32], scales: &mut [RowScale]) {
+        let rows = x.len() / self.inputs;
+        for (row, x) in x.chunks_exact(self.inputs).enumerate() {
+            for (at, x) in x.chunks_exact(self.group).enumerate() {
+                // As bits, so that what is not a number counts as the largest and is not lost.
+                let bits = x.iter().fold(0, |most: u32, value| most.max(value.abs().to_bits()));
+                let largest = f32::from_bits(bits);
+                let (scale, inverse) = match largest {
+                    0.0 => (0.0, 0.0),
+                    _ if largest.is_finite() => (largest / 127.0, 127.0 / largest),
+                    _ => (f32::NAN, 0.0),
+                };
+                let mut sum = 0;
+                let into = words[at * self.group / 4 * rows + row..].iter_mut().step_by(rows);
+                for (four, into) in x.as_chunks::<4>().0.iter().zip(into) {
+                    let bytes = four.map(|value| nearest(value * inverse));
+                    sum += bytes.iter().map(|byte| i32::from(*byte)).sum::<i32>();
+                    *into = i32::from_le_bytes(bytes.map(|byte| byte as u8));
+                }
+                scales[at * rows + row] = RowScale { scale, sum: scale * sum as f32, correction: -self.zero * sum };
+            }
         }
     }
 }
 
-/// SAFETY: the caller has checked for AVX-512F, that `x` holds `ROWS` rows and the weights `PANELS` panels.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
-#[allow(unsafe_code, reason = "vector intrinsics on raw pointers")]
-unsafe fn avx512<const ROWS: usize, const PANELS: usize>(tile: &Tile<'_>) {
-    use std::arch::x86_64::*;
-    let Panels { inputs, group, values, .. } = tile.weights;
-    let (inputs, group) = (*inputs, *group);
-    let groups = inputs / group;
-    let x = tile.x.as_ptr();
-    let rows = values[tile.panel * inputs..].as_ptr().cast::<i8>();
-    let mut sums = [[[_mm512_setzero_ps(); 2]; PANELS]; ROWS];
-    for at in 0..groups {
-        let mut scale = [[_mm512_setzero_ps(); 2]; PANELS];
-        let mut offset = [[_mm512_setzero_ps(); 2]; PANELS];
-        for panel in 0..PANELS {
-            (scale[panel], offset[panel]) = tile.weights.scale_vectors((tile.panel + panel) * groups + at);
-        }
-        for input in at * group..(at + 1) * group {
-            for panel in 0..PANELS {
-                // SAFETY: `input` is below `inputs`, which `x` and the panels were checked to hold.
-                unsafe {
-                    let from = rows.add((panel * inputs + input) * PANEL).cast::<__m128i>();
-                    let weights: [__m512; 2] = std::array::from_fn(|half| {
-                        let value = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128(from.add(half))));
-                        _mm512_fmadd_ps(value, scale[panel][half], offset[panel][half])
-                    });
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let value = _mm512_set1_ps(*x.add(input * ROWS + row));
-                        for (sum, weight) in sums[panel].iter_mut().zip(weights) {
-                            *sum = _mm512_fmadd_ps(value, weight, *sum);
-                        }
-                    }
-                }
-            }
-        }
-    }
-    for (row, sums) in sums.iter().enumerate() {
-        for (panel, sums) in sums.iter().enumerate() {
-            let mut values = [0.0; PANEL];
-            for (half, &sum) in sums.iter().enumerate() {
-                // SAFETY: `values` holds two vectors of sixteen.
-                unsafe { _mm512_storeu_ps(values.as_mut_ptr().add(half * 16), sum) };
-            }
-            tile.store(row, panel, &values);
-        }
-    }
+/// The nearest whole number of a small float, ties to the even one: adding this moves the fraction out of the mantissa.
+#[inline(always)]
+fn nearest(x: f32) -> i8 {
+    const SHIFT: f32 = 12_582_912.0;
+    (x + SHIFT).to_bits().wrapping_sub(SHIFT.to_bits()) as i8
 }
 
-/// SAFETY: the caller has checked for AVX2 and FMA, that `x` holds `ROWS` rows and the weights `PANELS` panels.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-#[allow(unsafe_code, reason = "vector intrinsics on raw pointers")]
-unsafe fn avx2<const ROWS: usize, const PANELS: usize>(tile: &Tile<'_>) {
-    use std::arch::x86_64::*;
-    let Panels { inputs, group, values, .. } = tile.weights;
-    let (inputs, group) = (*inputs, *group);
-    let groups = inputs / group;
-    let x = tile.x.as_ptr();
-    // Four vectors of eight are the registers' fill: panels follow each other.
-    for panel in 0..PANELS {
-        let rows = values[(tile.panel + panel) * inputs..].as_ptr().cast::<i8>();
-        let mut sums = [[_mm256_setzero_ps(); 4]; ROWS];
-        for at in 0..groups {
-            let (scale, offset) = tile.weights.group_scale((tile.panel + panel) * groups + at);
-            for input in at * group..(at + 1) * group {
-                // SAFETY: `input` is below `inputs`, which `x` and the panel were checked to hold; scale and offset hold
-                // four vectors of eight.
-                unsafe {
-                    let weights: [__m256; 4] = std::array::from_fn(|part| {
-                        let bytes = _mm_loadl_epi64(rows.add(input * PANEL + part * 8).cast());
-                        let value = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-                        let scale = _mm256_loadu_ps(scale.as_ptr().add(part * 8));
-                        _mm256_fmadd_ps(value, scale, _mm256_loadu_ps(offset.as_ptr().add(part * 8)))
-                    });
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let value = _mm256_set1_ps(*x.add(input * ROWS + row));
-                        for (sum, weight) in sums.iter_mut().zip(weights) {
-                            *sum = _mm256_fmadd_ps(value, weight, *sum);
-                        }
-                    }
-                }
+impl Isa {
+    /// Whether sums of products of bytes have an instruction of their own here.
+    pub(super) fn byte_products(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
             }
-        }
-        for (row, sums) in sums.iter().enumerate() {
-            let mut values = [0.0; PANEL];
-            for (part, &sum) in sums.iter().enumerate() {
-                // SAFETY: `values` holds four vectors of eight.
-                unsafe { _mm256_storeu_ps(values.as_mut_ptr().add(part * 8), sum) };
-            }
-            tile.store(row, panel, &values);
+            _ => false,
         }
     }
-}
 
-fn portable<const ROWS: usize, const PANELS: usize>(tile: &Tile<'_>) {
-    let weights = tile.weights;
-    let groups = weights.inputs / weights.group;
-    for panel in 0..PANELS {
-        let mut sums = [[0.0_f32; PANEL]; ROWS];
-        let rows = &weights.values[(tile.panel + panel) * weights.inputs..][..weights.inputs];
-        for (at, rows) in rows.chunks_exact(weights.group).enumerate() {
-            let (scale, offset) = weights.group_scale((tile.panel + panel) * groups + at);
-            for (input, bytes) in rows.iter().enumerate() {
-                let unpacked: [f32; PANEL] =
-                    std::array::from_fn(|column| f32::from(bytes.0[column]) * scale[column] + offset[column]);
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let value = tile.x[(at * weights.group + input) * ROWS + row];
-                    for (sum, weight) in sums.iter_mut().zip(&unpacked) {
-                        *sum += value * weight;
-                    }
-                }
-            }
-        }
-        for (row, values) in sums.iter().enumerate() {
-            tile.store(row, panel, values);
+    /// How many rows the next tile of byte products takes.
+    pub(super) fn rows_together(self, left: usize) -> usize {
+        let most = if self.byte_products() { products::ROWS_MAX } else { 2 };
+        match left {
+            _ if left <= most => left,
+            // Two middling tiles are faster than a full one and a thin one.
+            _ if left < 2 * most => left.div_ceil(2),
+            _ => most,
         }
     }
 }

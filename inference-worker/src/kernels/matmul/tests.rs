@@ -32,7 +32,17 @@ fn plain(x: &[f32], weights: &[f32], inputs: usize) -> Vec<f64> {
     x.chunks_exact(inputs).flat_map(|x| weights.chunks_exact(inputs).map(move |row| dot(x, row))).collect()
 }
 
-fn check(name: &str, packed: &Packed, weights: &[f32]) {
+/// Each group of inputs rounded to bytes with a scale.
+fn rounded(x: &[f32], group: usize) -> Vec<f32> {
+    let one = |x: &[f32]| -> Vec<f32> {
+        let scale = x.iter().fold(0.0_f32, |most, value| most.max(value.abs())) / 127.0;
+        x.iter().map(|value| (value / scale).round_ties_even() * scale).collect()
+    };
+    x.chunks_exact(group).flat_map(one).collect()
+}
+
+/// With `group`, activations are rounded by such groups.
+fn check(name: &str, packed: &Packed, weights: &[f32], group: Option<usize>) {
     let (inputs, outputs) = (packed.inputs(), packed.outputs());
     let mut row = vec![0.0; inputs];
     packed.row(outputs - 1, &mut row);
@@ -45,7 +55,8 @@ fn check(name: &str, packed: &Packed, weights: &[f32]) {
         for (x, y) in x.chunks_exact(inputs).zip(alone.chunks_exact_mut(outputs)) {
             packed.multiply_with(isa, &Team::alone(), x, y);
         }
-        let wanted = plain(&x, weights, inputs);
+        let seen = group.map_or_else(|| x.clone(), |group| rounded(&x, group));
+        let wanted = plain(&seen, weights, inputs);
         let scale = wanted.iter().fold(0.0_f64, |most, value| most.max(value.abs()));
         for (at, (ours, wanted)) in alone.iter().zip(&wanted).enumerate() {
             assert!((f64::from(*ours) - wanted).abs() < 1e-5 * scale, "{name}, {isa:?}, {at}: {ours}, not {wanted}");
@@ -63,23 +74,59 @@ fn float_products_equal_plain_ones_and_do_not_depend_on_company() {
     for (outputs, inputs) in [(1, 1), (31, 7), (33, 40), (200, 65)] {
         let parts = [numbers(1, outputs * inputs), numbers(2, 5 * inputs)];
         let packed = Packed::stack(parts.clone().map(Matrix::Float).into(), inputs);
-        check(&format!("floats {outputs} x {inputs}"), &packed, &parts.concat());
+        check(&format!("floats {outputs} x {inputs}"), &packed, &parts.concat(), None);
     }
 }
 
 #[test]
 fn quantised_products_equal_plain_ones_and_do_not_depend_on_company() {
-    for (outputs, inputs, offsets, group) in
-        [(3, 32, false, 32), (161, 64, false, 32), (140, 96, true, 32), (200, 64, false, 16)]
-    {
-        let parts = [quantised(1, outputs, inputs, group, offsets), quantised(5, 7, inputs, 32, false)];
-        let packed = Packed::stack(parts.clone().map(Matrix::Quantised).into(), inputs);
+    let full = -127..128;
+    for (outputs, inputs, offsets, group, values) in [
+        (3, 32, false, 32, full.clone()),
+        (161, 64, false, 32, full.clone()),
+        (140, 96, true, 32, full.clone()),
+        (200, 64, false, 16, -32..32),
+        (77, 64, false, 32, -8..8),
+        (40, 96, true, 32, 0..16),
+        (40, 64, true, 32, 0..32),
+    ] {
+        let parts = [1, 5].map(|seed| {
+            let mut part = quantised(seed, outputs, inputs, group, offsets);
+            let span = values.end - values.start;
+            part.values.iter_mut().for_each(|v| *v = (i32::from(*v).rem_euclid(span) + values.start) as i8);
+            part
+        });
+        let mut packed = Packed::stack(parts.clone().map(Matrix::Quantised).into(), inputs);
         assert!(matches!(packed.weights, Weights::Quantised(_)), "stays quantised");
-        check(
-            &format!("quantised {outputs} x {inputs} by {group}"),
-            &packed,
-            &parts.map(|part| part.floats()).concat(),
-        );
+        let weights = parts.map(|part| part.floats()).concat();
+        let name = format!("quantised {outputs} x {inputs} by {group}, values {values:?}");
+        check(&name, &packed, &weights, Some(group));
+        packed.be_exact();
+        check(&format!("{name}, exact"), &packed, &weights, None);
+    }
+}
+
+#[test]
+fn weights_of_four_bits_take_half_a_byte() {
+    let mut part = quantised(1, 64, 64, 32, false);
+    let bytes = |part: &Quantised| Packed::stack(vec![Matrix::Quantised(part.clone())], 64).bytes();
+    let (whole, scales) = (bytes(&part), 64 * 2 * 2);
+    part.values.iter_mut().for_each(|value| *value >>= 4);
+    assert_eq!(whole - scales, 64 * 64);
+    assert_eq!(bytes(&part) - scales, 64 * 64 / 2);
+}
+
+#[test]
+fn what_is_not_a_number_stays_so() {
+    let packed = Packed::stack(vec![Matrix::Quantised(quantised(1, 40, 64, 32, false))], 64);
+    for isa in Isa::available() {
+        for wrong in [f32::NAN, f32::INFINITY] {
+            let mut y = vec![0.0; 40];
+            let mut x = vec![1.0; 64];
+            x[37] = wrong;
+            packed.multiply_with(isa, &Team::alone(), &x, &mut y);
+            assert!(y.iter().all(|value| value.is_nan()), "{isa:?}, {wrong}");
+        }
     }
 }
 
@@ -88,7 +135,7 @@ fn a_quantised_matrix_beside_floats_becomes_floats() {
     let (first, second) = (quantised(1, 40, 32, 32, true), numbers(2, 3 * 32));
     let weights = [first.floats(), second.clone(), first.floats()].concat();
     let parts = vec![Matrix::Quantised(first.clone()), Matrix::Float(second), Matrix::Quantised(first)];
-    check("mixed", &Packed::stack(parts, 32), &weights);
+    check("mixed", &Packed::stack(parts, 32), &weights, None);
 }
 
 #[test]
