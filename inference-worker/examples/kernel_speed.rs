@@ -7,11 +7,7 @@
 
 use std::time::Duration;
 
-use inference_worker::kernels::{
-    matmul::{Matrix, Packed},
-    quantised::Quantised,
-    team::Team,
-};
+use inference_worker::kernels::{matmul::Packed, matrix::Matrix, quantised::Quantised, team::Team};
 
 /// Weights read in one pass, so that they come from memory as in a model.
 const POOL_BYTES: usize = 192 << 20;

@@ -9,11 +9,10 @@ use candle_core::quantized::{
     GgmlDType,
     gguf_file::{Content, TensorInfo, Value},
 };
-use half::{bf16, f16};
 
 use crate::{
     architecture::{Architecture, Rope, RopeScaling},
-    kernels::matmul::Matrix,
+    kernels::matrix::{Matrix, SixteenKind},
     model_directory::Error,
     weights::Weights,
 };
@@ -100,23 +99,21 @@ impl GgufFile {
     }
 
     fn tensor_as(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
-        match self.matrix_as(name, shape)? {
-            Matrix::Float(values) => Ok(values),
-            Matrix::Quantised(quantised) => Ok(quantised.floats()),
-        }
+        self.matrix_as(name, shape).map(Matrix::into_floats)
     }
 
     fn matrix_as(&self, name: &str, shape: &[usize]) -> Result<Matrix, Error> {
         let info = self.find(name, shape)?;
         let bytes = self.read(info)?;
         let inputs = *shape.last().expect("a tensor has a dimension");
-        let pairs = |one: fn([u8; 2]) -> f32| bytes.as_chunks::<2>().0.iter().map(|&pair| one(pair)).collect();
+        let sixteen =
+            |kind| Matrix::Sixteen(kind, bytes.as_chunks::<2>().0.iter().map(|&p| u16::from_le_bytes(p)).collect());
         Ok(match info.ggml_dtype {
             GgmlDType::F32 => {
                 Matrix::Float(bytes.as_chunks::<4>().0.iter().map(|&value| f32::from_le_bytes(value)).collect())
             }
-            GgmlDType::F16 => Matrix::Float(pairs(|pair| f16::from_le_bytes(pair).to_f32())),
-            GgmlDType::BF16 => Matrix::Float(pairs(|pair| bf16::from_le_bytes(pair).to_f32())),
+            GgmlDType::F16 => sixteen(SixteenKind::Half),
+            GgmlDType::BF16 => sixteen(SixteenKind::Brain),
             kind => {
                 let refuse = |reason: String| Error::refused(&self.path, format!("tensor {name:?} {reason}"));
                 if !inputs.is_multiple_of(kind.block_size()) {
@@ -146,6 +143,10 @@ impl GgufFile {
 }
 
 impl Weights for GgufFile {
+    fn refuse(&self, reason: &str) -> Error {
+        Error::refused(&self.path, reason)
+    }
+
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let name = gguf_name(name).ok_or_else(|| Error::refused(&self.path, format!("tensor {name:?} has no name")))?;
         let values = self.tensor_as(&name, shape)?;
@@ -166,12 +167,7 @@ impl Weights for GgufFile {
         };
         let width = outputs / heads;
         let from = |row: usize| interleaved_row(row, width);
-        Ok(match matrix {
-            Matrix::Float(values) => {
-                Matrix::Float((0..outputs).flat_map(|row| values[from(row) * inputs..][..inputs].to_vec()).collect())
-            }
-            Matrix::Quantised(quantised) => Matrix::Quantised(quantised.permuted(from)),
-        })
+        Ok(matrix.pick(inputs, 0..outputs, from))
     }
 }
 

@@ -10,6 +10,7 @@
 pub mod attention;
 pub mod elementwise;
 pub mod matmul;
+pub mod matrix;
 mod pages;
 pub mod quantised;
 mod sixteen;
@@ -57,11 +58,9 @@ impl Isa {
 pub(crate) fn isa() -> Isa {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2") {
-            return Isa::Avx512;
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Isa::Avx2;
+        // Every CPU with AVX2 has the others; it is asked for all the same.
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            return if is_x86_feature_detected!("avx512f") { Isa::Avx512 } else { Isa::Avx2 };
         }
     }
     Isa::Portable

@@ -22,6 +22,7 @@ pub mod kernels;
 pub mod kv;
 pub mod model;
 pub mod model_directory;
+pub mod parallel;
 pub mod sample;
 pub mod scheduler;
 mod service;

@@ -15,6 +15,7 @@ use crate::{
         team::Team,
     },
     model_directory::Error,
+    parallel::{AllReduce, Alone, Rank},
     weights::Weights,
 };
 
@@ -28,10 +29,12 @@ thread_local! {
     static ATTENTION: Cell<AttentionScratch> = Cell::default();
 }
 
-/// A decoder with its weights.
+/// A decoder with its weights, or one rank's part of it.
 #[derive(Debug)]
 pub struct Decoder {
+    /// What is computed here.
     architecture: Architecture,
+    rank: Rank,
     embeddings: Packed,
     layers: Vec<Layer>,
     norm: Vec<f32>,
@@ -89,15 +92,27 @@ impl Decoder {
     ///
     /// # Errors
     /// A tensor is missing or has another shape.
-    pub fn load(architecture: Architecture, weights: &impl Weights) -> Result<Self, Error> {
-        let a = &architecture;
+    pub fn load(architecture: &Architecture, weights: &impl Weights) -> Result<Self, Error> {
+        Self::load_part(architecture, weights, Rank::ALONE)
+    }
+
+    /// The same for one rank of several that compute the model together.
+    ///
+    /// # Errors
+    /// As above, or the model cannot be cut so.
+    pub fn load_part(whole: &Architecture, weights: &impl Weights, rank: Rank) -> Result<Self, Error> {
+        let architecture = rank.part_of(whole).map_err(|reason| weights.refuse(&reason))?;
+        let a = whole;
         let embeddings = matrix(weights, "model.embed_tokens.weight", a.vocabulary, a.hidden)?;
-        let layers = (0..a.layers).map(|index| Layer::load(a, index, weights)).collect::<Result<_, _>>()?;
+        let layers = (0..a.layers).map(|index| Layer::load(a, rank, index, weights)).collect::<Result<_, _>>()?;
         let norm = weights.tensor("model.norm.weight", &[a.hidden])?;
-        let output =
-            if a.tied_embeddings { None } else { Some(matrix(weights, "lm_head.weight", a.vocabulary, a.hidden)?) };
+        let output = if a.tied_embeddings || rank.index > 0 {
+            None
+        } else {
+            Some(matrix(weights, "lm_head.weight", a.vocabulary, a.hidden)?)
+        };
         let inverse_frequencies = a.rope.frequencies(a.head_width);
-        Ok(Self { embeddings, layers, norm, output, inverse_frequencies, architecture })
+        Ok(Self { embeddings, layers, norm, output, inverse_frequencies, architecture, rank })
     }
 
     /// Leaves activations as they are where weights are quantised, instead of rounding them to bytes: slower, and equal to
@@ -131,6 +146,19 @@ impl Decoder {
         cache: &mut KvCache,
         scratch: &'s mut Scratch,
     ) -> &'s [f32] {
+        self.forward_part(&Alone, team, batch, cache, scratch)
+    }
+
+    /// The same with all ranks, each of which calls this with the same batch and a cache of its own. The first returns the
+    /// logits, the others none.
+    pub fn forward_part<'s>(
+        &self,
+        ranks: &dyn AllReduce,
+        team: &Team,
+        batch: &Batch<'_>,
+        cache: &mut KvCache,
+        scratch: &'s mut Scratch,
+    ) -> &'s [f32] {
         let a = &self.architecture;
         let count = batch.tokens.len();
         let s = scratch;
@@ -146,15 +174,23 @@ impl Decoder {
         rms_norm(&s.x, &self.layers[0].attention_norm, a.norm_epsilon, &mut s.normed);
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(team, index, layer, batch, cache, s);
+            ranks.sum(&mut s.projected);
+            if let Some(bias) = &layer.attention_output_bias {
+                s.projected.chunks_exact_mut(a.hidden).for_each(|row| add(row, bias));
+            }
             self.add_and_norm(team, s, &layer.feed_forward_norm);
             layer.gate_up.multiply(team, &s.normed, &mut s.gate_up);
             let parts = (s.gate_up.chunks(PART * 2 * a.intermediate)).zip(s.gated.chunks_mut(PART * a.intermediate));
             for_each_part(team, parts, count, |(gate_up, gated)| silu_multiply(gate_up, a.intermediate, gated));
             layer.down.multiply(team, &s.gated, &mut s.projected);
+            ranks.sum(&mut s.projected);
             match self.layers.get(index + 1) {
                 Some(next) => self.add_and_norm(team, s, &next.attention_norm),
                 None => add(&mut s.x, &s.projected),
             }
+        }
+        if self.rank.index > 0 {
+            return &[];
         }
         self.logits(team, batch, s);
         &s.logits
@@ -225,9 +261,6 @@ impl Decoder {
             team.each(runs, one)
         }
         layer.attention_output.multiply(team, &s.mixed, &mut s.projected);
-        if let Some(bias) = &layer.attention_output_bias {
-            s.projected.chunks_exact_mut(a.hidden).for_each(|row| add(row, bias));
-        }
     }
 
     /// Adds what half a layer gave, and prepares the input of the next.
@@ -268,43 +301,51 @@ impl Decoder {
 }
 
 impl Layer {
-    fn load(a: &Architecture, index: usize, weights: &impl Weights) -> Result<Self, Error> {
+    /// One rank's part of a layer of the whole model.
+    fn load(a: &Architecture, rank: Rank, index: usize, weights: &impl Weights) -> Result<Self, Error> {
         let name = |rest: &str| format!("model.layers.{index}.{rest}");
         let get = |rest: &str, shape: &[usize]| weights.tensor(&name(rest), shape);
         let when = |wanted: bool, rest: &str, width: usize| wanted.then(|| get(rest, &[width])).transpose();
         let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
-        let read = |rest: &str, outputs: usize| weights.matrix(&name(rest), outputs, a.hidden);
-        let qkv = Packed::stack(
-            vec![
-                read("self_attn.q_proj.weight", query)?,
-                read("self_attn.k_proj.weight", key)?,
-                read("self_attn.v_proj.weight", key)?,
-            ],
-            a.hidden,
-        );
+        let (own_query, own_width, kv_heads) = (rank.share(query), rank.share(a.intermediate), rank.kv_heads(a));
+        let own_key = kv_heads.start * a.head_width..kv_heads.end * a.head_width;
+        let rows = |rest: &str, outputs: usize, own: &Range<usize>| {
+            let whole = weights.matrix(&name(rest), outputs, a.hidden)?;
+            Ok(if rank.of == 1 { whole } else { whole.pick(a.hidden, own.clone(), |row| row) })
+        };
+        let columns = |rest: &str, inputs: usize, own: &Range<usize>| {
+            let whole = weights.matrix(&name(rest), a.hidden, inputs)?;
+            let part = if rank.of == 1 { Some(whole) } else { whole.columns(inputs, own.clone()) };
+            let cut = || weights.refuse(&format!("{} ranks would cut the blocks of {}", rank.of, name(rest)));
+            Ok(Packed::stack(vec![part.ok_or_else(cut)?], own.len()))
+        };
+        let qkv = vec![
+            rows("self_attn.q_proj.weight", query, &own_query)?,
+            rows("self_attn.k_proj.weight", key, &own_key)?,
+            rows("self_attn.v_proj.weight", key, &own_key)?,
+        ];
         let qkv_bias = match when(a.qkv_bias, "self_attn.q_proj.bias", query)? {
-            Some(mut bias) => {
-                bias.extend(get("self_attn.k_proj.bias", &[key])?);
-                bias.extend(get("self_attn.v_proj.bias", &[key])?);
-                Some(bias)
+            Some(bias) => {
+                let (keys, values) = (get("self_attn.k_proj.bias", &[key])?, get("self_attn.v_proj.bias", &[key])?);
+                Some([&bias[own_query.clone()], &keys[own_key.clone()], &values[own_key]].concat())
             }
             None => None,
         };
-        let gate_up = Packed::stack(
-            vec![read("mlp.gate_proj.weight", a.intermediate)?, read("mlp.up_proj.weight", a.intermediate)?],
-            a.hidden,
-        );
+        let gate_up = vec![
+            rows("mlp.gate_proj.weight", a.intermediate, &own_width)?,
+            rows("mlp.up_proj.weight", a.intermediate, &own_width)?,
+        ];
         Ok(Self {
             attention_norm: get("input_layernorm.weight", &[a.hidden])?,
-            qkv,
+            qkv: Packed::stack(qkv, a.hidden),
             qkv_bias,
             query_norm: when(a.query_key_norm, "self_attn.q_norm.weight", a.head_width)?,
             key_norm: when(a.query_key_norm, "self_attn.k_norm.weight", a.head_width)?,
-            attention_output: matrix(weights, &name("self_attn.o_proj.weight"), a.hidden, query)?,
+            attention_output: columns("self_attn.o_proj.weight", query, &own_query)?,
             attention_output_bias: when(a.output_bias, "self_attn.o_proj.bias", a.hidden)?,
             feed_forward_norm: get("post_attention_layernorm.weight", &[a.hidden])?,
-            gate_up,
-            down: matrix(weights, &name("mlp.down_proj.weight"), a.hidden, a.intermediate)?,
+            gate_up: Packed::stack(gate_up, a.hidden),
+            down: columns("mlp.down_proj.weight", a.intermediate, &own_width)?,
         })
     }
 }

@@ -132,7 +132,7 @@ impl Parts {
         let tokenizer_config = read_json(&tokenizer_config_path)?;
         let template = ChatTemplate::load(&tokenizer_config_path, &tokenizer_config)?;
         let end_tokens = end_tokens(directory, &config_path, &tokenizer_config, &tokenizer)?;
-        let decoder = Decoder::load(architecture, &weights)?;
+        let decoder = Decoder::load(&architecture, &weights)?;
         Ok(Self { decoder, tokenizer, template, end_tokens })
     }
 
@@ -153,7 +153,7 @@ impl Parts {
             config["chat_template"] = file.tokenizer_config()["chat_template"].clone();
         }
         let template = ChatTemplate::load(config_path, &config)?;
-        let decoder = Decoder::load(architecture, &file)?;
+        let decoder = Decoder::load(&architecture, &file)?;
         Ok(Self { decoder, tokenizer, template, end_tokens: file.end_tokens() })
     }
 }

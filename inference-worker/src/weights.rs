@@ -1,8 +1,8 @@
 //! Reads tensors from safetensors files, one at a time.
 //!
 //! The header of every file is checked against the file's length before anything is allocated, so that a missing or
-//! truncated shard is refused by name. Tensors are read when they are asked for and handed over as f32: the peak is
-//! one tensor above the finished model. Files are read, not mapped: a file that shrinks while mapped kills the
+//! truncated shard is refused by name. Tensors are read when they are asked for: the peak is one tensor above the
+//! finished model. Files are read, not mapped: a file that shrinks while mapped kills the
 //! process.
 
 use std::{
@@ -12,30 +12,30 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use half::{bf16, f16};
 use safetensors::{Dtype, tensor::Metadata};
 use serde_json::Value;
 
 use crate::{
-    kernels::matmul::Matrix,
+    kernels::matrix::{Matrix, SixteenKind},
     model_directory::{Error, read_json},
 };
 
 /// Where a model's tensors come from.
 pub trait Weights {
+    /// Why these files cannot be used.
+    fn refuse(&self, reason: &str) -> Error;
+
     /// The tensor of that name, row-major, as f32.
     ///
     /// # Errors
     /// The tensor is missing, has another shape, or cannot be read.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error>;
 
-    /// The matrix `[outputs, inputs]` of that name, quantised when the file has it so.
+    /// The matrix `[outputs, inputs]` of that name, in the numbers that the file has.
     ///
     /// # Errors
     /// The tensor is missing, has another shape, or cannot be read.
-    fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error> {
-        Ok(Matrix::Float(self.tensor(name, &[outputs, inputs])?))
-    }
+    fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error>;
 }
 
 /// The safetensors files of a model directory, opened and checked.
@@ -98,7 +98,21 @@ impl SafetensorsFiles {
 }
 
 impl Weights for SafetensorsFiles {
+    fn refuse(&self, reason: &str) -> Error {
+        Error::refused(&self.directory, reason)
+    }
+
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        self.read(name, shape).map(Matrix::into_floats)
+    }
+
+    fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error> {
+        self.read(name, &[outputs, inputs])
+    }
+}
+
+impl SafetensorsFiles {
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Matrix, Error> {
         let shard = self.by_tensor.get(name).map(|&index| &self.shards[index]).ok_or_else(|| {
             Error::refused(&self.directory.join("model.safetensors"), format!("tensor {name:?} is missing"))
         })?;
@@ -143,7 +157,7 @@ impl Shard {
         Ok(Self { path, file, metadata, data_start })
     }
 
-    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Matrix, Error> {
         let refuse = |reason: String| Error::refused(&self.path, reason);
         let info = self.metadata.info(name).ok_or_else(|| refuse(format!("tensor {name:?} is missing")))?;
         if info.shape != shape {
@@ -158,15 +172,15 @@ impl Shard {
             .read_exact_at(&mut bytes, self.data_start + start as u64)
             .map_err(|source| Error::read(&self.path, source))?;
         match info.dtype {
-            Dtype::F32 => Ok(convert::<4>(&bytes, f32::from_le_bytes)),
-            Dtype::F16 => Ok(convert::<2>(&bytes, |pair| f16::from_le_bytes(pair).to_f32())),
-            Dtype::BF16 => Ok(convert::<2>(&bytes, |pair| bf16::from_le_bytes(pair).to_f32())),
+            Dtype::F32 => Ok(Matrix::Float(convert(&bytes, f32::from_le_bytes))),
+            Dtype::F16 => Ok(Matrix::Sixteen(SixteenKind::Half, convert(&bytes, u16::from_le_bytes))),
+            Dtype::BF16 => Ok(Matrix::Sixteen(SixteenKind::Brain, convert(&bytes, u16::from_le_bytes))),
             other => Err(refuse(format!("tensor {name:?} is {other:?}; known are F32, F16, BF16"))),
         }
     }
 }
 
-fn convert<const BYTES: usize>(bytes: &[u8], one: impl Fn([u8; BYTES]) -> f32) -> Vec<f32> {
+fn convert<const BYTES: usize, T>(bytes: &[u8], one: impl Fn([u8; BYTES]) -> T) -> Vec<T> {
     let (values, rest) = bytes.as_chunks::<BYTES>();
     debug_assert!(rest.is_empty(), "the header check makes lengths whole");
     values.iter().map(|&value| one(value)).collect()

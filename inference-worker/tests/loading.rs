@@ -24,7 +24,7 @@ fn copy_of(name: &str) -> tempfile::TempDir {
 fn refusal(directory: &Path) -> String {
     let load = || {
         let architecture = Architecture::read(&directory.join("config.json"))?;
-        Decoder::load(architecture, &SafetensorsFiles::open(directory)?)
+        Decoder::load(&architecture, &SafetensorsFiles::open(directory)?)
     };
     load().expect_err("the model is refused").to_string()
 }

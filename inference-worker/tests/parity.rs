@@ -1,7 +1,11 @@
 //! The decoder against Hugging Face transformers, on small random models (`reference/make_reference.py`), and against
 //! itself: a crowd, cut prompts, shared and scarce blocks must change nothing.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::mpsc::{Receiver, Sender},
+};
 
 use inference_worker::{
     architecture::Architecture,
@@ -9,6 +13,7 @@ use inference_worker::{
     kernels::team::Team,
     kv::BLOCK,
     model::{Batch, Decoder, Scratch},
+    parallel::{Rank, Threads},
     sample::Sampling,
     scheduler::{Chunk, Limits, Scheduler},
     weights::SafetensorsFiles,
@@ -23,10 +28,10 @@ fn reference(name: &str) -> (Decoder, Value) {
     let gguf = directory.join(format!("{name}.gguf"));
     let decoder = if gguf.exists() {
         let file = GgufFile::open(&gguf).unwrap();
-        Decoder::load(file.architecture().clone(), &file).unwrap()
+        Decoder::load(file.architecture(), &file).unwrap()
     } else {
         let architecture = Architecture::read(&directory.join("config.json")).unwrap();
-        Decoder::load(architecture, &SafetensorsFiles::open(&directory).unwrap()).unwrap()
+        Decoder::load(&architecture, &SafetensorsFiles::open(&directory).unwrap()).unwrap()
     };
     let json = serde_json::from_slice(&std::fs::read(directory.join("reference.json")).unwrap()).unwrap();
     (decoder, json)
@@ -118,6 +123,66 @@ fn a_crowd_with_cut_prompts_and_scarce_blocks_gets_the_tokens_of_each_alone() {
             assert_eq!(crowd, alone, "{name} with {step_tokens} tokens a step and {blocks} blocks");
         }
     }
+}
+
+#[test]
+fn ranks_that_share_every_layer_give_the_tokens_of_transformers() {
+    for name in ["qwen3", "llama", "qwen2", "mistral"] {
+        let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(name);
+        let architecture = Architecture::read(&directory.join("config.json")).unwrap();
+        let weights = SafetensorsFiles::open(&directory).unwrap();
+        let (_, json) = reference(name);
+        let prompt = ids(&json["prompt"]);
+        for of in [2, 4] {
+            let parts = (0..of).map(|index| Decoder::load_part(&architecture, &weights, Rank { index, of }).unwrap());
+            let parts: Vec<Decoder> = parts.collect();
+            let (told, hear): (Vec<_>, Vec<_>) = (0..of).map(|_| std::sync::mpsc::channel::<u32>()).unzip();
+            let greedy = std::thread::scope(|scope| {
+                let ranks = parts.iter().zip(Threads::ranks(of)).zip(hear);
+                let threads: Vec<_> = ranks
+                    .map(|((part, rank), hear)| {
+                        let (prompt, told) = (&prompt, &told);
+                        scope.spawn(move || generate_part(part, &rank, prompt, told, &hear))
+                    })
+                    .collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).next().unwrap()
+            });
+            assert_eq!(greedy, ids(&json["greedy"]), "{name} on {of} ranks");
+        }
+    }
+    let refused = Rank { index: 0, of: 3 }.part_of(reference("qwen3").0.architecture()).unwrap_err();
+    assert!(refused.contains("4 heads, 2 key-value heads") && refused.contains("3 ranks"), "{refused}");
+}
+
+/// What one rank does: the first picks the tokens and tells all.
+fn generate_part(
+    part: &Decoder,
+    rank: &Threads,
+    prompt: &[u32],
+    told: &[Sender<u32>],
+    hear: &Receiver<u32>,
+) -> Vec<u32> {
+    let blocks: Vec<u32> = (0..16).collect();
+    let (mut cache, mut scratch) = (part.cache(blocks.len()), Scratch::default());
+    let (mut generated, mut start, mut tokens) = (Vec::new(), 0, prompt.to_vec());
+    while generated.len() < 64 {
+        let batch = Batch {
+            positions: (start..start + tokens.len()).collect(),
+            sequences: vec![0; tokens.len()],
+            tables: vec![&blocks],
+            outputs: vec![tokens.len() - 1],
+            tokens: tokens.clone(),
+        };
+        let logits = part.forward_part(rank, &Team::alone(), &batch, &mut cache, &mut scratch);
+        if !logits.is_empty() {
+            let token = Sampling::default().pick(logits, 0).unwrap();
+            told.iter().for_each(|rank| rank.send(token).unwrap());
+        }
+        start += tokens.len();
+        tokens = vec![hear.recv().unwrap()];
+        generated.extend(&tokens);
+    }
+    generated
 }
 
 /// Generates greedily for all prompts through the scheduler; logits must agree bit for bit, so tokens do.

@@ -6,10 +6,13 @@
 
 use std::{cell::Cell, ops::Range};
 
+use half::f16;
+
 use crate::kernels::{
     Isa, Lane, isa,
+    matrix::{Matrix, SixteenKind},
     pages::Pages,
-    quantised::{self, Activations, Quantised},
+    quantised::{self, Activations},
     team::Team,
 };
 
@@ -32,24 +35,6 @@ thread_local! {
     static ROUNDED: Cell<Activations> = Cell::default();
 }
 
-/// A weight matrix as its file holds it, row-major `[outputs, inputs]`.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Matrix {
-    /// Floats.
-    Float(Vec<f32>),
-    /// Bytes with scales.
-    Quantised(Quantised),
-}
-
-impl Matrix {
-    fn into_floats(self) -> Vec<f32> {
-        match self {
-            Self::Float(values) => values,
-            Self::Quantised(quantised) => quantised.floats(),
-        }
-    }
-}
-
 /// A weight matrix `[outputs, inputs]`, packed by panels of outputs.
 #[derive(Debug)]
 pub struct Packed {
@@ -63,38 +48,66 @@ pub struct Packed {
 #[derive(Debug)]
 enum Weights {
     Float(Pages<Lane>),
+    /// Floats of 16 bits; they meet activations as the floats of 32 bits that they stand for.
+    Sixteen(SixteenKind, Pages<[[f16; 16]; LANES]>),
     Quantised(quantised::Panels),
 }
 
 impl Packed {
-    /// Packs matrices of equal input width, one below the other. They stay quantised when all of them are.
+    /// Packs matrices of equal input width, one below the other. They stay quantised, or of 16 bits, when all of them are.
     pub fn stack(parts: Vec<Matrix>, inputs: usize) -> Self {
-        let mut all_quantised = Vec::new();
-        let mut floats = Vec::new();
-        for part in parts {
-            match part {
-                Matrix::Quantised(part) if floats.is_empty() => all_quantised.push(part),
-                part => {
-                    floats.extend(all_quantised.drain(..).map(|earlier| earlier.floats()));
-                    floats.push(part.into_floats());
+        let outputs = parts.iter().map(|part| part.rows(inputs)).sum();
+        let weights = match Self::stack_quantised(parts, inputs) {
+            Ok(panels) => Weights::Quantised(panels),
+            Err(parts) => Self::stack_floats(parts, inputs, outputs),
+        };
+        Self { weights, inputs, outputs, exact: false }
+    }
+
+    fn stack_quantised(parts: Vec<Matrix>, inputs: usize) -> Result<quantised::Panels, Vec<Matrix>> {
+        if !parts.iter().all(|part| matches!(part, Matrix::Quantised(_))) {
+            return Err(parts);
+        }
+        let quantised = parts.into_iter().filter_map(|part| match part {
+            Matrix::Quantised(part) => Some(part),
+            Matrix::Float(_) | Matrix::Sixteen(..) => None,
+        });
+        Ok(quantised::Panels::pack(&quantised.collect::<Vec<_>>(), inputs))
+    }
+
+    fn stack_floats(parts: Vec<Matrix>, inputs: usize, outputs: usize) -> Weights {
+        let places = outputs.div_ceil(PANEL) * inputs;
+        let sixteen = match parts.first() {
+            Some(Matrix::Sixteen(kind, _)) => Some(*kind),
+            _ => None,
+        };
+        let all_are = |kind| parts.iter().all(|part| matches!(part, Matrix::Sixteen(other, _) if *other == kind));
+        if let Some(kind) = sixteen.filter(|kind| all_are(*kind)) {
+            let mut lanes: Pages<[[f16; 16]; LANES]> = Pages::zeros(places);
+            let bits = parts.iter().flat_map(|part| match part {
+                Matrix::Sixteen(_, bits) => bits.chunks_exact(inputs),
+                Matrix::Float(_) | Matrix::Quantised(_) => unreachable!("all parts are of this kind"),
+            });
+            for (output, row) in bits.enumerate() {
+                for (input, &bits) in row.iter().enumerate() {
+                    let lane = &mut lanes[output / PANEL * inputs + input][output % PANEL / 16];
+                    lane[output % 16] = f16::from_bits(bits);
                 }
             }
+            return Weights::Sixteen(kind, lanes);
         }
-        if floats.is_empty() {
-            let outputs = all_quantised.iter().map(|part| part.values.len()).sum::<usize>() / inputs;
-            let weights = Weights::Quantised(quantised::Panels::pack(&all_quantised, inputs));
-            return Self { weights, inputs, outputs, exact: false };
-        }
-        let outputs = floats.iter().map(Vec::len).sum::<usize>() / inputs;
-        let mut lanes: Pages<Lane> = Pages::zeros(outputs.div_ceil(PANEL) * inputs * LANES);
-        let rows = floats.iter().flat_map(|part| part.chunks_exact(inputs));
-        for (output, row) in rows.enumerate() {
-            let panel = output / PANEL * inputs * LANES + output % PANEL / 16;
-            for (input, &value) in row.iter().enumerate() {
-                lanes[panel + input * LANES].0[output % 16] = value;
+        let mut lanes: Pages<Lane> = Pages::zeros(places * LANES);
+        let mut output = 0;
+        for part in parts {
+            for row in part.into_floats().chunks_exact(inputs) {
+                let panel = output / PANEL * inputs * LANES + output % PANEL / 16;
+                for (input, &value) in row.iter().enumerate() {
+                    lanes[panel + input * LANES].0[output % 16] = value;
+                }
+                output += 1;
             }
         }
-        Self { weights: Weights::Float(lanes), inputs, outputs, exact: false }
+        Weights::Float(lanes)
     }
 
     /// Leaves activations as they are where the weights are quantised: slower, and without their rounding.
@@ -116,6 +129,7 @@ impl Packed {
     pub fn bytes(&self) -> usize {
         match &self.weights {
             Weights::Float(lanes) => size_of_val(&**lanes),
+            Weights::Sixteen(_, lanes) => size_of_val(&**lanes),
             Weights::Quantised(panels) => panels.bytes(),
         }
     }
@@ -128,6 +142,12 @@ impl Packed {
                 let panel = output / PANEL * self.inputs * LANES + output % PANEL / 16;
                 for (input, value) in into.iter_mut().enumerate() {
                     *value = lanes[panel + input * LANES].0[output % 16];
+                }
+            }
+            Weights::Sixteen(kind, lanes) => {
+                let lanes = &lanes[output / PANEL * self.inputs..][..self.inputs];
+                for (lane, value) in lanes.iter().zip(into) {
+                    *value = kind.float(lane[output % PANEL / 16][output % 16].to_bits());
                 }
             }
             Weights::Quantised(panels) => panels.row(output, into),
@@ -179,20 +199,26 @@ impl Packed {
             Weights::Float(lanes) => {
                 for panel in panels {
                     let weights = &lanes[panel * self.inputs * LANES..][..self.inputs * LANES];
-                    self.multiply_panel(isa, x, y, rows, panel, weights);
+                    self.multiply_panel(isa, x, y, rows, panel, Panel::Float(weights));
+                }
+            }
+            Weights::Sixteen(kind, lanes) => {
+                for panel in panels {
+                    let weights = &lanes[panel * self.inputs..][..self.inputs];
+                    self.multiply_panel(isa, x, y, rows, panel, Panel::Sixteen(*kind, weights));
                 }
             }
             Weights::Quantised(weights) => {
                 let mut unpacked = vec![Lane::ZERO; self.inputs * LANES];
                 for panel in panels {
                     weights.unpack(isa, panel, &mut unpacked);
-                    self.multiply_panel(isa, x, y, rows, panel, &unpacked);
+                    self.multiply_panel(isa, x, y, rows, panel, Panel::Float(&unpacked));
                 }
             }
         }
     }
 
-    fn multiply_panel(&self, isa: Isa, x: &[f32], y: &Columns, rows: usize, panel: usize, weights: &[Lane]) {
+    fn multiply_panel(&self, isa: Isa, x: &[f32], y: &Columns, rows: usize, panel: usize, weights: Panel<'_>) {
         let columns = PANEL.min(self.outputs - panel * PANEL);
         let mut row = 0;
         while row < rows {
@@ -302,30 +328,65 @@ impl Isa {
     }
 }
 
+/// The weights of one panel.
+#[derive(Clone, Copy)]
+enum Panel<'a> {
+    Float(&'a [Lane]),
+    Sixteen(SixteenKind, &'a [[[f16; 16]; LANES]]),
+}
+
 /// Some rows against one panel.
 struct Tile<'a> {
     /// Activations by input and row.
     x: &'a [f32],
-    weights: &'a [Lane],
+    weights: Panel<'a>,
     inputs: usize,
     y: *mut f32,
     y_stride: usize,
     columns: usize,
 }
 
+/// Kinds of weights, as a constant that kernels are compiled for.
+const FLOAT: u8 = 0;
+const BRAIN: u8 = 1;
+const HALF: u8 = 2;
+
 macro_rules! by_rows {
     ($tile:ident, $function:ident, $count:ident, $($rows:literal)*) => {
-        match $count {
-            $($rows => $function::<$rows>($tile),)*
-            _ => unreachable!("tiles have at most twelve rows"),
+        match ($count, $tile.kind()) {
+            $(
+                ($rows, FLOAT) => $function::<$rows, FLOAT>($tile),
+                ($rows, BRAIN) => $function::<$rows, BRAIN>($tile),
+                ($rows, HALF) => $function::<$rows, HALF>($tile),
+            )*
+            _ => unreachable!("tiles have at most twelve rows, of three kinds"),
         }
     };
 }
 
 impl Tile<'_> {
+    const fn kind(&self) -> u8 {
+        match self.weights {
+            Panel::Float(_) => FLOAT,
+            Panel::Sixteen(SixteenKind::Brain, _) => BRAIN,
+            Panel::Sixteen(SixteenKind::Half, _) => HALF,
+        }
+    }
+
+    const fn start(&self) -> *const u8 {
+        match self.weights {
+            Panel::Float(lanes) => lanes.as_ptr().cast(),
+            Panel::Sixteen(_, lanes) => lanes.as_ptr().cast(),
+        }
+    }
+
     #[allow(unsafe_code, reason = "calls functions compiled for an instruction set")]
     fn compute(&self, isa: Isa, count: usize) {
-        assert!(self.x.len() >= count * self.inputs && self.weights.len() == self.inputs * LANES);
+        let inputs = match self.weights {
+            Panel::Float(lanes) => lanes.len() / LANES,
+            Panel::Sixteen(_, lanes) => lanes.len(),
+        };
+        assert!(self.x.len() >= count * self.inputs && inputs == self.inputs);
         match isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the CPU has the features, and the lengths were just checked.
@@ -349,30 +410,41 @@ impl Tile<'_> {
     }
 }
 
-/// SAFETY: the caller has checked for AVX-512F, that `x` holds `ROWS` rows and `weights` one panel.
+/// SAFETY: the caller has checked for AVX-512F, that `x` holds `ROWS` rows and `weights` one panel of that kind.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
 #[allow(unsafe_code, reason = "vector intrinsics on raw pointers")]
-unsafe fn avx512<const ROWS: usize>(tile: &Tile<'_>) {
+unsafe fn avx512<const ROWS: usize, const KIND: u8>(tile: &Tile<'_>) {
     use std::arch::x86_64::*;
+    let bytes = if KIND == FLOAT { 4 } else { 2 };
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-    let x = tile.x.as_ptr();
-    let weights = tile.weights.as_ptr().cast::<f32>();
-    for input in 0..tile.inputs {
-        // SAFETY: `input` is below `inputs`, which both slices were checked to hold; lanes are 64-byte aligned.
+    let mut x = tile.x.as_ptr();
+    let mut weights = tile.start();
+    for _ in 0..tile.inputs {
+        // SAFETY: an input has 32 weights and `ROWS` activations, and both slices were checked to hold all inputs; lanes are
+        // 64-byte aligned where they are loaded so; a prefetch may ask for any address.
         unsafe {
-            let first = _mm512_load_ps(weights.add(input * PANEL));
-            let second = _mm512_load_ps(weights.add(input * PANEL + 16));
-            for line in 0..2 {
-                _mm_prefetch::<_MM_HINT_T0>(
-                    weights.wrapping_add(input * PANEL + 16 * line).cast::<i8>().wrapping_add(AHEAD),
-                );
+            let panel: [__m512; 2] = std::array::from_fn(|half| {
+                let from = weights.add(half * 16 * bytes);
+                match KIND {
+                    FLOAT => _mm512_load_ps(from.cast()),
+                    BRAIN => {
+                        let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+                    }
+                    _ => _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())),
+                }
+            });
+            for line in 0..bytes / 2 {
+                _mm_prefetch::<_MM_HINT_T0>(weights.wrapping_add(AHEAD + 64 * line).cast());
             }
             for (row, sums) in sums.iter_mut().enumerate() {
-                let value = _mm512_set1_ps(*x.add(input * ROWS + row));
-                sums[0] = _mm512_fmadd_ps(value, first, sums[0]);
-                sums[1] = _mm512_fmadd_ps(value, second, sums[1]);
+                let value = _mm512_set1_ps(*x.add(row));
+                sums[0] = _mm512_fmadd_ps(value, panel[0], sums[0]);
+                sums[1] = _mm512_fmadd_ps(value, panel[1], sums[1]);
             }
+            x = x.add(ROWS);
+            weights = weights.add(PANEL * bytes);
         }
     }
     for (row, sums) in sums.iter().enumerate() {
@@ -386,25 +458,39 @@ unsafe fn avx512<const ROWS: usize>(tile: &Tile<'_>) {
     }
 }
 
-/// SAFETY: the caller has checked for AVX2 and FMA, that `x` holds `ROWS` rows and `weights` one panel.
+/// SAFETY: the caller has checked for AVX2, FMA and F16C, that `x` holds `ROWS` rows and `weights` one panel of that kind.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 #[allow(unsafe_code, reason = "vector intrinsics on raw pointers")]
-unsafe fn avx2<const ROWS: usize>(tile: &Tile<'_>) {
+unsafe fn avx2<const ROWS: usize, const KIND: u8>(tile: &Tile<'_>) {
     use std::arch::x86_64::*;
+    let bytes = if KIND == FLOAT { 4 } else { 2 };
     let mut sums = [[_mm256_setzero_ps(); 4]; ROWS];
-    let x = tile.x.as_ptr();
-    let weights = tile.weights.as_ptr().cast::<f32>();
-    for input in 0..tile.inputs {
-        // SAFETY: `input` is below `inputs`, which both slices were checked to hold; lanes are 64-byte aligned.
+    let mut x = tile.x.as_ptr();
+    let mut weights = tile.start();
+    for _ in 0..tile.inputs {
+        // SAFETY: an input has 32 weights and `ROWS` activations, and both slices were checked to hold all inputs; lanes are
+        // 64-byte aligned where they are loaded so.
         unsafe {
-            let panel: [__m256; 4] = std::array::from_fn(|part| _mm256_load_ps(weights.add(input * PANEL + part * 8)));
+            let panel: [__m256; 4] = std::array::from_fn(|part| {
+                let from = weights.add(part * 8 * bytes);
+                match KIND {
+                    FLOAT => _mm256_load_ps(from.cast()),
+                    BRAIN => {
+                        let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+                    }
+                    _ => _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+                }
+            });
             for (row, sums) in sums.iter_mut().enumerate() {
-                let value = _mm256_set1_ps(*x.add(input * ROWS + row));
+                let value = _mm256_set1_ps(*x.add(row));
                 for (sum, weight) in sums.iter_mut().zip(panel) {
                     *sum = _mm256_fmadd_ps(value, weight, *sum);
                 }
             }
+            x = x.add(ROWS);
+            weights = weights.add(PANEL * bytes);
         }
     }
     for (row, sums) in sums.iter().enumerate() {
@@ -417,15 +503,19 @@ unsafe fn avx2<const ROWS: usize>(tile: &Tile<'_>) {
     }
 }
 
-fn portable<const ROWS: usize>(tile: &Tile<'_>) {
+fn portable<const ROWS: usize, const KIND: u8>(tile: &Tile<'_>) {
     let mut sums = [[0.0_f32; PANEL]; ROWS];
-    for (input, lanes) in tile.weights.chunks_exact(LANES).enumerate() {
+    for input in 0..tile.inputs {
+        let weights: [f32; PANEL] = match tile.weights {
+            Panel::Float(lanes) => std::array::from_fn(|column| lanes[input * LANES + column / 16].0[column % 16]),
+            Panel::Sixteen(kind, lanes) => {
+                std::array::from_fn(|column| kind.float(lanes[input][column / 16][column % 16].to_bits()))
+            }
+        };
         for (row, sums) in sums.iter_mut().enumerate() {
             let value = tile.x[input * ROWS + row];
-            for (half, lane) in sums.chunks_exact_mut(16).zip(lanes) {
-                for (sum, weight) in half.iter_mut().zip(&lane.0) {
-                    *sum += value * weight;
-                }
+            for (sum, weight) in sums.iter_mut().zip(&weights) {
+                *sum += value * weight;
             }
         }
     }

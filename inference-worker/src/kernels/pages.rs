@@ -34,6 +34,8 @@ const _: () = {
     // SAFETY: floats take every pattern of bits.
     unsafe impl<const N: usize> Plain for [f16; N] {}
     // SAFETY: floats take every pattern of bits.
+    unsafe impl<const N: usize, const M: usize> Plain for [[f16; N]; M] {}
+    // SAFETY: floats take every pattern of bits.
     unsafe impl<const N: usize, const M: usize> Plain for [[f32; N]; M] {}
 };
 

@@ -47,20 +47,6 @@ impl Quantised {
             })
             .collect()
     }
-
-    /// The same rows in another order: row `n` of the result is row `from(n)`.
-    #[must_use]
-    pub fn permuted(&self, from: impl Fn(usize) -> usize) -> Self {
-        let rows = self.values.len() / self.inputs;
-        let groups = self.inputs / self.group;
-        let pick = |all: &[f32]| (0..rows).flat_map(|row| all[from(row) * groups..][..groups].to_vec()).collect();
-        Self {
-            values: (0..rows).flat_map(|row| self.values[from(row) * self.inputs..][..self.inputs].to_vec()).collect(),
-            scales: pick(&self.scales),
-            offsets: self.offsets.as_deref().map(pick),
-            ..*self
-        }
-    }
 }
 
 /// The panels of a quantised matrix.

@@ -1,6 +1,7 @@
 //! The packed kernels of every instruction set against products written plainly.
 
 use super::*;
+use crate::kernels::quantised::Quantised;
 
 /// Numbers from -1 to 1 that look random.
 fn numbers(seed: u32, count: usize) -> Vec<f32> {
@@ -15,7 +16,7 @@ fn numbers(seed: u32, count: usize) -> Vec<f32> {
 
 fn quantised(seed: u32, outputs: usize, inputs: usize, group: usize, offsets: bool) -> Quantised {
     let groups = outputs * inputs / group;
-    let half = |value: f32| half::f16::from_f32(value * 0.01).to_f32();
+    let half = |value: f32| f16::from_f32(value * 0.01).to_f32();
     Quantised {
         inputs,
         group,
@@ -139,10 +140,33 @@ fn a_quantised_matrix_beside_floats_becomes_floats() {
 }
 
 #[test]
-fn rows_can_be_put_in_another_order() {
-    let matrix = quantised(1, 6, 64, 32, true);
-    let order = [4, 0, 3, 1, 5, 2];
-    let floats = matrix.floats();
-    let wanted: Vec<f32> = order.iter().flat_map(|&row: &usize| floats[row * 64..][..64].to_vec()).collect();
-    assert_eq!(matrix.permuted(|row| order[row]).floats(), wanted);
+fn rows_and_columns_can_be_picked_and_quantised_groups_are_not_cut() {
+    let matrix = Matrix::Quantised(quantised(1, 6, 64, 32, true));
+    let sixteen = numbers(1, 6 * 64).into_iter().map(|value| half::bf16::from_f32(value).to_bits()).collect();
+    for matrix in [matrix, Matrix::Sixteen(SixteenKind::Brain, sixteen), Matrix::Float(numbers(1, 6 * 64))] {
+        let order = [4, 0, 3, 1, 5, 2];
+        let floats = matrix.clone().into_floats();
+        let wanted: Vec<f32> = order[1..4].iter().flat_map(|&row: &usize| floats[row * 64..][..64].to_vec()).collect();
+        assert_eq!(matrix.pick(64, 1..4, |row| order[row]).into_floats(), wanted);
+        let wanted: Vec<f32> = floats.chunks_exact(64).flat_map(|row| &row[32..]).copied().collect();
+        assert_eq!(matrix.columns(64, 32..64).unwrap().into_floats(), wanted);
+        assert_eq!(matrix.columns(64, 16..48).is_none(), matches!(matrix, Matrix::Quantised(_)));
+    }
+}
+
+#[test]
+fn sixteen_bits_count_as_the_numbers_they_stand_for() {
+    for kind in [SixteenKind::Brain, SixteenKind::Half] {
+        for (outputs, inputs) in [(1, 1), (33, 40), (200, 65)] {
+            let bits = numbers(3, outputs * inputs).into_iter().map(|value| match kind {
+                SixteenKind::Brain => half::bf16::from_f32(value).to_bits(),
+                SixteenKind::Half => f16::from_f32(value).to_bits(),
+            });
+            let matrix = Matrix::Sixteen(kind, bits.collect());
+            let weights = matrix.clone().into_floats();
+            let packed = Packed::stack(vec![matrix], inputs);
+            assert_eq!(packed.bytes(), outputs.div_ceil(PANEL) * PANEL * inputs * 2);
+            check(&format!("{kind:?} {outputs} x {inputs}"), &packed, &weights, None);
+        }
+    }
 }
