@@ -1,6 +1,8 @@
 //! `vlinders bench`: real streamed chats through a running gateway. The client's clock says how long the first token
 //! and the answer took; the log says where the time to the first token went.
 
+mod engine;
+
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
@@ -42,6 +44,9 @@ struct Gateway {
 
 /// Asks and reports; exit code 1 when an answer failed.
 pub(crate) async fn run(options: cli::Bench) -> anyhow::Result<ExitCode> {
+    if let Some(cli::BenchOf::Engine(options)) = &options.of {
+        return tokio::task::block_in_place(|| engine::run(options));
+    }
     let (url, secret) = options.target.gateway()?;
     let gateway = Gateway { http: reqwest::Client::new(), url, secret };
     let model = gateway.model(options.model.as_deref()).await?;

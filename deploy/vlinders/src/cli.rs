@@ -441,7 +441,10 @@ pub(crate) struct RemoveLetter {
 }
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Bench {
+    #[command(subcommand)]
+    pub(crate) of: Option<BenchOf>,
     /// Chats to ask.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) requests: u32,
@@ -459,6 +462,25 @@ pub(crate) struct Bench {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) target: Target,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum BenchOf {
+    /// Measure the scheduler alone, and a model behind its engine with nothing around it; no server is needed.
+    Engine(BenchEngine),
+}
+
+#[derive(Args)]
+pub(crate) struct BenchEngine {
+    /// A model (a directory with `config.json`, or a GGUF file); the one that comes with the program when missing.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) models: Option<PathBuf>,
+    /// Threads that compute; one for each CPU when missing.
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_024))]
+    pub(crate) threads: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]
