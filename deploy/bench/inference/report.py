@@ -13,12 +13,12 @@ PEERS = {
     "mistral": f"mistral.rs (mistralrs {version('mistralrs')})",
 }
 WEIGHTS = {"q8": "Q8_0", "f32": "f32"}
-# Scenario, what is measured, in words, and the least ratio to llama.cpp's server that is aimed at, by weights.
+# Scenario, what is measured, in words, and the least ratio to a peer that is aimed at.
 RATES = [
-    ("decode", "one stream, tokens/s", {"q8": 1.0, "f32": 1.0}),
-    ("prefill", "prompt of 512, tokens/s", {"q8": 1.2, "f32": 1.5}),
-    ("together 8", "8 at once, 128 in and 64 out, tokens/s", {"q8": 1.4, "f32": 1.4}),
-    ("together 32", "32 at once, 128 in and 64 out, tokens/s", {"q8": 1.5, "f32": 1.5}),
+    ("decode", "one stream, tokens/s", {"llama q8": 1.0, "llama f32": 1.0, "mistral q8": 1.8}),
+    ("prefill", "prompt of 512, tokens/s", {"llama q8": 1.2, "llama f32": 1.5, "mistral q8": 5.0}),
+    ("together 8", "8 at once, 128 in and 64 out, tokens/s", {"llama q8": 1.4, "llama f32": 1.4}),
+    ("together 32", "32 at once, 128 in and 64 out, tokens/s", {"llama q8": 1.5, "llama f32": 1.5}),
     ("ragged 8", "8 at once, 64 to 192 in and 64 out, tokens/s", {}),
     ("ragged 32", "32 at once, 64 to 192 in and 64 out, tokens/s", {}),
 ]
@@ -32,8 +32,8 @@ def rows(cells: Cells) -> list[dict]:
             for peer, name in PEERS.items():
                 theirs = cells(f"{peer} {weights} {scenario}", "tokens_per_second")
                 goal = met = None
-                if peer == "llama" and weights in aims and ours and theirs:
-                    goal, met = f">= {aims[weights]} times the peer", ours >= aims[weights] * theirs
+                if (aim := aims.get(f"{peer} {weights}")) and ours and theirs:
+                    goal, met = f">= {aim} times the peer", ours >= aim * theirs
                 if ours and theirs:
                     found.append(row(f"{kind}: {what}", ours, theirs, name, goal, met))
         for count in (8, 32):
@@ -50,6 +50,12 @@ def rows(cells: Cells) -> list[dict]:
                 goal, met = ("<= a tenth of the peer", ours <= theirs / 10) if percentile == "p50" else (None, None)
                 what = f"{kind}: 32 at once behind one prefix of 512, first token {percentile} s"
                 found.append(row(what, ours, theirs, PEERS["llama"], goal, met))
+    # mistral.rs ends every crowd of equal prompts with quantised weights by an error: its floats stand in.
+    ours = cells("ours q8 together 8", "tokens_per_second")
+    theirs = cells("mistral f32 together 8", "tokens_per_second")
+    if ours and theirs:
+        what = "Q8_0 beside f32: 8 at once, 128 in and 64 out, tokens/s"
+        found.append(row(what, ours, theirs, PEERS["mistral"], ">= 3 times the peer", ours >= 3 * theirs))
     return found
 
 
