@@ -475,12 +475,25 @@ pub(crate) struct BenchEngine {
     /// A model (a directory with `config.json`, or a GGUF file); the one that comes with the program when missing.
     #[arg(long, value_name = "PATH")]
     pub(crate) models: Option<PathBuf>,
+    /// What to ask of the engine: requests at once, tokens in and tokens out of each; repeatable.
+    #[arg(long, value_name = "N,IN,OUT", value_parser = load, default_values = ["1,16,128", "1,512,1", "8,128,64", "32,128,64"])]
+    pub(crate) load: Vec<[usize; 3]>,
     /// Threads that compute; one for each CPU when missing.
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_024))]
     pub(crate) threads: Option<usize>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn load(text: &str) -> Result<[usize; 3], String> {
+    let numbers: Vec<usize> = text.split(',').filter_map(|number| number.trim().parse().ok()).collect();
+    match <[usize; 3]>::try_from(numbers) {
+        Ok(load) if text.split(',').count() == 3 && load.iter().all(|number| (1..=100_000).contains(number)) => {
+            Ok(load)
+        }
+        _ => Err("expected three numbers from 1 to 100000: requests at once, tokens in, tokens out".to_owned()),
+    }
 }
 
 #[derive(Args)]

@@ -83,7 +83,7 @@ impl Packed {
         };
         let all_are = |kind| parts.iter().all(|part| matches!(part, Matrix::Sixteen(other, _) if *other == kind));
         if let Some(kind) = sixteen.filter(|kind| all_are(*kind)) {
-            let mut lanes: Pages<[[f16; 16]; LANES]> = Pages::zeros(places);
+            let mut lanes: Pages<[[f16; 16]; LANES]> = Pages::zeros_for_weights(places);
             let bits = parts.iter().flat_map(|part| match part {
                 Matrix::Sixteen(_, bits) => bits.chunks_exact(inputs),
                 Matrix::Float(_) | Matrix::Quantised(_) => unreachable!("all parts are of this kind"),
@@ -96,7 +96,7 @@ impl Packed {
             }
             return Weights::Sixteen(kind, lanes);
         }
-        let mut lanes: Pages<Lane> = Pages::zeros(places * LANES);
+        let mut lanes: Pages<Lane> = Pages::zeros_for_weights(places * LANES);
         let mut output = 0;
         for part in parts {
             for row in part.into_floats().chunks_exact(inputs) {

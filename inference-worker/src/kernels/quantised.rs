@@ -102,12 +102,12 @@ impl Panels {
         let nibbles = zero != 128 && i16::from(most) + i16::from(zero) < 16;
         let zero = if nibbles { zero } else { 128_u8 };
         let scales = if parts.iter().all(|part| part.half_scales && part.offsets.is_none()) {
-            Scales::Half(Pages::zeros(panels * groups))
+            Scales::Half(Pages::zeros_for_weights(panels * groups))
         } else {
-            Scales::Full(Pages::zeros(panels * groups))
+            Scales::Full(Pages::zeros_for_weights(panels * groups))
         };
         let words = panels * inputs / if nibbles { 8 } else { 4 } * 2;
-        let mut packed = Self { inputs, group, nibbles, zero, values: Pages::zeros(words), scales };
+        let mut packed = Self { inputs, group, nibbles, zero, values: Pages::zeros_for_weights(words), scales };
         let mut output = 0;
         for part in parts {
             for (row, bytes) in part.values.chunks_exact(inputs).enumerate() {

@@ -22,8 +22,6 @@ const RUNNING: [usize; 4] = [1, 32, 128, 256];
 /// Tokens of their prompts, and steps that are measured after these are computed.
 const PROMPT: usize = 512;
 const STEPS: usize = 512;
-/// Requests at once, tokens in and tokens out, for the engine.
-const LOADS: [(usize, usize, usize); 4] = [(1, 16, 128), (1, 512, 1), (8, 128, 64), (32, 128, 64)];
 
 /// Measures and reports.
 pub(crate) fn run(options: &cli::BenchEngine) -> anyhow::Result<ExitCode> {
@@ -92,7 +90,7 @@ fn engine(options: &cli::BenchEngine) -> anyhow::Result<Value> {
     let mut loads = Vec::new();
     // Pages of the model are read before anything counts.
     together(&engine, 1, 16, 2, &mut seed)?;
-    for (at_once, tokens_in, tokens_out) in LOADS {
+    for &[at_once, tokens_in, tokens_out] in &options.load {
         let began = clock::instant();
         let outcomes = together(&engine, at_once, tokens_in, tokens_out, &mut seed)?;
         let seconds = (clock::instant() - began).as_secs_f64();
