@@ -61,8 +61,10 @@ impl Directory {
         if let Some(models) = fresh(&self.models) {
             return Ok(models);
         }
-        let mut models = self.ask::<Model>(subject::RPC_MODELS).await?.unwrap_or_default();
-        if !models.is_empty() {
+        let mut models = Vec::new();
+        // The one that answers may have none to offer now, and others have.
+        if let Some(answered) = self.ask::<Model>(subject::RPC_MODELS).await? {
+            models = answered;
             models.extend(self.workers().await.unwrap_or_default().iter().flat_map(|w| w.models.clone()));
             models.sort();
             models.dedup_by(|a, b| a.name == b.name);

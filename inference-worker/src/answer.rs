@@ -138,7 +138,8 @@ fn call_tokens_max(tokens_max: usize) -> usize {
 /// Bytes of a malformed call that are kept: the model reads them to see what it did, and more says no more.
 const MALFORMED_BYTES_MAX: usize = 512;
 
-fn shortened(mut text: String) -> String {
+/// As much of the text of a malformed call as is kept.
+pub(crate) fn shortened(mut text: String) -> String {
     if text.len() > MALFORMED_BYTES_MAX {
         text.truncate(text.floor_char_boundary(MALFORMED_BYTES_MAX));
         text.push('…');

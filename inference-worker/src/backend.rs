@@ -1,12 +1,19 @@
 //! What generates the answers of one model.
 
-use crate::engine::{Engine, Rejection, Request, Running};
+use tokio::sync::watch;
+
+use crate::{
+    engine::{Engine, Rejection, Request, Running},
+    remote::Remote,
+};
 
 /// Serves one model. Cheap to clone.
 #[derive(Debug, Clone)]
 pub enum Backend {
     /// Computes in this process.
     Engine(Engine),
+    /// Asks another server.
+    Remote(Remote),
 }
 
 impl Backend {
@@ -14,6 +21,7 @@ impl Backend {
     pub fn name(&self) -> &str {
         match self {
             Self::Engine(engine) => &engine.model().name,
+            Self::Remote(remote) => remote.name(),
         }
     }
 
@@ -21,6 +29,7 @@ impl Backend {
     pub fn window(&self) -> usize {
         match self {
             Self::Engine(engine) => engine.window(),
+            Self::Remote(remote) => remote.window(),
         }
     }
 
@@ -28,7 +37,34 @@ impl Backend {
     pub fn slots(&self) -> usize {
         match self {
             Self::Engine(engine) => engine.slots(),
+            Self::Remote(remote) => remote.slots(),
         }
+    }
+
+    /// Whether it can take requests now, and when that changes; none where it always can.
+    pub fn ready(&self) -> Option<watch::Receiver<bool>> {
+        match self {
+            Self::Engine(_) => None,
+            Self::Remote(remote) => Some(remote.ready()),
+        }
+    }
+
+    /// Whether it can take requests now.
+    pub fn is_ready(&self) -> bool {
+        self.ready().is_none_or(|ready| *ready.borrow())
+    }
+
+    /// Waits until it can take requests. Cancel safe.
+    pub async fn until_ready(&self) {
+        if let Some(mut ready) = self.ready() {
+            // What is asked here holds the other end, so it is never closed.
+            let _ = ready.wait_for(|ready| *ready).await;
+        }
+    }
+
+    /// Whether it can go on behind the tokens of an earlier attempt. Else an attempt starts over.
+    pub const fn continues(&self) -> bool {
+        matches!(self, Self::Engine(_))
     }
 
     /// Takes a request; its events begin when there is room.
@@ -43,6 +79,7 @@ impl Backend {
                 let submitted = tokio::task::spawn_blocking(move || engine.submit(request)).await;
                 submitted.unwrap_or_else(|error| Err(Rejection::Broken(error.to_string())))
             }
+            Self::Remote(remote) => remote.submit(request).await,
         }
     }
 }

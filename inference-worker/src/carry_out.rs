@@ -23,6 +23,7 @@ use crate::{
     answer::FinishReason,
     backend::Backend,
     engine::{Event, Outcome, Rejection, Request},
+    remote::UNKNOWN_ID,
     sample::Sampling,
     service::{RETRY_AFTER, Service},
 };
@@ -97,7 +98,11 @@ impl Service {
         job: &InferenceJob,
         published: &mut u64,
     ) -> Result<Box<Outcome>, (FailureClass, String)> {
-        let produced = if job.attempt > 1 { self.produced(job).await } else { Produced::default() };
+        let produced = match job.attempt {
+            _ if !backend.continues() => self.start_over(job).await,
+            1 => Produced::default(),
+            _ => self.produced(job).await,
+        };
         *published = produced.ids.len() as u64;
         let messages = self.whole(&job.messages).await?;
         let submitted = backend.submit(request(job, &messages, produced)).await;
@@ -158,10 +163,16 @@ impl Service {
         let produced = contiguous(&frames, job.sampling.logprobs);
         if produced.ids.is_empty() {
             // Somebody may have seen tokens that are no longer kept.
-            let restart = Frame::new(job.attempt, 0, FrameKind::Restart);
-            self.publish(job, &restart).await;
+            return self.start_over(job).await;
         }
         produced
+    }
+
+    /// Makes readers forget what they were shown, so that the answer can begin anew. Those who were shown nothing do not
+    /// notice, so a backend that cannot continue begins like this always: this job may have been handed out before.
+    async fn start_over(&self, job: &InferenceJob) -> Produced {
+        self.publish(job, &Frame::new(job.attempt, 0, FrameKind::Restart)).await;
+        Produced::default()
     }
 
     async fn publish(&self, job: &InferenceJob, frame: &Frame) {
@@ -177,7 +188,9 @@ impl Service {
 
 const fn class_of(rejection: &Rejection) -> FailureClass {
     match rejection {
-        Rejection::PromptTooLong { .. } => FailureClass::Overflow,
+        Rejection::PromptTooLong { .. } | Rejection::Overflow(_) => FailureClass::Overflow,
+        Rejection::Overloaded(_) => FailureClass::Overloaded,
+        Rejection::Refused(_) => FailureClass::Refused,
         Rejection::Template(_) | Rejection::Tokenise(_) | Rejection::Unusable(_) => FailureClass::BadRequest,
         Rejection::Stopped | Rejection::Broken(_) => FailureClass::Internal,
     }
@@ -219,7 +232,7 @@ fn tenant(user: Option<&str>) -> u64 {
 fn completed(job: &InferenceJob, worker: &str, taken_at: Nanos, outcome: Outcome) -> InferenceCompleted {
     let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     let name = |index: usize| format!("call-{}-{index}", job.effect);
-    let calls = outcome.tool_calls.into_iter().map(|call| (call.name, call.arguments.to_string()));
+    let calls = outcome.tool_calls.into_iter().map(|call| (call.name, call.arguments));
     // A malformed call goes on as a call: the tool worker refuses it, and the model reads why.
     let malformed = outcome.malformed.into_iter().map(|(text, _)| (schemas::chat::MALFORMED_CALL.to_owned(), text));
     InferenceCompleted {
@@ -281,11 +294,15 @@ struct Produced {
     logprobs: Vec<TokenLogprob>,
 }
 
-/// Joins frames of all attempts into what they hold from token 0 up to the first hole.
+/// Joins frames of all attempts into what they hold from token 0 up to the first hole, since the last new beginning.
+/// Behind tokens of a remote model, which have no ids, nobody can continue.
 fn contiguous(frames: &[Frame], logprobs: bool) -> Produced {
     let mut known = Produced::default();
+    let begun = frames.iter().enumerate().filter(|(_, frame)| frame.k == FrameKind::Restart);
+    let (attempt, from) = begun.map(|(at, frame)| (frame.attempt, at)).max().unwrap_or_default();
+    let counts = |frame: &&Frame| frame.k == FrameKind::Delta && frame.attempt >= attempt;
     let whole = |frame: &&Frame| !logprobs || frame.logprobs.len() == frame.ids.len();
-    for frame in frames.iter().filter(|frame| frame.k == FrameKind::Delta).filter(whole) {
+    for frame in frames[from..].iter().filter(counts).filter(whole) {
         let count = known.ids.len() as u64;
         if frame.n <= count {
             let skip = (count - frame.n) as usize;
@@ -293,7 +310,7 @@ fn contiguous(frames: &[Frame], logprobs: bool) -> Produced {
             known.logprobs.extend(frame.logprobs.iter().skip(skip).cloned());
         }
     }
-    known
+    if known.ids.iter().all(|id| *id == UNKNOWN_ID) { Produced::default() } else { known }
 }
 
 #[cfg(test)]
@@ -310,5 +327,14 @@ mod tests {
         assert_eq!(contiguous(&frames, false).ids, [5, 6, 7, 8]);
         assert_eq!(contiguous(&frames[1..], false).ids, [0_u32; 0]);
         assert_eq!(contiguous(&frames, true).ids, [0_u32; 0], "tokens without the probabilities asked for are a hole");
+    }
+
+    #[test]
+    fn an_attempt_continues_after_the_last_new_beginning_and_never_after_tokens_without_ids() {
+        let restart = |attempt| Frame::new(attempt, 0, FrameKind::Restart);
+        let local = [frame(1, 0, &[5, 6]), restart(2), frame(1, 2, &[7]), frame(2, 0, &[8])];
+        assert_eq!(contiguous(&local, false).ids, [8]);
+        let remote = [frame(1, 0, &[5, 6]), restart(2), frame(2, 0, &[UNKNOWN_ID, UNKNOWN_ID])];
+        assert_eq!(contiguous(&remote, false).ids, [0_u32; 0]);
     }
 }

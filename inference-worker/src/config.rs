@@ -4,7 +4,13 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 
-use crate::{engine::EngineConfig, kernels::team::Team, tool_calls::Family};
+use crate::{
+    engine::EngineConfig,
+    kernels::team::Team,
+    model_directory,
+    remote::{self, Remote, RemoteConfig},
+    tool_calls::Family,
+};
 
 /// Section `inference`.
 #[derive(Clone, Debug, Deserialize)]
@@ -32,6 +38,9 @@ pub struct Config {
     /// How models write tool calls, by the model's name: `hermes`, `llama`, `mistral` or `pythonic`. Needed where the
     /// chat template does not tell.
     pub tool_calls: BTreeMap<String, Family>,
+    /// Chat models of other servers that speak OpenAI's API, by the name under which they are served here.
+    #[serde(deserialize_with = "remote::table")]
+    pub remote: BTreeMap<String, RemoteConfig>,
 }
 
 impl Default for Config {
@@ -46,11 +55,50 @@ impl Default for Config {
             threads: 0,
             exact_activations: false,
             tool_calls: BTreeMap::new(),
+            remote: BTreeMap::new(),
         }
     }
 }
 
 impl Config {
+    /// Checks what can be known before anything is loaded.
+    ///
+    /// # Errors
+    /// The text names the key, what is wrong with it, and what belongs there.
+    pub fn check(&self) -> Result<(), String> {
+        let local: Vec<String> =
+            self.models.iter().chain(&self.embedding_models).map(|path| model_directory::name_of(path)).collect();
+        for (name, remote) in &self.remote {
+            if local.contains(name) {
+                return Err(format!(
+                    "inference.remote.{name}: a model of this name is loaded here, too; serve one of them under another name"
+                ));
+            }
+            remote.check(name)?;
+        }
+        Ok(())
+    }
+
+    /// The remote models, of which none has been looked at.
+    ///
+    /// # Errors
+    /// The text names the key, what is wrong with it, and what belongs there.
+    pub fn remotes(&self) -> Result<Vec<Remote>, String> {
+        self.check()?;
+        self.remote.iter().map(|(name, remote)| Remote::new(name, remote.clone())).collect()
+    }
+
+    /// Whether no chat model is configured.
+    pub fn is_empty(&self) -> bool {
+        self.models.is_empty() && self.remote.is_empty()
+    }
+
+    /// The names of all chat models.
+    pub fn model_names(&self) -> Vec<String> {
+        let local = self.models.iter().map(|path| model_directory::name_of(path));
+        local.chain(self.remote.keys().cloned()).collect()
+    }
+
     /// The bounds of each engine; zeros that would stop it are raised to one.
     pub(crate) fn engine(&self) -> EngineConfig {
         EngineConfig {
@@ -65,5 +113,22 @@ impl Config {
     pub(crate) fn team(&self) -> std::io::Result<Team> {
         let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Team::new(if self.threads == 0 { all() } else { self.threads })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_belongs_to_one_model() {
+        let remote = RemoteConfig { url: "http://127.0.0.1:1/v1".to_owned(), ..RemoteConfig::default() };
+        let mut config = Config { remote: BTreeMap::from([("large".to_owned(), remote)]), ..Config::default() };
+        config.models = vec!["/models/tiny".into()];
+        assert_eq!(config.check(), Ok(()));
+        assert_eq!(config.model_names(), ["tiny", "large"]);
+        config.models.push("/models/large.gguf".into());
+        let why = config.check().expect_err("two of one name");
+        assert!(why.starts_with("inference.remote.large: a model of this name is loaded here, too"), "{why}");
     }
 }

@@ -15,10 +15,11 @@ use std::{
 
 use schemas::{
     ToolSpec,
-    chat::{ResponseFormat, TokenLogprob, ToolChoice, TopLogprob},
+    chat::{FunctionCall, ResponseFormat, TokenLogprob, ToolChoice, TopLogprob},
 };
 use serde_json::Value;
-use tokio::sync::mpsc as events;
+use tokio::{sync::mpsc as events, task::JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     answer::{Answer, FinishReason},
@@ -103,8 +104,8 @@ pub struct Outcome {
     pub reason: FinishReason,
     /// The whole text for the reader.
     pub text: String,
-    /// The calls the model asks for.
-    pub tool_calls: Vec<ToolCall>,
+    /// The calls the model asks for; their arguments are JSON objects, as text.
+    pub tool_calls: Vec<FunctionCall>,
     /// Text and reason of what should have been calls.
     pub malformed: Vec<(String, String)>,
     /// How likely each token was, if that is asked.
@@ -141,6 +142,15 @@ pub enum Rejection {
     /// What the request demands of the answer cannot be met.
     #[error("{0}")]
     Unusable(String),
+    /// A server that answers in our place has no room for prompt and answer, in its words.
+    #[error("{0}")]
+    Overflow(String),
+    /// It has no time for us, or is not there.
+    #[error("{0}")]
+    Overloaded(String),
+    /// It does not serve us.
+    #[error("{0}")]
+    Refused(String),
     /// The engine has stopped.
     #[error("the engine of this model has stopped")]
     Stopped,
@@ -165,7 +175,21 @@ pub struct Engine {
 pub struct Running {
     /// What happens to it, in order.
     pub events: events::UnboundedReceiver<Event>,
-    _cancel: CancelOnDrop,
+    _end: EndOnDrop,
+}
+
+impl Running {
+    /// A request that a task of its own carries out.
+    pub(crate) fn of_task(events: events::UnboundedReceiver<Event>, task: JoinHandle<()>) -> Self {
+        Self { events, _end: EndOnDrop::Task(AbortOnDropHandle::new(task)) }
+    }
+}
+
+/// What ends a request when its reader goes.
+#[derive(Debug)]
+enum EndOnDrop {
+    Engine(#[expect(dead_code, reason = "only its drop counts")] CancelOnDrop),
+    Task(#[expect(dead_code, reason = "only its drop counts")] AbortOnDropHandle<()>),
 }
 
 #[derive(Debug)]
@@ -300,7 +324,8 @@ impl Engine {
         };
         self.active.fetch_add(1, Ordering::AcqRel);
         self.commands.send(Command::Submit(Box::new(active))).map_err(|_| Rejection::Stopped)?;
-        Ok(Running { events, _cancel: CancelOnDrop { id, commands: self.commands.clone() } })
+        let cancel = CancelOnDrop { id, commands: self.commands.clone() };
+        Ok(Running { events, _end: EndOnDrop::Engine(cancel) })
     }
 
     /// The family whose calls may stand in the answer. Where no mark tells a call from text, only if tools are offered.
@@ -359,6 +384,10 @@ fn logprob(model: &Model, logits: &[f32], token: u32, count: usize) -> TokenLogp
     let name = |id| model.tokenizer.name(id);
     let top = top.into_iter().map(|(id, logprob)| TopLogprob { token: name(id), logprob });
     TokenLogprob { token: name(token), logprob, top_logprobs: top.collect() }
+}
+
+fn written(call: ToolCall) -> FunctionCall {
+    FunctionCall { name: call.name, arguments: call.arguments.to_string() }
 }
 
 struct Worker {
@@ -490,7 +519,7 @@ impl Worker {
         let outcome = Outcome {
             reason,
             text: request.answer.text,
-            tool_calls: request.answer.calls,
+            tool_calls: request.answer.calls.into_iter().map(written).collect(),
             malformed: request.answer.malformed,
             logprobs: request.logprobs,
             prompt_tokens: request.prompt.len(),

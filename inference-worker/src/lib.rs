@@ -4,7 +4,7 @@
 //! come, `sample` picks one of them, `answer` turns them into text and tool calls, and `engine` runs the loop on a thread
 //! of its own.
 //! `service` is the shell on the bus: it consumes inference jobs and has `carry_out` publish their token frames and result
-//! facts; `backend` is what generates them. A result is in the log before its job is off the queue: a crash between the
+//! facts; `backend` is what generates them: the engine, or `remote`, a server that speaks OpenAI's API. A result is in the log before its job is off the queue: a crash between the
 //! two repeats the job, and the log recognises the second result. An attempt after the first goes on behind the tokens
 //! already published.
 
@@ -23,6 +23,7 @@ pub mod kv;
 pub mod model;
 pub mod model_directory;
 pub mod parallel;
+pub mod remote;
 pub mod sample;
 pub mod scheduler;
 mod service;

@@ -15,7 +15,7 @@ use schemas::{
     rpc, stream, subject,
     wire::encode,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
     embed::Embedder,
     engine::Engine,
     model_directory::{self, Model},
+    remote,
 };
 
 /// How long to wait before a queue that broke is opened anew, and before a job whose result found no log comes again.
@@ -46,6 +47,9 @@ pub enum Error {
         #[source]
         source: model_directory::Error,
     },
+    /// A setting is wrong; the text names it.
+    #[error("{0}")]
+    Setting(String),
     /// The bus does not do what is asked.
     #[error(transparent)]
     Bus(#[from] bus::Error),
@@ -54,23 +58,26 @@ pub enum Error {
     Engine(#[source] std::io::Error),
 }
 
-/// Loads the models, then serves them in tasks of `runtime` until its soft token falls. Returns when ready.
+/// Loads the models, then serves them in tasks of `runtime` until its soft token falls. Returns when ready. A remote model
+/// may be away: it is served from when its server answers.
 ///
 /// # Errors
-/// A model cannot be loaded, or the bus cannot be reached.
+/// The configuration is wrong, a model cannot be loaded, or the bus cannot be reached.
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
-    let (backends, embedders) =
+    let remotes = config.remotes().map_err(Error::Setting)?;
+    let (mut backends, embedders) =
         tokio::task::spawn_blocking(move || load(&config)).await.expect("loading returns errors and does not panic")?;
+    remote::watch(&remotes, &runtime.tasks).await;
+    backends.extend(remotes.into_iter().map(Backend::Remote));
     let worker = Arc::new(Service {
         id: format!("inference-{}", clock::process_token()),
         runtime: runtime.clone(),
         held: Mutex::default(),
     });
-    let embedding = embedders.iter().map(describe_embedder);
-    let models: Vec<rpc::Model> = backends.iter().map(describe).chain(embedding).collect();
-    worker.answer_questions(&models, embedders).await?;
+    let offer = Offer { backends: backends.clone(), embedding: embedders.iter().map(describe_embedder).collect() };
+    worker.answer_questions(offer.clone(), embedders).await?;
     worker.listen_for_cancels().await?;
-    worker.announce(models, backends.iter().map(Backend::slots).sum()).await?;
+    worker.announce(offer).await?;
     for backend in backends {
         // The queue is opened here once, so that a missing stream is an error of the start.
         runtime.bus.inference_jobs(backend.name()).await?;
@@ -106,6 +113,34 @@ pub(crate) struct Service {
     pub(crate) runtime: Runtime,
     /// What is being worked on, and how to stop it.
     pub(crate) held: Mutex<BTreeMap<(ExecutionId, EffectId), (u32, CancellationToken)>>,
+}
+
+/// What this worker serves.
+#[derive(Clone)]
+struct Offer {
+    backends: Vec<Backend>,
+    embedding: Vec<rpc::Model>,
+}
+
+impl Offer {
+    /// The models that can be asked now.
+    fn models(&self) -> Vec<rpc::Model> {
+        let chat = self.backends.iter().filter(|backend| backend.is_ready()).map(describe);
+        chat.chain(self.embedding.iter().cloned()).collect()
+    }
+
+    fn slots(&self) -> usize {
+        self.backends.iter().filter(|backend| backend.is_ready()).map(Backend::slots).sum()
+    }
+
+    /// Waits until one of these changes.
+    async fn changed(ready: &mut [watch::Receiver<bool>]) {
+        if ready.is_empty() {
+            return std::future::pending().await;
+        }
+        // The backends hold the other ends, so none is closed.
+        let _ = futures::future::select_all(ready.iter_mut().map(|ready| Box::pin(ready.changed()))).await;
+    }
 }
 
 fn describe(backend: &Backend) -> rpc::Model {
@@ -144,7 +179,7 @@ async fn embed(embedders: Arc<Vec<Embedder>>, question: rpc::Embed) -> rpc::Repl
 }
 
 impl Service {
-    async fn answer_questions(self: &Arc<Self>, models: &[rpc::Model], embedders: Vec<Embedder>) -> Result<(), Error> {
+    async fn answer_questions(self: &Arc<Self>, offer: Offer, embedders: Vec<Embedder>) -> Result<(), Error> {
         let Runtime { bus, tasks, .. } = &self.runtime;
         let this = Arc::clone(self);
         bus.serve_liveness(tasks, &self.id, move || this.holds()).await?;
@@ -152,8 +187,7 @@ impl Service {
             let embedders = Arc::new(embedders);
             bus.serve(tasks, subject::RPC_EMBED, move |question| embed(Arc::clone(&embedders), question)).await?;
         }
-        let models = models.to_vec();
-        bus.serve(tasks, subject::RPC_MODELS, move |()| std::future::ready(rpc::Reply::Ok(models.clone()))).await?;
+        bus.serve(tasks, subject::RPC_MODELS, move |()| std::future::ready(rpc::Reply::Ok(offer.models()))).await?;
         Ok(())
     }
 
@@ -173,24 +207,29 @@ impl Service {
         held.iter().filter(|((other, _), _)| *other == exec).for_each(|(_, (_, token))| token.cancel());
     }
 
-    /// Keeps the entry in the bucket of workers fresh; takes it out at the end.
-    async fn announce(self: &Arc<Self>, models: Vec<rpc::Model>, slots: usize) -> Result<(), Error> {
+    /// Keeps the entry in the bucket of workers fresh and true; takes it out at the end.
+    async fn announce(self: &Arc<Self>, offer: Offer) -> Result<(), Error> {
         let bucket = self.runtime.bus.bucket(stream::BUCKET_WORKERS).await?;
-        let entry = Worker {
+        let mut entry = Worker {
             id: self.id.clone(),
             role: "inference".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            slots: u32::try_from(slots).unwrap_or(u32::MAX),
-            models,
+            slots: 0,
+            models: Vec::new(),
             tools: Vec::new(),
         };
+        let mut ready: Vec<_> = offer.backends.iter().filter_map(Backend::ready).collect();
         let (soft, id) = (self.runtime.tasks.soft(), self.id.clone());
         self.runtime.tasks.spawn(async move {
             loop {
+                ready.iter_mut().for_each(|ready| drop(ready.borrow_and_update()));
+                entry.models = offer.models();
+                entry.slots = u32::try_from(offer.slots()).unwrap_or(u32::MAX);
                 if let Err(error) = bucket.put(&id, encode(&entry).into()).await {
                     tracing::warn!(%error, "presence was not renewed");
                 }
-                if soft.run_until_cancelled(tokio::time::sleep(PRESENCE_EVERY)).await.is_none() {
+                let due = tokio::time::timeout(PRESENCE_EVERY, Offer::changed(&mut ready));
+                if soft.run_until_cancelled(due).await.is_none() {
                     break;
                 }
             }
@@ -201,7 +240,7 @@ impl Service {
         Ok(())
     }
 
-    /// Pulls one job for each free slot, until the soft token falls.
+    /// Pulls one job for each free slot while the backend is ready, until the soft token falls.
     async fn pull(self: Arc<Self>, backend: Backend) {
         let (soft, bus) = (self.runtime.tasks.soft(), &self.runtime.bus);
         let slots = Arc::new(Semaphore::new(backend.slots()));
@@ -216,6 +255,7 @@ impl Service {
             };
             loop {
                 let next = async {
+                    backend.until_ready().await;
                     let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
                     (slot, queue.next().await)
                 };
@@ -223,6 +263,12 @@ impl Service {
                     return;
                 };
                 match next {
+                    // Asked for while the backend was ready: it waits in the queue again, also for another worker.
+                    Ok(Some(delivery)) if !backend.is_ready() => {
+                        if let Err(error) = delivery.retry(RETRY_AFTER).await {
+                            tracing::debug!(%error, "a job was not given back; it comes again by itself");
+                        }
+                    }
                     Ok(Some(delivery)) => {
                         let (this, backend) = (Arc::clone(&self), backend.clone());
                         self.runtime.tasks.spawn(async move {

@@ -2,56 +2,15 @@
 //!
 //! The tests need `nats-server` in the path; without it they say so and pass.
 
-use std::{
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+mod nats;
+
+use std::{path::Path, time::Duration};
 
 use inference_worker::{Config, serve};
-use runtime::{Bus, Runtime, Tasks, bus, clock};
+use runtime::{Bus, Runtime, Tasks, clock};
 use schemas::{
     EffectId, FactBody, Frame, InferenceJob, Message, Role, Sampling, job::Job, token::FrameKind, wire::Schema,
 };
-
-struct Server {
-    process: Child,
-    _data: tempfile::TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-async fn start() -> Option<(Server, Bus)> {
-    let data = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let process = Command::new("nats-server")
-        .args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
-        .arg(data.path())
-        .stderr(Stdio::null())
-        .spawn();
-    let Ok(process) = process else {
-        println!("nats-server is not in the path; skipped");
-        return None;
-    };
-    let server = Server { process, _data: data };
-    let config = bus::Config { url: format!("nats://127.0.0.1:{port}"), ..bus::Config::default() };
-    let bus = tokio::time::timeout(Duration::from_secs(10), async {
-        loop {
-            if let Ok(bus) = Bus::connect(&config, "test").await {
-                return bus;
-            }
-        }
-    })
-    .await
-    .expect("the server comes up");
-    bus::provision(&bus).await.unwrap();
-    Some((server, bus))
-}
 
 /// A model that never ends by itself, with a tokenizer of one token a byte.
 fn model(directory: &Path) {
@@ -136,7 +95,7 @@ async fn leave(bus: &Bus, job: &InferenceJob, frame: &Frame) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_becomes_tokens_and_a_result_and_a_second_attempt_continues() {
-    let Some((_server, bus)) = start().await else {
+    let Some((_server, bus)) = nats::start().await else {
         return;
     };
     let directory = tempfile::tempdir().unwrap();

@@ -2,9 +2,11 @@
 //! directory, and ends exactly the processes it started.
 
 mod account;
+mod llama_server;
 mod program;
 
 pub use account::account;
+pub use llama_server::LlamaServer;
 pub use program::{Ended, Up, nats_server, processes_about, run, secret_of};
 
 use std::path::{Path, PathBuf};
@@ -47,6 +49,8 @@ pub struct System {
     pub store: PathBuf,
     /// Bytes nats-server may keep in files; none for its own default.
     pub store_bytes_max: Option<u64>,
+    /// A configuration file for every role that is started.
+    pub config: Option<PathBuf>,
     roles: Vec<(String, Child)>,
     /// Where the gateway listens.
     pub http: String,
@@ -81,7 +85,23 @@ impl System {
     /// # Errors
     /// When something does not start.
     pub async fn start_without(missing: &[&str]) -> anyhow::Result<Self> {
+        Self::new()?.up(missing).await
+    }
+
+    /// Starts everything with this configuration (TOML).
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn start_with(config: &str) -> anyhow::Result<Self> {
         let mut system = Self::new()?;
+        let file = system.directory().join("vlinders.toml");
+        std::fs::write(&file, config)?;
+        system.config = Some(file);
+        system.up(&[]).await
+    }
+
+    async fn up(self, missing: &[&str]) -> anyhow::Result<Self> {
+        let mut system = self;
         system.start_nats().await?;
         bus::provision(&system.bus().await?).await?;
         for role in ROLES.into_iter().filter(|role| !missing.contains(role)) {
@@ -102,6 +122,7 @@ impl System {
             directory,
             nats: None,
             nats_port: free_port()?,
+            config: None,
             roles: Vec::new(),
             http: String::new(),
             client: reqwest::Client::new(),
@@ -189,6 +210,9 @@ impl System {
     pub async fn start_role(&mut self, role: &str) -> anyhow::Result<()> {
         let mut command = Command::new(program::program()?);
         command.arg(role).args(["--json", "--nats", &self.nats_url()]);
+        if let Some(config) = &self.config {
+            command.arg("--config").arg(config);
+        }
         match role {
             "gateway" => {
                 command.args(["--http", "127.0.0.1:0"]);

@@ -501,6 +501,9 @@ pub(crate) struct Doctor {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    /// A configuration file, whose remote models are looked at.
+    #[arg(long, value_name = "FILE", env = "VLINDERS_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) target: Target,
 }

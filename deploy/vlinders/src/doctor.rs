@@ -17,6 +17,7 @@ struct Finding {
 pub(crate) async fn run(options: Doctor) -> anyhow::Result<ExitCode> {
     let data = options.target.data.clone().unwrap_or_else(settings::default_data);
     let mut findings = vec![nats_server(), bubblewrap(), models(&data)];
+    findings.extend(remotes(&options).await);
     findings.push(gateway(&options).await);
     for finding in &findings {
         if options.json {
@@ -25,13 +26,14 @@ pub(crate) async fn run(options: Doctor) -> anyhow::Result<ExitCode> {
             let mark = match (finding.ok, finding.what) {
                 (true, _) => "ok",
                 (false, "gateway") => "at rest",
+                (false, "remote") => "away",
                 (false, _) => "MISSING",
             };
             println!("{mark:<7} {:<12} {}", finding.what, finding.found);
         }
     }
-    // The gateway may rest; everything else is needed to start.
-    let whole = findings.iter().filter(|f| f.what != "gateway").all(|f| f.ok);
+    // The gateway may rest, and servers of remote models may be away; everything else is needed to start.
+    let whole = findings.iter().filter(|f| !["gateway", "remote"].contains(&f.what)).all(|f| f.ok);
     Ok(ExitCode::from(u8::from(!whole)))
 }
 
@@ -78,6 +80,23 @@ fn models(data: &std::path::Path) -> Finding {
             found: format!("none: put a model directory under {}/models or say --models DIR", data.display()),
         },
     }
+}
+
+/// One finding for each remote model that is configured, or why that cannot be known.
+async fn remotes(options: &Doctor) -> Vec<Finding> {
+    let configured = settings::Settings::load(options.config.as_deref(), Vec::new())
+        .and_then(|settings| Ok(settings.inference.remotes().map_err(settings::Usage)?));
+    let remotes = match configured {
+        Ok(remotes) => remotes,
+        Err(error) => return vec![Finding { what: "settings", ok: false, found: error.to_string() }],
+    };
+    let mut findings = Vec::new();
+    for remote in remotes {
+        let looked = remote.look().await;
+        let (ok, Ok(found) | Err(found)) = (looked.is_ok(), looked);
+        findings.push(Finding { what: "remote", ok, found: format!("{}: {found}", remote.name()) });
+    }
+    findings
 }
 
 async fn gateway(options: &Doctor) -> Finding {

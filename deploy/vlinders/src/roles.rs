@@ -63,12 +63,15 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     if options.json {
         settings.telemetry.format = telemetry::Format::Json;
     }
-    if role == Role::Inference && settings.inference.models.is_empty() {
+    if role == Role::Inference && settings.inference.is_empty() {
         let shipped = settings::shipped_models(&settings::default_data());
         settings.inference.models = shipped.map(|d| settings::model_directories(&d)).transpose()?.unwrap_or_default();
     }
     if role == Role::Orchestrator {
         settings.orchestrator.check().map_err(Usage)?;
+    }
+    if role == Role::Inference {
+        settings.inference.check().map_err(Usage)?;
     }
     let _telemetry = telemetry::start(&settings.telemetry, role.name())?;
     settings.log();
@@ -77,17 +80,13 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
     runtime.bus.register_metrics(&runtime.metrics)?;
     let secret = if role == Role::Gateway { Some(settings::secret(None)?.0) } else { None };
-    let models = model_names(&settings);
+    let models = settings.inference.model_names();
     let nats = settings.nats.url.clone();
     let http = start(role, settings, secret, &runtime).await?;
     let ready = Ready { ready: true, http: http.map(|a| format!("http://{a}")), nats, secret_file: None, models };
     let signals = Signals::listen()?;
     announce(&ready, role.name(), options.json)?;
     until_stopped(&runtime.tasks, signals).await
-}
-
-pub(crate) fn model_names(settings: &Settings) -> Vec<String> {
-    settings.inference.models.iter().map(|m| inference_worker::model_directory::name_of(m)).collect()
 }
 
 /// Starts one role and returns when it is ready.

@@ -20,6 +20,7 @@ pub(crate) async fn run(options: Up) -> anyhow::Result<ExitCode> {
     let data = data.canonicalize().with_context(|| format!("find {}", data.display()))?;
     let settings = load(&options, &data)?;
     settings.orchestrator.check().map_err(Usage)?;
+    settings.inference.check().map_err(Usage)?;
     let _telemetry = telemetry::start(&settings.telemetry, "up")?;
     settings.log();
     let _lock = lock(&data)?;
@@ -51,7 +52,7 @@ async fn serve(
     bus::provision(&bus).await?;
     let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
     runtime.bus.register_metrics(&runtime.metrics)?;
-    let models = roles::model_names(settings);
+    let models = settings.inference.model_names();
     let mut http = None;
     for role in Role::ALL.into_iter().filter(|role| !options.without.contains(role)) {
         // Each role takes its own section; reading them again is cheap and keeps the roles apart.
@@ -96,7 +97,7 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
         flags.push(("orchestrator", "agents_dir", toml::Value::String(agents.display().to_string())));
     }
     let mut settings = Settings::load(options.config.as_deref(), flags)?;
-    if settings.inference.models.is_empty()
+    if settings.inference.is_empty()
         && let Some(shipped) = settings::shipped_models(data)
     {
         settings.inference.models = settings::model_directories(&shipped)?;

@@ -14,6 +14,7 @@ mod objects;
 mod people;
 mod proof;
 mod refusals;
+mod remote;
 mod requests;
 mod starting;
 mod storage;
