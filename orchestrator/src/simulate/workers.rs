@@ -204,6 +204,9 @@ impl World {
             cached_tokens: 0,
             timing: InferenceTiming::default(),
             logprobs: Vec::new(),
+            alternatives: Vec::new(),
+            cached: false,
+            dropped_messages: 0,
         })
     }
 
