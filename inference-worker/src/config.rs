@@ -1,6 +1,6 @@
 //! The knobs of this service, section `inference`.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
@@ -26,6 +26,9 @@ pub struct Config {
     pub cache_idle_s: u64,
     /// Threads that compute, for each model; 0 is one for each CPU. Default 0.
     pub threads: usize,
+    /// How long a result is kept for equal requests of which nothing is drawn, or by a seed that the caller chose, seconds;
+    /// 0 keeps none. Beyond an hour only this worker's own memory does. Default 3600.
+    pub cache_results_s: u64,
     /// How models write tool calls, by the model's name: `hermes`, `llama`, `mistral` or `pythonic`. Needed where the
     /// chat template does not tell.
     pub tool_calls: BTreeMap<String, Family>,
@@ -41,12 +44,21 @@ impl Default for Config {
             cache_bytes_max: 64 << 20,
             cache_idle_s: 30,
             threads: 0,
+            cache_results_s: schemas::stream::RESULT_TTL.as_secs(),
             tool_calls: BTreeMap::new(),
         }
     }
 }
 
+/// Longer than any worker lives.
+const CACHE_RESULTS_S_MAX: u64 = 365 * 24 * 3_600;
+
 impl Config {
+    /// How long results are kept.
+    pub(crate) fn cache_results(&self) -> Duration {
+        Duration::from_secs(self.cache_results_s.min(CACHE_RESULTS_S_MAX))
+    }
+
     /// The bounds of each engine; zeros that would stop it are raised to one.
     pub(crate) fn engine(&self) -> EngineConfig {
         let default = EngineConfig::default();
@@ -54,7 +66,7 @@ impl Config {
             slots: self.slots.max(1),
             step_tokens: self.step_tokens.max(1),
             cache_bytes_max: self.cache_bytes_max,
-            cache_idle: std::time::Duration::from_secs(self.cache_idle_s),
+            cache_idle: Duration::from_secs(self.cache_idle_s),
             threads: if self.threads == 0 { default.threads } else { self.threads },
         }
     }
