@@ -54,13 +54,14 @@ pub(crate) fn chat(request: ChatRequest, with: &Surroundings<'_>) -> Result<Exec
     binding::check_tools(&request.tools)?;
     let (response_format, tool_choice) = (binding::response_format(&request)?, binding::tool_choice(&request)?);
     let sampling = Sampling { response_format, tool_choice, ..sampling::chat(&request, with.seed)? };
+    let cache = sampling::may_cache(&sampling, request.seed.as_ref(), request.cache);
     let mut messages = request.messages;
     // A continued conversation has its system message already.
     if request.conversation_id.is_none() && messages.iter().all(|m| m.role != Role::System) {
         messages.insert(0, Message::text(Role::System, &with.agent.system));
     }
     let model = models::named_or_preferred(request.model.as_deref(), with, models::tokens(&messages, &request.tools))?;
-    sampling::check_logprobs(&sampling, model.window)?;
+    sampling::check_size(&sampling, model.window)?;
     Ok(ExecutionSubmitted {
         model: model.name.clone(),
         window: model.window,
@@ -69,6 +70,9 @@ pub(crate) fn chat(request: ChatRequest, with: &Surroundings<'_>) -> Result<Exec
         user_id: request.user_id,
         conversation_id: request.conversation_id,
         sampling,
+        priority: request.priority,
+        truncation: request.truncation,
+        cache,
         policy: policy(with.agent, with.models),
         ..ExecutionSubmitted::new(Kind::Chat, &with.agent.name, limits(with, &AgentConfig::default()))
     })
@@ -82,6 +86,7 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
     }
     check_limits(&config)?;
     let sampling = sampling::agent(&config, with.seed)?;
+    let cache = sampling::may_cache(&sampling, config.seed.as_ref(), config.cache);
     let context = match request.context {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => format!("{text}\n\n"),
@@ -110,6 +115,8 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
         workspace: request.workspace,
         user_id: request.user_id,
         sampling,
+        priority: config.priority,
+        cache,
         policy,
         agents,
         ..ExecutionSubmitted::new(Kind::Agent, &with.agent.name, limits)

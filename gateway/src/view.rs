@@ -9,12 +9,12 @@ pub(crate) use waiting::{Approval, Waiting};
 
 use std::collections::BTreeMap;
 
-use schemas::api::{Answer, ExecutionView, Logprobs, Status, ToolAnswer, ToolCallReport};
-use schemas::chat::TokenLogprob;
+use schemas::api::{Answer, AnswerUsage, Choice, ExecutionView, Logprobs, Status, ToolAnswer, ToolCallReport};
+use schemas::chat::{Message, Role, TokenLogprob};
 use schemas::decision::{ApprovalResolved, ChildRequested, Ended, Event};
 use schemas::fact::{ExecutionSubmitted, FactBody, InferenceCompleted, Kind, Outcome, Sandbox, Verdict};
 use schemas::wire::Nanos;
-use schemas::{EffectId, ExecutionId, Fact, FinishReason, Record, Usage};
+use schemas::{EffectId, ExecutionId, Fact, FinishReason, Record, ToolCall, Usage};
 use serde_json::{Value, json};
 
 use crate::problem::Failure;
@@ -107,6 +107,8 @@ pub(crate) struct Execution {
     calls: Vec<(EffectId, Call)>,
     iterations: u32,
     usage: Usage,
+    /// Prompt tokens that did not have to be computed.
+    cached_tokens: u64,
     finish: Option<FinishReason>,
     ended: Option<(Nanos, Option<Ended>)>,
     decisions: u64,
@@ -188,8 +190,9 @@ impl Execution {
                 self.open.remove(&f.effect);
                 self.iterations += 1;
                 self.usage = self.usage.plus(f.usage);
+                self.cached_tokens += f.cached_tokens;
                 self.last = Some(f.clone());
-                let tokens = f.usage.completion_tokens;
+                let tokens = f.answer_tokens();
                 let (effect, text, logprobs) = (f.effect.clone(), f.text.clone(), f.logprobs.clone());
                 vec![Happening::Text { effect, text, tokens, logprobs }]
             }
@@ -379,16 +382,32 @@ impl Execution {
             tool_calls,
             iterations: self.iterations,
             finish_reason: self.finish,
-            usage: self.usage,
-            logprobs: self.logprobs(),
+            usage: AnswerUsage::new(self.usage, self.cached_tokens),
+            logprobs: self.logprobs(self.last.as_ref().map_or(&[], |last| &last.logprobs)),
+            choices: self.choices(),
+            cached: self.last.as_ref().is_some_and(|last| last.cached),
+            dropped_messages: self.last.as_ref().map_or(0, |last| last.dropped_messages),
         })
     }
 
-    /// How likely the last inference's tokens were, if the request asks.
-    fn logprobs(&self) -> Option<Logprobs> {
+    /// How likely these tokens were, if the request asks.
+    fn logprobs(&self, content: &[TokenLogprob]) -> Option<Logprobs> {
         self.submitted.as_ref().filter(|s| s.sampling.logprobs)?;
-        let content = self.last.as_ref().map(|l| l.logprobs.clone()).unwrap_or_default();
-        Some(Logprobs { content })
+        Some(Logprobs { content: content.to_vec() })
+    }
+
+    /// All answers of the last inference, if there are several.
+    fn choices(&self) -> Vec<Choice> {
+        let Some(last) = self.last.as_ref().filter(|last| !last.alternatives.is_empty()) else { return Vec::new() };
+        let choice = |text: &str, calls: &[ToolCall], finish_reason, logprobs: &[TokenLogprob]| Choice {
+            index: 0,
+            message: Message { tool_calls: calls.to_vec(), ..Message::text(Role::Assistant, text) },
+            finish_reason,
+            logprobs: self.logprobs(logprobs),
+        };
+        let first = choice(&last.text, &last.tool_calls, last.finish, &last.logprobs);
+        let others = last.alternatives.iter().map(|a| choice(&a.text, &a.tool_calls, a.finish, &a.logprobs));
+        (0..).zip(std::iter::once(first).chain(others)).map(|(index, choice)| Choice { index, ..choice }).collect()
     }
 
     /// The answer of a single tool call, or the problem it ended with.

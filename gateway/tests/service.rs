@@ -178,6 +178,9 @@ async fn script(bus: &Bus, exec: ExecutionId, submitted: u64, silent: bool) {
         cached_tokens: 0,
         timing: Default::default(),
         logprobs: Vec::new(),
+        alternatives: Vec::new(),
+        cached: false,
+        dropped_messages: 0,
     });
     let answered = bus.append_fact(&Fact::new(exec, 2, answer)).await.unwrap().sequence;
     let end = Event::ExecutionCompleted(ExecutionCompleted {

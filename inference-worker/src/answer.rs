@@ -3,6 +3,8 @@
 //! The same ids give the same deltas, whoever feeds them: a worker that takes over feeds the ids of its predecessor
 //! first and goes on where that one stopped.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     detokenize::Utf8Stream,
     model_directory::Model,
@@ -10,7 +12,7 @@ use crate::{
 };
 
 /// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinishReason {
     /// The model ended it, or a stop string appeared.
     Stop,
@@ -31,6 +33,8 @@ pub struct Answer {
     held: String,
     /// The ids so far, the end token included.
     pub ids: Vec<u32>,
+    /// Bytes of the text behind each of them.
+    pub ends: Vec<usize>,
     /// The text for the reader so far.
     pub text: String,
     /// The calls so far.
@@ -53,6 +57,7 @@ impl Answer {
             stop: stop.into_iter().filter(|text| !text.is_empty()).collect(),
             held: String::new(),
             ids: Vec::new(),
+            ends: Vec::new(),
             text: String::new(),
             calls: Vec::new(),
             call_tokens: 0,
@@ -71,9 +76,15 @@ impl Answer {
     pub fn push(&mut self, model: &Model, id: u32, tokens_max: usize) -> String {
         let before = self.text.len();
         self.ids.push(id);
+        self.advance(model, id, tokens_max);
+        self.ends.push(self.text.len());
+        self.text[before..].to_owned()
+    }
+
+    fn advance(&mut self, model: &Model, id: u32, tokens_max: usize) {
         if model.end_tokens.contains(&id) {
             self.end(FinishReason::Stop);
-            return self.text[before..].to_owned();
+            return;
         }
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
@@ -87,7 +98,6 @@ impl Answer {
         } else if self.ids.len() >= tokens_max {
             self.end(FinishReason::Length);
         }
-        self.text[before..].to_owned()
     }
 
     /// Passes text on as far as it is not part of a stop string; says whether one appeared.

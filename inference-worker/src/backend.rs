@@ -25,6 +25,20 @@ impl Backend {
         }
     }
 
+    /// Everything about the model that decides an answer beside the request; none when it is not known, and then no answer
+    /// is kept for equal requests.
+    pub fn identity(&self) -> Option<String> {
+        match self {
+            Self::Engine(engine) => {
+                let model = engine.model();
+                let exact = model.decoder.is_exact();
+                Some(format!("{} {:?} {} {exact}", model.identity, model.family, engine.window()))
+            }
+            // Who knows what that server has loaded meanwhile.
+            Self::Remote(_) => None,
+        }
+    }
+
     /// Tokens of prompt and answer together that it can hold.
     pub fn window(&self) -> usize {
         match self {
@@ -67,7 +81,8 @@ impl Backend {
         matches!(self, Self::Engine(_))
     }
 
-    /// Takes a request; its events begin when there is room.
+    /// Takes a request; its events begin when there is room. The end brings as many answers as were asked for; one that
+    /// can give only one refuses [`Request::alternatives`] as [`Rejection::Unusable`].
     ///
     /// # Errors
     /// The request cannot be answered as it is, or the backend has stopped.

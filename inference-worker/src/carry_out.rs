@@ -1,17 +1,13 @@
 //! One job from claim to verdict: its tokens on the bus, its result in the log.
 
-use std::time::Duration;
-
 use runtime::{
     bus::{Delivery, ObjectError},
     clock,
 };
 use schemas::{
-    Fact, FactBody, Frame, InferenceJob, Message, Usage,
-    chat::TokenLogprob,
-    fact::{
-        CompressionCompleted, CompressionFailed, FailureClass, InferenceCompleted, InferenceFailed, InferenceTiming,
-    },
+    Fact, FactBody, Frame, InferenceJob, Message,
+    chat::{TokenLogprob, Truncation},
+    fact::{FailureClass, InferenceFailed},
     job::Purpose,
     presence::Hold,
     token::FrameKind,
@@ -20,10 +16,11 @@ use schemas::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    answer::FinishReason,
+    answered::{Given, as_summary, completed, next_frame},
     backend::Backend,
     engine::{Event, Outcome, Rejection, Request},
     remote::UNKNOWN_ID,
+    results::{Found, tokens_max},
     sample::Sampling,
     service::{RETRY_AFTER, Service},
 };
@@ -73,14 +70,14 @@ impl Service {
             Err(_) => Err(failure(FailureClass::Timeout, "generate before the deadline")),
         };
         let body = match result {
-            Ok(outcome) => FactBody::InferenceCompleted(completed(job, &self.id, taken_at, *outcome)),
+            Ok(given) => FactBody::InferenceCompleted(completed(job, &self.id, taken_at, given)),
             Err((class, detail)) => {
                 let (effect, attempt, worker) = (job.effect.clone(), job.attempt, self.id.clone());
                 FactBody::InferenceFailed(InferenceFailed { effect, attempt, worker, class, detail })
             }
         };
         if let FactBody::InferenceCompleted(completed) = &body {
-            end.n = completed.usage.completion_tokens;
+            end.n = completed.answer_tokens();
             end.finish = Some(completed.finish);
             end.usage = Some(completed.usage);
         }
@@ -91,19 +88,62 @@ impl Service {
         }
     }
 
-    /// Runs the model and publishes tokens as they come; `published` counts them.
+    /// Gives the answer that is known, or lets the model make it; `published` counts its tokens.
     async fn generate(
         &self,
         backend: &Backend,
         job: &InferenceJob,
         published: &mut u64,
-    ) -> Result<Box<Outcome>, (FailureClass, String)> {
+    ) -> Result<Given, (FailureClass, String)> {
+        let since = clock::instant();
         let produced = match job.attempt {
             _ if !backend.continues() => self.start_over(job).await,
             1 => Produced::default(),
             _ => self.produced(job).await,
         };
         *published = produced.ids.len() as u64;
+        let found = match self.results.key(job, backend.identity().as_deref()) {
+            Some(key) => self.results.find(key).await,
+            None => Found::Nowhere,
+        };
+        let promise = match found {
+            // What an earlier attempt has said stands.
+            Found::Known(known) if known.ids.starts_with(&produced.ids) => {
+                let mut outcome = Outcome::clone(&known);
+                outcome.cached_tokens = outcome.prompt_tokens;
+                outcome.first_token = since.elapsed();
+                self.repeat(job, &outcome, published).await;
+                outcome.total = since.elapsed();
+                return Ok(Given { outcome, cached: true });
+            }
+            Found::Nothing(promise) => Some(promise),
+            Found::Known(_) | Found::Nowhere => None,
+        };
+        let waited = since.elapsed();
+        let mut outcome = self.compute(backend, job, produced, published).await?;
+        if let Some(promise) = promise {
+            self.results.keep(promise, &outcome);
+        }
+        (outcome.first_token, outcome.total) = (outcome.first_token + waited, outcome.total + waited);
+        Ok(Given { outcome: *outcome, cached: false })
+    }
+
+    /// Publishes the tokens of a known answer behind those that were published.
+    async fn repeat(&self, job: &InferenceJob, outcome: &Outcome, published: &mut u64) {
+        while let Some(frame) = next_frame(job, outcome, *published as usize) {
+            *published += frame.ids.len() as u64;
+            self.publish(job, &frame).await;
+        }
+    }
+
+    /// Runs the model and publishes tokens as they come; `published` counts them.
+    async fn compute(
+        &self,
+        backend: &Backend,
+        job: &InferenceJob,
+        produced: Produced,
+        published: &mut u64,
+    ) -> Result<Box<Outcome>, (FailureClass, String)> {
         let messages = self.whole(&job.messages).await?;
         let submitted = backend.submit(request(job, &messages, produced)).await;
         let mut running = submitted.map_err(|rejection| (class_of(&rejection), format!("generate: {rejection}")))?;
@@ -198,7 +238,7 @@ const fn class_of(rejection: &Rejection) -> FailureClass {
 
 fn request(job: &InferenceJob, messages: &[Message], produced: Produced) -> Request {
     let json = |value| serde_json::to_value(value).expect("messages have string keys");
-    let limits = [(job.tokens_max > 0).then_some(job.tokens_max), job.sampling.max_tokens.map(u64::from)];
+    let tokens_max = Some(tokens_max(job)).filter(|limit| *limit > 0);
     Request {
         messages: messages.iter().map(json).collect(),
         tools: job.tools.iter().map(|tool| serde_json::to_value(tool).expect("tools have string keys")).collect(),
@@ -213,13 +253,16 @@ fn request(job: &InferenceJob, messages: &[Message], produced: Produced) -> Requ
             seed: job.sampling.seed.unwrap_or(0),
             logprobs: job.sampling.logprobs.then_some(job.sampling.top_logprobs.unwrap_or(0) as usize),
         },
-        tokens_max: limits.into_iter().flatten().min().map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
+        tokens_max: tokens_max.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
         stop: job.sampling.stop.clone(),
         tool_choice: job.sampling.tool_choice.clone(),
         response_format: job.sampling.response_format.clone(),
         produced: produced.ids,
         produced_logprobs: produced.logprobs,
         tenant: tenant(job.user_id.as_deref()),
+        priority: job.priority,
+        alternatives: job.sampling.answers() as usize - 1,
+        truncate: job.truncation == Truncation::Auto,
     }
 }
 
@@ -227,59 +270,6 @@ fn request(job: &InferenceJob, messages: &[Message], produced: Produced) -> Requ
 fn tenant(user: Option<&str>) -> u64 {
     let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     user.unwrap_or_default().bytes().fold(0xcbf2_9ce4_8422_2325, mix)
-}
-
-fn completed(job: &InferenceJob, worker: &str, taken_at: Nanos, outcome: Outcome) -> InferenceCompleted {
-    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-    let name = |index: usize| format!("call-{}-{index}", job.effect);
-    let calls = outcome.tool_calls.into_iter().map(|call| (call.name, call.arguments));
-    // A malformed call goes on as a call: the tool worker refuses it, and the model reads why.
-    let malformed = outcome.malformed.into_iter().map(|(text, _)| (schemas::chat::MALFORMED_CALL.to_owned(), text));
-    InferenceCompleted {
-        effect: job.effect.clone(),
-        attempt: job.attempt,
-        worker: worker.to_owned(),
-        text: outcome.text,
-        tool_calls: calls
-            .chain(malformed)
-            .enumerate()
-            .map(|(index, (tool, arguments))| schemas::ToolCall::new(name(index), tool, arguments))
-            .collect(),
-        finish: match outcome.reason {
-            FinishReason::Stop => schemas::FinishReason::Stop,
-            FinishReason::Length => schemas::FinishReason::Length,
-            FinishReason::ToolCalls => schemas::FinishReason::ToolCalls,
-        },
-        usage: Usage::new(outcome.prompt_tokens as u64, outcome.completion_tokens as u64),
-        cached_tokens: 0,
-        timing: InferenceTiming {
-            queue_us: u64::try_from((taken_at - job.queued_at) / 1_000).unwrap_or(0),
-            prefill_us: micros(outcome.first_token),
-            decode_us: micros(outcome.total.saturating_sub(outcome.first_token)),
-        },
-        logprobs: outcome.logprobs,
-    }
-}
-
-/// The same end, as the fact about a summary.
-fn as_summary(body: FactBody) -> FactBody {
-    match body {
-        FactBody::InferenceCompleted(f) => FactBody::CompressionCompleted(CompressionCompleted {
-            effect: f.effect,
-            attempt: f.attempt,
-            worker: f.worker,
-            summary: f.text,
-            usage: f.usage,
-        }),
-        FactBody::InferenceFailed(f) => FactBody::CompressionFailed(CompressionFailed {
-            effect: f.effect,
-            attempt: f.attempt,
-            worker: f.worker,
-            class: f.class,
-            detail: f.detail,
-        }),
-        other => other,
-    }
 }
 
 fn failure(class: FailureClass, detail: &str) -> (FailureClass, String) {

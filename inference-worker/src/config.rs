@@ -1,6 +1,6 @@
 //! The knobs of this service, section `inference`.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
@@ -35,6 +35,9 @@ pub struct Config {
     /// Whether activations meet quantised weights as they are. They are rounded to bytes otherwise, each small group with a
     /// scale of its own, which is several times faster and changes logits by about a hundredth. Default false.
     pub exact_activations: bool,
+    /// How long a result is kept for equal requests of which nothing is drawn, or by a seed that the caller chose, seconds;
+    /// 0 keeps none. Beyond an hour only this worker's own memory does. Default 3600.
+    pub cache_results_s: u64,
     /// How models write tool calls, by the model's name: `hermes`, `llama`, `mistral` or `pythonic`. Needed where the
     /// chat template does not tell.
     pub tool_calls: BTreeMap<String, Family>,
@@ -54,11 +57,15 @@ impl Default for Config {
             cache_idle_s: 30,
             threads: 0,
             exact_activations: false,
+            cache_results_s: schemas::stream::RESULT_TTL.as_secs(),
             tool_calls: BTreeMap::new(),
             remote: BTreeMap::new(),
         }
     }
 }
+
+/// Longer than any worker lives.
+const CACHE_RESULTS_S_MAX: u64 = 365 * 24 * 3_600;
 
 impl Config {
     /// Checks what can be known before anything is loaded.
@@ -99,13 +106,18 @@ impl Config {
         local.chain(self.remote.keys().cloned()).collect()
     }
 
+    /// How long results are kept.
+    pub(crate) fn cache_results(&self) -> Duration {
+        Duration::from_secs(self.cache_results_s.min(CACHE_RESULTS_S_MAX))
+    }
+
     /// The bounds of each engine; zeros that would stop it are raised to one.
     pub(crate) fn engine(&self) -> EngineConfig {
         EngineConfig {
             slots: self.slots.max(1),
             step_tokens: self.step_tokens.max(1),
             cache_bytes_max: self.cache_bytes_max,
-            cache_idle: std::time::Duration::from_secs(self.cache_idle_s),
+            cache_idle: Duration::from_secs(self.cache_idle_s),
         }
     }
 

@@ -15,8 +15,9 @@ use std::{
 
 use schemas::{
     ToolSpec,
-    chat::{FunctionCall, ResponseFormat, TokenLogprob, ToolChoice, TopLogprob},
+    chat::{FunctionCall, Priority, ResponseFormat, TokenLogprob, ToolChoice, TopLogprob},
 };
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{sync::mpsc as events, task::JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
@@ -31,6 +32,7 @@ use crate::{
     sample::{self, Sampling, Seen},
     scheduler::{Chunk, Limits, Scheduler, SequenceId},
     tool_calls::{Family, ToolCall},
+    truncation,
 };
 
 /// The bounds of one engine.
@@ -75,6 +77,13 @@ pub struct Request {
     pub produced_logprobs: Vec<TokenLogprob>,
     /// Requests of one tenant queue behind each other, not in front of other tenants.
     pub tenant: u64,
+    /// Who goes first where there is no room for all.
+    pub priority: Priority,
+    /// Answers besides the first. They share its prompt, which is computed once; the one after `i` others draws with
+    /// `seed + i`.
+    pub alternatives: usize,
+    /// Leave out the oldest exchanges of a conversation that does not fit the window.
+    pub truncate: bool,
 }
 
 /// What happens to a request.
@@ -98,7 +107,7 @@ pub enum Event {
 }
 
 /// A finished answer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Why it ended.
     pub reason: FinishReason,
@@ -110,14 +119,24 @@ pub struct Outcome {
     pub malformed: Vec<(String, String)>,
     /// How likely each token was, if that is asked.
     pub logprobs: Vec<TokenLogprob>,
+    /// Its tokens, those of earlier attempts included.
+    pub ids: Vec<u32>,
+    /// Bytes of the text behind each token; with `ids` none where they are not known.
+    pub ends: Vec<usize>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// How many of them did not have to be computed.
+    pub cached_tokens: usize,
+    /// Messages that the prompt was left without.
+    pub dropped_messages: usize,
     /// Tokens of the answer, those of earlier attempts included.
     pub completion_tokens: usize,
     /// From submission to the first new token.
     pub first_token: Duration,
-    /// From submission to the end.
+    /// From submission to the end, that of the alternatives included.
     pub total: Duration,
+    /// The other answers, if any were asked for; these have none.
+    pub alternatives: Vec<Outcome>,
 }
 
 /// Why a request is not taken.
@@ -165,6 +184,7 @@ pub struct Engine {
     model: Arc<Model>,
     commands: mpsc::Sender<Command>,
     active: Arc<AtomicUsize>,
+    computed: Arc<AtomicU64>,
     next_id: Arc<AtomicU64>,
     slots: usize,
     window: usize,
@@ -206,14 +226,21 @@ impl Drop for CancelOnDrop {
 }
 
 enum Command {
-    Submit(Box<Active>),
+    /// The answers to one request, the first in front.
+    Submit(Vec<Active>),
+    /// The first answer's sequence; it stands for all.
     Cancel(SequenceId),
 }
 
+/// One answer in the making.
 struct Active {
     id: SequenceId,
+    /// The sequence of the first answer to the same request.
+    first: SequenceId,
     tenant: u64,
+    priority: Priority,
     prompt: Vec<u32>,
+    dropped_messages: usize,
     answer: Answer,
     tokens_max: usize,
     sampling: Sampling,
@@ -235,7 +262,7 @@ impl Engine {
         let window = model.decoder.architecture().window.min(blocks * BLOCK);
         let limits = Limits { step_tokens: config.step_tokens, running: config.slots };
         let (commands, inbox) = mpsc::channel();
-        let active = Arc::new(AtomicUsize::new(0));
+        let (active, computed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
         let worker = Worker {
             scheduler: Scheduler::new(limits, blocks),
             cache: model.decoder.cache(blocks),
@@ -243,12 +270,14 @@ impl Engine {
             team,
             scratch: Scratch::default(),
             requests: BTreeMap::new(),
+            groups: BTreeMap::new(),
             active: Arc::clone(&active),
+            computed: Arc::clone(&computed),
             cache_idle: config.cache_idle,
         };
         let name = format!("engine-{}", model.name);
         std::thread::Builder::new().name(name).spawn(move || worker.run(&inbox))?;
-        Ok(Self { model, commands, active, next_id: Arc::default(), slots: config.slots, window })
+        Ok(Self { model, commands, active, computed, next_id: Arc::default(), slots: config.slots, window })
     }
 
     /// The model it runs.
@@ -266,9 +295,14 @@ impl Engine {
         self.slots
     }
 
-    /// Requests it could take now without queueing.
+    /// Answers it could begin now without queueing.
     pub fn free_slots(&self) -> usize {
         self.slots.saturating_sub(self.active.load(Ordering::Acquire))
+    }
+
+    /// Tokens of prompts and answers that it has computed.
+    pub fn computed_tokens(&self) -> u64 {
+        self.computed.load(Ordering::Acquire)
     }
 
     /// Takes a request; its events begin when there is room.
@@ -278,12 +312,26 @@ impl Engine {
     pub fn submit(&self, request: Request) -> Result<Running, Rejection> {
         let submitted = now();
         let offered = if request.tool_choice == Some(ToolChoice::None) { &[] } else { request.tools.as_slice() };
-        let text = self.model.template.render(&request.messages, offered).map_err(Rejection::Template)?;
-        let prompt = self.model.tokenizer.encode(&text).map_err(Rejection::Tokenise)?;
-        self.submit_tokens(prompt, request, submitted)
+        let encode = |messages: &[Value]| {
+            let text = self.model.template.render(messages, offered).map_err(Rejection::Template)?;
+            self.model.tokenizer.encode(&text).map_err(Rejection::Tokenise)
+        };
+        let mut prompt = encode(&request.messages)?;
+        let mut dropped_messages = 0;
+        if request.truncate && prompt.len() >= self.window {
+            let room = request.tokens_max.unwrap_or(usize::MAX).clamp(1, truncation::answer_tokens_max(self.window));
+            (prompt, dropped_messages) = truncation::fit(&request.messages, prompt, self.window - room, encode)?;
+        }
+        self.submit_tokens(&prompt, request, dropped_messages, submitted)
     }
 
-    fn submit_tokens(&self, prompt: Vec<u32>, mut request: Request, submitted: Instant) -> Result<Running, Rejection> {
+    fn submit_tokens(
+        &self,
+        prompt: &[u32],
+        mut request: Request,
+        dropped_messages: usize,
+        submitted: Instant,
+    ) -> Result<Running, Rejection> {
         let vocabulary = self.model.decoder.architecture().vocabulary;
         if prompt.is_empty() || prompt.iter().chain(&request.produced).any(|&id| id as usize >= vocabulary) {
             return Err(Rejection::Tokenise("a token is outside the model's vocabulary, or there is none".to_owned()));
@@ -296,35 +344,37 @@ impl Engine {
             });
         }
         let tokens_max = request.tokens_max.unwrap_or(usize::MAX).clamp(1, self.window - prompt.len());
-        let mut constraint = self.constraint(&request)?;
-        let mut answer = Answer::new(std::mem::take(&mut request.stop), self.family(&request));
-        for id in request.produced {
-            if answer.finish.is_none() {
-                answer.push(&self.model, id, tokens_max);
-                let begun = if constraint.watches() { answer.begun() } else { None };
-                constraint.push(id, begun.as_deref());
-            }
-        }
-        let seen = if request.sampling.penalises() { Seen::new(&prompt, &answer.ids) } else { Seen::default() };
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (produced, logprobs) =
+            (std::mem::take(&mut request.produced), std::mem::take(&mut request.produced_logprobs));
+        let answers = 1 + request.alternatives;
+        let first = self.next_id.fetch_add(answers as u64, Ordering::Relaxed);
         let (sender, events) = events::unbounded_channel();
-        let active = Active {
-            id,
-            tenant: request.tenant,
-            prompt,
-            answer,
-            tokens_max,
-            seen,
-            constraint,
-            sampling: request.sampling,
-            logprobs: request.produced_logprobs,
-            events: sender,
-            submitted,
-            first_token: None,
+        let begin = |index: usize| -> Result<Active, Rejection> {
+            let seed = request.sampling.seed.wrapping_add(index as u64);
+            let sampling = Sampling { seed, ..request.sampling.clone() };
+            Ok(Active {
+                id: first + index as u64,
+                first,
+                tenant: request.tenant,
+                priority: request.priority,
+                prompt: prompt.to_vec(),
+                dropped_messages,
+                answer: Answer::new(request.stop.clone(), self.family(&request)),
+                tokens_max,
+                seen: if sampling.penalises() { Seen::new(prompt, &[]) } else { Seen::default() },
+                constraint: self.constraint(&request)?,
+                sampling,
+                logprobs: Vec::new(),
+                events: sender.clone(),
+                submitted,
+                first_token: None,
+            })
         };
-        self.active.fetch_add(1, Ordering::AcqRel);
-        self.commands.send(Command::Submit(Box::new(active))).map_err(|_| Rejection::Stopped)?;
-        let cancel = CancelOnDrop { id, commands: self.commands.clone() };
+        let mut active = (0..answers).map(begin).collect::<Result<Vec<_>, _>>()?;
+        active[0].resume(&self.model, produced, logprobs);
+        self.active.fetch_add(answers, Ordering::AcqRel);
+        self.commands.send(Command::Submit(active)).map_err(|_| Rejection::Stopped)?;
+        let cancel = CancelOnDrop { id: first, commands: self.commands.clone() };
         Ok(Running { events, _end: EndOnDrop::Engine(cancel) })
     }
 
@@ -359,6 +409,21 @@ impl Engine {
 }
 
 impl Active {
+    /// Takes over what an earlier attempt has produced.
+    fn resume(&mut self, model: &Model, produced: Vec<u32>, logprobs: Vec<TokenLogprob>) {
+        for id in produced {
+            if self.answer.finish.is_none() {
+                self.answer.push(model, id, self.tokens_max);
+                let begun = if self.constraint.watches() { self.answer.begun() } else { None };
+                self.constraint.push(id, begun.as_deref());
+                if self.sampling.penalises() {
+                    self.seen.push(id);
+                }
+            }
+        }
+        self.logprobs = logprobs;
+    }
+
     /// The next token, or why there is none.
     fn pick(&mut self, logits: &[f32], position: usize) -> Result<u32, Event> {
         let nothing = || Event::Failed("the model produced no finite logits".to_owned());
@@ -375,6 +440,27 @@ impl Active {
             self.seen.push(token);
         }
         Ok(token)
+    }
+
+    /// What has come of it, when it has ended; so many tokens of its prompt had been found in the cache.
+    fn outcome(self, reason: FinishReason, found: usize) -> Outcome {
+        let total = now() - self.submitted;
+        Outcome {
+            reason,
+            text: self.answer.text,
+            tool_calls: self.answer.calls.into_iter().map(written).collect(),
+            malformed: self.answer.malformed,
+            logprobs: self.logprobs,
+            prompt_tokens: self.prompt.len(),
+            cached_tokens: found.min(self.prompt.len()),
+            dropped_messages: self.dropped_messages,
+            completion_tokens: self.answer.ids.len(),
+            ids: self.answer.ids,
+            ends: self.answer.ends,
+            first_token: self.first_token.unwrap_or(total),
+            total,
+            alternatives: Vec::new(),
+        }
     }
 }
 
@@ -397,8 +483,19 @@ struct Worker {
     cache: crate::kernels::attention::KvCache,
     scratch: Scratch,
     requests: BTreeMap<SequenceId, Active>,
+    /// By the sequence of the first answer.
+    groups: BTreeMap<SequenceId, Group>,
     active: Arc<AtomicUsize>,
+    computed: Arc<AtomicU64>,
     cache_idle: Duration,
+}
+
+/// The answers to one request.
+struct Group {
+    /// Not begun yet: until the first has computed the prompt, they could not share it.
+    waiting: Vec<Active>,
+    /// What has come of each.
+    outcomes: Vec<Option<Outcome>>,
 }
 
 impl Worker {
@@ -433,19 +530,30 @@ impl Worker {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Submit(request) => {
-                let id = request.id;
-                let tokens = [request.prompt.as_slice(), &request.answer.ids].concat();
-                let ended = request.answer.finish;
-                let tenant = request.tenant;
-                self.requests.insert(id, *request);
-                match ended {
-                    Some(reason) => self.finish(id, reason),
-                    None => self.scheduler.add(id, tenant, tokens),
-                }
+            Command::Submit(mut answers) => {
+                let outcomes = vec![None; answers.len()];
+                let first = answers.remove(0);
+                self.groups.insert(first.id, Group { waiting: answers, outcomes });
+                self.begin(first);
             }
-            Command::Cancel(id) => drop(self.forget(id)),
+            Command::Cancel(first) => self.forget(first),
         }
+    }
+
+    fn begin(&mut self, request: Active) {
+        let (id, tenant, priority, ended) = (request.id, request.tenant, request.priority, request.answer.finish);
+        let tokens = [request.prompt.as_slice(), &request.answer.ids].concat();
+        self.requests.insert(id, request);
+        match ended {
+            Some(reason) => self.finish(id, reason),
+            None => self.scheduler.add(id, tenant, priority, tokens),
+        }
+    }
+
+    /// The prompt has been computed: the other answers to the same request begin, and find it in the cache.
+    fn begin_others(&mut self, first: SequenceId) {
+        let waiting = self.groups.get_mut(&first).map(|group| std::mem::take(&mut group.waiting));
+        waiting.into_iter().flatten().for_each(|other| self.begin(other));
     }
 
     fn step(&mut self) {
@@ -454,6 +562,8 @@ impl Worker {
             assert!(self.scheduler.is_idle(), "the scheduler always finds work while there is some");
             return;
         }
+        let tokens: usize = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
+        self.computed.fetch_add(tokens as u64, Ordering::AcqRel);
         let model = Arc::clone(&self.model);
         let mut scratch = std::mem::take(&mut self.scratch);
         let (cache, requests) = (&mut self.cache, &mut self.requests);
@@ -491,7 +601,8 @@ impl Worker {
             Err(end) => {
                 // A reader that has gone does not miss it.
                 let _ = request.events.send(end);
-                self.forget(id);
+                let first = request.first;
+                self.forget(first);
                 return;
             }
         };
@@ -501,43 +612,60 @@ impl Worker {
         request.first_token.get_or_insert_with(|| now() - request.submitted);
         let logprob = request.sampling.logprobs.map(|count| logprob(&self.model, logits, token, count));
         request.logprobs.extend(logprob.clone());
-        let reader_left = request.events.send(Event::Token { id: token, text, logprob }).is_err();
-        let finish = request.answer.finish;
+        let (first, finish) = (request.first, request.answer.finish);
+        // The others come whole.
+        let reader_left = match id == first {
+            true => request.events.send(Event::Token { id: token, text, logprob }).is_err(),
+            false => request.events.is_closed(),
+        };
         self.scheduler.complete(id, Some(token));
-        match finish {
-            _ if reader_left => drop(self.forget(id)),
-            Some(reason) => self.finish(id, reason),
-            None => {}
+        if reader_left {
+            self.forget(first);
+            return;
+        }
+        self.begin_others(first);
+        if let Some(reason) = finish {
+            self.finish(id, reason);
         }
     }
 
     fn finish(&mut self, id: SequenceId, reason: FinishReason) {
-        let Some(request) = self.forget(id) else {
+        let found = self.scheduler.found(id);
+        self.scheduler.remove(id);
+        let Some(request) = self.requests.remove(&id) else {
             return;
         };
-        let total = now() - request.submitted;
-        let outcome = Outcome {
-            reason,
-            text: request.answer.text,
-            tool_calls: request.answer.calls.into_iter().map(written).collect(),
-            malformed: request.answer.malformed,
-            logprobs: request.logprobs,
-            prompt_tokens: request.prompt.len(),
-            completion_tokens: request.answer.ids.len(),
-            first_token: request.first_token.unwrap_or(total),
-            total,
+        self.active.fetch_sub(1, Ordering::AcqRel);
+        let (first, events, submitted) = (request.first, request.events.clone(), request.submitted);
+        let outcome = request.outcome(reason, found);
+        self.begin_others(first);
+        let Some(group) = self.groups.get_mut(&first) else {
+            return;
         };
-        // A reader that has gone does not miss it.
-        let _ = request.events.send(Event::Finished(Box::new(outcome)));
+        group.outcomes[(id - first) as usize] = Some(outcome);
+        if group.outcomes.iter().any(Option::is_none) {
+            return;
+        }
+        let group = self.groups.remove(&first);
+        let mut outcomes = group.into_iter().flat_map(|group| group.outcomes).flatten();
+        if let Some(outcome) = outcomes.next() {
+            let outcome = Outcome { alternatives: outcomes.collect(), total: now() - submitted, ..outcome };
+            // A reader that has gone does not miss it.
+            let _ = events.send(Event::Finished(Box::new(outcome)));
+        }
     }
 
-    fn forget(&mut self, id: SequenceId) -> Option<Active> {
-        self.scheduler.remove(id);
-        let request = self.requests.remove(&id);
-        if request.is_some() {
-            self.active.fetch_sub(1, Ordering::AcqRel);
+    /// Ends a request with all its answers; their places are free before the next step.
+    fn forget(&mut self, first: SequenceId) {
+        let Some(group) = self.groups.remove(&first) else {
+            return;
+        };
+        let mut answers = group.waiting.len();
+        for id in first..first + group.outcomes.len() as u64 {
+            self.scheduler.remove(id);
+            answers += usize::from(self.requests.remove(&id).is_some());
         }
-        request
+        self.active.fetch_sub(answers, Ordering::AcqRel);
     }
 }
 

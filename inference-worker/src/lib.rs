@@ -1,14 +1,15 @@
 //! Turns inference jobs into tokens.
 //!
-//! `scheduler` and `kv` decide what a step computes, `model` and `kernels` compute it, `constraint` says which tokens may
+//! `scheduler`, `waiting` and `kv` decide what a step computes, `model` and `kernels` compute it, `constraint` says which tokens may
 //! come, `sample` picks one of them, `answer` turns them into text and tool calls, and `engine` runs the loop on a thread
 //! of its own.
 //! `service` is the shell on the bus: it consumes inference jobs and has `carry_out` publish their token frames and result
 //! facts; `backend` is what generates them: the engine, or `remote`, a server that speaks OpenAI's API. A result is in the log before its job is off the queue: a crash between the
 //! two repeats the job, and the log recognises the second result. An attempt after the first goes on behind the tokens
-//! already published.
+//! already published. `results` knows answers that would come out the same again.
 
 pub mod answer;
+mod answered;
 pub mod architecture;
 pub mod backend;
 mod carry_out;
@@ -18,18 +19,23 @@ pub mod detokenize;
 pub mod embed;
 pub mod engine;
 pub mod gguf;
+mod identity;
 pub mod kernels;
 pub mod kv;
 pub mod model;
 pub mod model_directory;
 pub mod parallel;
 pub mod remote;
+mod results;
 pub mod sample;
 pub mod scheduler;
 mod service;
+mod sharing;
 pub mod template;
 pub mod tokenizer;
 pub mod tool_calls;
+mod truncation;
+pub mod waiting;
 pub mod weights;
 
 pub use config::Config;

@@ -123,6 +123,11 @@ impl Decoder {
         of_layers.chain([&mut self.embeddings]).chain(self.output.as_mut()).for_each(Packed::be_exact);
     }
 
+    /// Whether activations are left as they are.
+    pub fn is_exact(&self) -> bool {
+        self.embeddings.is_exact()
+    }
+
     /// The shape of this decoder.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture

@@ -11,6 +11,7 @@ use crate::{
     architecture::Architecture,
     constraint::{Grammars, Refused},
     gguf::GgufFile,
+    identity,
     model::Decoder,
     template::ChatTemplate,
     tokenizer::Tokenizer,
@@ -65,6 +66,8 @@ pub struct Model {
     pub end_tokens: Vec<u32>,
     /// How it writes calls.
     pub family: Family,
+    /// What its files are told apart by.
+    pub identity: String,
     grammars: OnceLock<Result<Grammars, Refused>>,
 }
 
@@ -98,8 +101,8 @@ impl Model {
         // Without a word about it: most models that are trained for calls write them as Hermes does.
         let family = family.or(template.family).unwrap_or(Family::Hermes);
         tokenizer.show(family.visible());
-        let grammars = OnceLock::new();
-        Ok(Self { name: name_of(path), decoder, tokenizer, template, end_tokens, family, grammars })
+        let (identity, grammars) = (identity::of(path)?, OnceLock::new());
+        Ok(Self { name: name_of(path), decoder, tokenizer, template, end_tokens, family, identity, grammars })
     }
 
     /// What compiles grammars for it, made when first needed.

@@ -155,6 +155,11 @@ impl Remote {
     /// # Errors
     /// The server refuses it, or cannot be reached or has no room after a few tries.
     pub async fn submit(&self, request: Request) -> Result<Running, Rejection> {
+        if request.alternatives > 0 {
+            let why =
+                format!("the model {} answers on another server, one answer to a request: ask with `n` 1", self.name());
+            return Err(Rejection::Unusable(why));
+        }
         let at = clock::instant();
         let (body, prompt_bytes) = self.ask(&request).await?;
         let (tell, events) = mpsc::unbounded_channel();

@@ -1,13 +1,19 @@
 //! Decides what the next step computes. Pure: it knows sequences, lengths and blocks, and no tensors.
 //!
-//! A step has one budget of tokens. Running sequences come first, oldest first, so that answers flow; what is left
-//! goes to prompts, in pieces. When blocks run out the youngest sequence gives its own back and starts over later
-//! (its blocks often still hold their content, then it starts over for free). The oldest is never the victim while
-//! another exists, and `add` refuses what could not run alone, so everything finishes.
+//! A step has one budget of tokens. Running sequences come first, so that answers flow; what is left goes to prompts, in
+//! pieces, and to those that wait, as `waiting` says. Among equals the higher priority comes first, then who came
+//! earlier. When blocks run out the last in this order, the youngest of the lowest priority, gives its own back and starts
+//! over later (its blocks often still hold their content, then it starts over for free). The first is never the victim
+//! while another exists, and `add` refuses what could not run alone, so everything finishes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
-use crate::kv::{BLOCK, Blocks, PrefixHash, chain};
+use schemas::chat::Priority;
+
+use crate::{
+    kv::{BLOCK, Blocks, PrefixHash, chain},
+    waiting::{Place, Waiting},
+};
 
 /// Names a sequence within one scheduler.
 pub type SequenceId = u64;
@@ -42,18 +48,20 @@ pub struct Scheduler {
     limits: Limits,
     blocks: Blocks,
     sequences: BTreeMap<SequenceId, Sequence>,
-    /// Admitted, oldest first.
+    /// Admitted, in the order of their places.
     running: Vec<SequenceId>,
-    /// Sent back for want of blocks; before all who never ran.
-    preempted: VecDeque<SequenceId>,
-    /// Never ran: one queue for each tenant, served in turn.
-    waiting: BTreeMap<u64, VecDeque<SequenceId>>,
-    last_tenant: u64,
+    /// Not admitted yet, or sent back for want of blocks.
+    waiting: Waiting,
+    /// Sequences that were ever added.
+    added: u64,
 }
 
 #[derive(Debug)]
 struct Sequence {
+    place: Place,
     tokens: Vec<u32>,
+    /// Tokens whose keys and values were there when it was first admitted.
+    found: usize,
     /// Tokens whose keys and values are stored.
     computed: usize,
     blocks: Vec<u32>,
@@ -70,9 +78,8 @@ impl Scheduler {
             blocks: Blocks::new(blocks),
             sequences: BTreeMap::new(),
             running: Vec::new(),
-            preempted: VecDeque::new(),
-            waiting: BTreeMap::new(),
-            last_tenant: 0,
+            waiting: Waiting::default(),
+            added: 0,
         }
     }
 
@@ -82,11 +89,18 @@ impl Scheduler {
     }
 
     /// Queues a sequence that will never grow beyond `capacity` tokens.
-    pub fn add(&mut self, id: SequenceId, tenant: u64, tokens: Vec<u32>) {
+    pub fn add(&mut self, id: SequenceId, tenant: u64, priority: Priority, tokens: Vec<u32>) {
         assert!(!tokens.is_empty() && tokens.len() <= self.capacity(), "the engine checks lengths before it adds");
-        let sequence = Sequence { tokens, computed: 0, blocks: Vec::new(), hashes: Vec::new() };
+        let place = Place { tenant, priority, arrived: self.added, ran: false };
+        let sequence = Sequence { place, tokens, found: 0, computed: 0, blocks: Vec::new(), hashes: Vec::new() };
         assert!(self.sequences.insert(id, sequence).is_none(), "sequence ids are used once");
-        self.waiting.entry(tenant).or_default().push_back(id);
+        self.added += 1;
+        self.waiting.insert(id, place);
+    }
+
+    /// Tokens of a sequence that were not computed for it: blocks held them when it was first admitted.
+    pub fn found(&self, id: SequenceId) -> usize {
+        self.sequences.get(&id).map_or(0, |sequence| sequence.found)
     }
 
     /// Nothing is left to do.
@@ -113,6 +127,9 @@ impl Scheduler {
     pub fn schedule(&mut self) -> Vec<Chunk> {
         let mut budget = self.limits.step_tokens;
         let mut step = Vec::new();
+        let mut short_of_blocks = false;
+        let sequences = &self.sequences;
+        self.running.sort_unstable_by_key(|id| sequences[id].place.order());
         // First those with one token to go, then the rest of running prompts, then new ones.
         for decoding in [true, false] {
             let mut index = 0;
@@ -123,28 +140,28 @@ impl Scheduler {
                 if (left == 1) != decoding || step.iter().any(|chunk: &Chunk| chunk.sequence == id) {
                     continue;
                 }
-                if let Some(chunk) = self.plan(id, left.min(budget), &step) {
-                    budget -= chunk.tokens.len();
-                    step.push(chunk);
-                    index = self.running.iter().position(|&other| other == id).map_or(index, |at| at + 1);
+                match self.plan(id, left.min(budget), &step) {
+                    Some(chunk) => {
+                        budget -= chunk.tokens.len();
+                        step.push(chunk);
+                    }
+                    None => short_of_blocks = true,
                 }
             }
         }
-        while budget > 0 && self.running.len() < self.limits.running {
-            let Some(id) = self.next_waiting() else { break };
+        // Blocks that one waits for are not given to others.
+        while budget > 0 && !short_of_blocks && self.running.len() < self.limits.running {
+            let Some(id) = self.waiting.next() else { break };
             let left = self.admit(id);
-            match self.plan_without_preemption(id, left.min(budget)) {
-                Some(chunk) => {
-                    self.running.push(id);
-                    budget -= chunk.tokens.len();
-                    step.push(chunk);
-                }
-                None => {
-                    self.give_back(id);
-                    self.preempted.push_front(id);
-                    break;
-                }
-            }
+            let Some(chunk) = self.plan_without_preemption(id, left.min(budget)) else {
+                self.give_back(id);
+                break;
+            };
+            let place = self.waiting.admit(id);
+            self.sequences.entry(id).and_modify(|sequence| sequence.place = place);
+            self.running.push(id);
+            budget -= chunk.tokens.len();
+            step.push(chunk);
         }
         step
     }
@@ -164,26 +181,23 @@ impl Scheduler {
         self.give_back(id);
         self.sequences.remove(&id);
         self.running.retain(|&other| other != id);
-        self.preempted.retain(|&other| other != id);
-        self.waiting.retain(|_, queue| {
-            queue.retain(|&other| other != id);
-            !queue.is_empty()
-        });
+        self.waiting.remove(id);
     }
 
-    /// A chunk for a running sequence; younger ones not yet in the step give way.
+    /// A chunk for a running sequence; those behind it that are not in the step give way. None when what it lacks is held
+    /// by those in the step: it keeps its own until they have gone on.
     fn plan(&mut self, id: SequenceId, count: usize, step: &[Chunk]) -> Option<Chunk> {
         loop {
             if let Some(chunk) = self.plan_without_preemption(id, count) {
                 return Some(chunk);
             }
             let victim = *self.running.iter().rev().find(|&&other| step.iter().all(|chunk| chunk.sequence != other))?;
-            self.give_back(victim);
-            self.running.retain(|&other| other != victim);
-            self.preempted.push_front(victim);
             if victim == id {
                 return None;
             }
+            self.give_back(victim);
+            self.running.retain(|&other| other != victim);
+            self.waiting.insert(victim, self.sequences[&victim].place);
         }
     }
 
@@ -225,6 +239,9 @@ impl Scheduler {
             sequence.hashes.push(hash);
             sequence.computed += BLOCK;
         }
+        if !sequence.place.ran {
+            sequence.found = sequence.computed;
+        }
         sequence.left()
     }
 
@@ -236,21 +253,6 @@ impl Scheduler {
         }
         sequence.hashes.clear();
         sequence.computed = 0;
-    }
-
-    fn next_waiting(&mut self) -> Option<SequenceId> {
-        if let Some(id) = self.preempted.pop_front() {
-            return Some(id);
-        }
-        let after = self.waiting.range(self.last_tenant.wrapping_add(1)..).next();
-        let tenant = *after.or_else(|| self.waiting.iter().next())?.0;
-        self.last_tenant = tenant;
-        let queue = self.waiting.get_mut(&tenant).expect("the tenant was just found");
-        let id = queue.pop_front();
-        if queue.is_empty() {
-            self.waiting.remove(&tenant);
-        }
-        id
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
     engine::Engine,
     model_directory::{self, Model},
     remote,
+    results::Results,
 };
 
 /// How long to wait before a queue that broke is opened anew, and before a job whose result found no log comes again.
@@ -56,6 +57,9 @@ pub enum Error {
     /// The system gives no threads.
     #[error("start an engine")]
     Engine(#[source] std::io::Error),
+    /// Two workers share one registry.
+    #[error("register metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
 }
 
 /// Loads the models, then serves them in tasks of `runtime` until its soft token falls. Returns when ready. A remote model
@@ -65,6 +69,7 @@ pub enum Error {
 /// The configuration is wrong, a model cannot be loaded, or the bus cannot be reached.
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let remotes = config.remotes().map_err(Error::Setting)?;
+    let kept_for = config.cache_results();
     let (mut backends, embedders) =
         tokio::task::spawn_blocking(move || load(&config)).await.expect("loading returns errors and does not panic")?;
     remote::watch(&remotes, &runtime.tasks).await;
@@ -72,6 +77,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let worker = Arc::new(Service {
         id: format!("inference-{}", clock::process_token()),
         runtime: runtime.clone(),
+        results: Arc::new(Results::new(runtime.clone(), kept_for)?),
         held: Mutex::default(),
     });
     let offer = Offer { backends: backends.clone(), embedding: embedders.iter().map(describe_embedder).collect() };
@@ -111,6 +117,8 @@ fn load(config: &Config) -> Result<(Vec<Backend>, Vec<Embedder>), Error> {
 pub(crate) struct Service {
     pub(crate) id: String,
     pub(crate) runtime: Runtime,
+    /// Answers that would come out the same again.
+    pub(crate) results: Arc<Results>,
     /// What is being worked on, and how to stop it.
     pub(crate) held: Mutex<BTreeMap<(ExecutionId, EffectId), (u32, CancellationToken)>>,
 }

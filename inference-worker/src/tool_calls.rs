@@ -18,6 +18,7 @@ mod scan;
 
 pub use family::Family;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use scan::{Brackets, Quoted};
@@ -26,7 +27,7 @@ use scan::{Brackets, Quoted};
 const SEPARATORS: &[char] = &[';', ' ', '\n', '\r', '\t'];
 
 /// A call the model asks for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ToolCall {
     /// The tool.
     pub name: String,

@@ -9,7 +9,8 @@ use std::{path::Path, time::Duration};
 use inference_worker::{Config, serve};
 use runtime::{Bus, Runtime, Tasks, clock};
 use schemas::{
-    EffectId, FactBody, Frame, InferenceJob, Message, Role, Sampling, job::Job, token::FrameKind, wire::Schema,
+    EffectId, FactBody, Frame, InferenceJob, Message, Role, Sampling, fact::InferenceCompleted, job::Job,
+    token::FrameKind, wire::Schema,
 };
 
 /// A model that never ends by itself, with a tokenizer of one token a byte.
@@ -59,6 +60,9 @@ fn job(model: &str, attempt: u32) -> InferenceJob {
         tokens_max: 40,
         user_id: None,
         purpose: Default::default(),
+        priority: Default::default(),
+        truncation: Default::default(),
+        cache: false,
     }
 }
 
@@ -93,18 +97,144 @@ async fn leave(bus: &Bus, job: &InferenceJob, frame: &Frame) {
     tokio::time::timeout(Duration::from_secs(20), kept).await.expect("the frame is kept");
 }
 
+/// A worker with the model `scripted` that lies in this directory.
+async fn worker(bus: &Bus, directory: &Path) -> Runtime {
+    let path = directory.join("scripted");
+    if !path.exists() {
+        std::fs::create_dir(&path).unwrap();
+        model(&path);
+    }
+    let runtime = Runtime { bus: bus.clone(), tasks: Tasks::new(), metrics: Default::default() };
+    serve(Config { models: vec![path], ..Config::default() }, runtime.clone()).await.unwrap();
+    runtime
+}
+
+/// Ends a worker. Signs of life are given until the hard token falls, so this takes the whole grace.
+async fn end(worker: &Runtime) {
+    worker.tasks.stop();
+    worker.tasks.drained(Duration::from_millis(200)).await;
+}
+
+/// How often a worker counted that outcome of a look for a known result.
+fn counted(worker: &Runtime, outcome: &str) -> u64 {
+    let families = worker.metrics.gather();
+    let family = families.iter().find(|family| family.name() == "vlinders_result_cache_total");
+    let metrics = family.map(prometheus::proto::MetricFamily::get_metric).unwrap_or_default();
+    let counted = metrics.iter().filter(|metric| metric.get_label().iter().any(|label| label.value() == outcome));
+    counted.map(|metric| metric.get_counter().get_value() as u64).sum()
+}
+
+fn completed(body: FactBody) -> InferenceCompleted {
+    match body {
+        FactBody::InferenceCompleted(completed) => completed,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What an answer says, without where and when it was made.
+fn said(completed: &InferenceCompleted) -> InferenceCompleted {
+    let (cached, cached_tokens) = (false, 0);
+    let worker = String::new();
+    InferenceCompleted { cached, cached_tokens, worker, timing: Default::default(), ..completed.clone() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_answers_come_with_the_first_and_only_the_first_is_streamed() {
+    let Some((_server, bus)) = nats::start().await else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let worker = worker(&bus, directory.path()).await;
+    let (_, one) = run(&bus, &job("scripted", 1)).await;
+    let mut several = job("scripted", 1);
+    several.sampling.n = Some(3);
+    let (frames, all) = run(&bus, &several).await;
+    let (one, all) = (completed(one), completed(all));
+    assert_eq!((&all.text, &all.logprobs), (&one.text, &one.logprobs));
+    assert_eq!(frames.iter().map(|frame| frame.text.as_str()).collect::<String>(), all.text);
+    assert_eq!(frames.last().map(|frame| (frame.n, frame.usage)), Some((40, Some(all.usage))));
+    assert_eq!((all.usage.prompt_tokens, all.usage.completion_tokens), (one.usage.prompt_tokens, 120));
+    assert_eq!((all.alternatives.len(), all.answer_tokens()), (2, 40));
+    for (other, seed) in all.alternatives.iter().zip([12, 13]) {
+        let mut alone = job("scripted", 1);
+        alone.sampling.seed = Some(seed);
+        let alone = completed(run(&bus, &alone).await.1);
+        assert_eq!((&other.text, &other.logprobs, other.finish), (&alone.text, &alone.logprobs, alone.finish));
+    }
+    end(&worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_equal_job_is_answered_from_what_is_known_if_it_may_be() {
+    let Some((_server, bus)) = nats::start().await else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let first = worker(&bus, directory.path()).await;
+    let may =
+        |cache| InferenceJob { cache, sampling: Sampling { n: Some(2), ..job("", 1).sampling }, ..job("scripted", 1) };
+    let (frames, computed) = run(&bus, &may(true)).await;
+    let computed = completed(computed);
+    assert!(!computed.cached && computed.text.len() > 10, "{computed:?}");
+
+    let again = may(true);
+    let (known_frames, known) = run(&bus, &again).await;
+    let known = completed(known);
+    assert!(known.cached && known.cached_tokens == known.usage.prompt_tokens, "{known:?}");
+    assert_eq!(said(&known), said(&computed));
+    let ids = |frames: &[Frame]| frames.iter().flat_map(|frame| frame.ids.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&known_frames), ids(&frames));
+    assert_eq!(known_frames.iter().map(|frame| frame.text.as_str()).collect::<String>(), computed.text);
+    let logprobs = known_frames.iter().flat_map(|frame| frame.logprobs.clone()).collect::<Vec<_>>();
+    assert_eq!((logprobs, known_frames.len()), (computed.logprobs.clone(), 2), "one frame, and the end");
+
+    // An attempt that died had published nine tokens.
+    let second = InferenceJob { attempt: 2, ..may(true) };
+    let (nine, logprobs) = (ids(&frames)[..9].to_vec(), computed.logprobs[..9].to_vec());
+    leave(&bus, &second, &Frame { ids: nine, logprobs, ..Frame::new(1, 0, FrameKind::Delta) }).await;
+    let (frames_of_second, known) = run(&bus, &second).await;
+    assert_eq!(frames_of_second.iter().map(|frame| frame.n).collect::<Vec<_>>(), [0, 9, 40]);
+    assert!(completed(known).cached);
+
+    let refused = completed(run(&bus, &may(false)).await.1);
+    assert!(!refused.cached, "the job may not use it");
+    let mut other = may(true);
+    other.sampling.seed = Some(99);
+    assert!(!completed(run(&bus, &other).await.1).cached);
+    assert_eq!((counted(&first, "hit_memory"), counted(&first, "miss")), (2, 2));
+    end(&first).await;
+
+    // Another worker knows it from the bucket.
+    let second = worker(&bus, directory.path()).await;
+    let known = completed(run(&bus, &may(true)).await.1);
+    assert!(known.cached, "{known:?}");
+    assert_eq!((said(&known), counted(&second, "hit_bucket")), (said(&computed), 1));
+    end(&second).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn equal_jobs_at_the_same_time_are_computed_once() {
+    let Some((_server, bus)) = nats::start().await else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let worker = worker(&bus, directory.path()).await;
+    let jobs: Vec<InferenceJob> = (0..8).map(|_| InferenceJob { cache: true, ..job("scripted", 1) }).collect();
+    let results = futures::future::join_all(jobs.iter().map(|job| run(&bus, job))).await;
+    let facts: Vec<InferenceCompleted> = results.into_iter().map(|(_, body)| completed(body)).collect();
+    assert_eq!(facts.iter().filter(|fact| !fact.cached).count(), 1);
+    assert!(facts.iter().all(|fact| fact.text == facts[0].text));
+    assert_eq!(counted(&worker, "miss"), 1);
+    end(&worker).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_becomes_tokens_and_a_result_and_a_second_attempt_continues() {
     let Some((_server, bus)) = nats::start().await else {
         return;
     };
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("scripted");
-    std::fs::create_dir(&path).unwrap();
-    model(&path);
-    let tasks = Tasks::new();
-    let runtime = Runtime { bus: bus.clone(), tasks: tasks.clone(), metrics: Default::default() };
-    serve(Config { models: vec![path], ..Config::default() }, runtime).await.unwrap();
+    let worker = worker(&bus, directory.path()).await;
 
     let first = job("scripted", 1);
     let (frames, body) = run(&bus, &first).await;
@@ -130,7 +260,5 @@ async fn a_job_becomes_tokens_and_a_result_and_a_second_attempt_continues() {
     assert_eq!(second.logprobs.len(), 40);
     assert_eq!(second.logprobs, first.logprobs);
 
-    tasks.stop();
-    // Signs of life are given until the hard token falls, so this takes the whole grace.
-    tasks.drained(Duration::from_millis(200)).await;
+    end(&worker).await;
 }

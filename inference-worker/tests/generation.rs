@@ -11,6 +11,7 @@ use inference_worker::{
     constraint::Grammars,
     engine::{Engine, EngineConfig, Event, Outcome, Request},
     kernels::team::Team,
+    kv::BLOCK,
     model_directory::Model,
     sample::Sampling,
     tool_calls::{Family, Parser, Part},
@@ -256,6 +257,147 @@ fn a_call_without_end_is_ended() {
     let ended = outcome.tool_calls.len() + outcome.malformed.len();
     assert_eq!((outcome.reason, ended), (FinishReason::ToolCalls, 1), "{outcome:?}");
     assert!(outcome.malformed.iter().all(|(text, _)| text.len() < 600), "{outcome:?}");
+}
+
+/// An engine of its own, whose counts no other test changes.
+fn engine(step_tokens: usize) -> Engine {
+    let model = Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny")).unwrap();
+    Engine::start(Arc::new(model), &EngineConfig { threads: 1, step_tokens, ..EngineConfig::default() }).unwrap()
+}
+
+/// Lets an engine answer to the end.
+fn finish(engine: &Engine, request: Request) -> Outcome {
+    let mut running = engine.submit(request).unwrap();
+    loop {
+        if let Event::Finished(outcome) = running.events.blocking_recv().expect("an end is announced") {
+            return *outcome;
+        }
+    }
+}
+
+fn hot(seed: u64) -> Sampling {
+    Sampling { temperature: 1.5, seed, logprobs: Some(1), ..Sampling::default() }
+}
+
+#[test]
+fn several_answers_are_those_of_their_seeds_and_share_one_prompt() {
+    // The prompt takes several steps: nobody may begin before the last of them.
+    let engine = engine(8);
+    let request = |seed| Request { tools: tools(), sampling: hot(seed), ..ask("Where is parse_config defined?") };
+    let outcome = finish(&engine, Request { alternatives: 3, ..request(u64::MAX) });
+    let computed = engine.computed_tokens() as usize;
+    let (prompt, shared) = (outcome.prompt_tokens, (outcome.prompt_tokens - 1) / BLOCK * BLOCK);
+    assert!(prompt > 3 * 8, "{prompt}");
+    let all: Vec<&Outcome> = std::iter::once(&outcome).chain(&outcome.alternatives).collect();
+    // The last token of an answer is not computed: nothing follows it.
+    let answers: usize = all.iter().map(|one| one.completion_tokens - 1).sum();
+    assert_eq!(computed, prompt + 3 * (prompt - shared) + answers);
+    assert_eq!(outcome.alternatives.len(), 3);
+    for (one, seed) in all.iter().zip([u64::MAX, 0, 1, 2]) {
+        let (ids, alone) = run(request(seed)).unwrap();
+        assert_eq!((&one.text, &one.ids, one.reason), (&alone.text, &ids, alone.reason), "seed {seed}");
+        assert_eq!((&one.tool_calls, &one.logprobs), (&alone.tool_calls, &alone.logprobs), "seed {seed}");
+    }
+    assert_ne!(outcome.ids, outcome.alternatives[0].ids);
+    assert_eq!(engine.free_slots(), engine.slots());
+}
+
+#[test]
+fn what_is_asked_of_an_answer_holds_for_each_of_several() {
+    let schema = json!({"type": "object", "properties": {"lines": {"type": "integer", "minimum": 3, "maximum": 40}},
+        "required": ["lines"], "additionalProperties": false});
+    let bound = Request { response_format: format(schema), sampling: hot(3), alternatives: 3, ..ask("hello") };
+    let outcome = run(bound).unwrap().1;
+    for one in std::iter::once(&outcome).chain(&outcome.alternatives) {
+        let answer: Value = serde_json::from_str(&one.text).unwrap_or_else(|why| panic!("{why}: {one:?}"));
+        assert!(answer["lines"].as_i64().is_some_and(|lines| (3..=40).contains(&lines)), "{answer}");
+        assert_eq!(one.logprobs.len(), one.completion_tokens);
+    }
+    let choice = Some(ToolChoice::Function { name: "read_file".to_owned() });
+    let calls = Request { tools: tools(), tool_choice: choice, alternatives: 2, ..ask("Where is main defined?") };
+    let outcome = run(calls).unwrap().1;
+    for one in &outcome.alternatives {
+        assert_eq!((&one.tool_calls, one.reason), (&outcome.tool_calls, FinishReason::ToolCalls), "nothing is drawn");
+    }
+    let stopped = Request { stop: vec!["the code".to_owned()], alternatives: 2, ..ask("hello") };
+    let outcome = run(stopped).unwrap().1;
+    assert!(outcome.alternatives.iter().all(|one| one.text == "Hello! Ask me about "), "{outcome:?}");
+}
+
+#[test]
+fn an_answer_that_is_taken_over_has_the_same_alternatives() {
+    let request = || Request { sampling: hot(11), alternatives: 2, ..ask("what can you do?") };
+    let (ids, whole) = run(request()).unwrap();
+    for known in [1, ids.len() / 2, ids.len()] {
+        let produced = ids[..known].to_vec();
+        let produced_logprobs = whole.logprobs[..known].to_vec();
+        let (rest, outcome) = run(Request { produced, produced_logprobs, ..request() }).unwrap();
+        assert_eq!([&ids[..known], &rest].concat(), ids);
+        let said = |outcome: &Outcome| -> Vec<(String, Vec<u32>)> {
+            outcome.alternatives.iter().map(|one| (one.text.clone(), one.ids.clone())).collect()
+        };
+        assert_eq!((&outcome.text, said(&outcome)), (&whole.text, said(&whole)), "{known} tokens were known");
+    }
+}
+
+#[test]
+fn a_request_that_is_given_up_frees_the_places_of_all_its_answers() {
+    let engine = engine(512);
+    let endless = Sampling { temperature: 10.0, seed: 7, ..Sampling::default() };
+    let request = Request { sampling: endless, alternatives: 5, tokens_max: None, ..ask("hello") };
+    let mut running = engine.submit(request).unwrap();
+    for _ in 0..20 {
+        assert!(matches!(running.events.blocking_recv(), Some(Event::Token { .. })));
+    }
+    assert_eq!(engine.free_slots(), engine.slots() - 6);
+    drop(running);
+    // What comes later is taken in later: by its first token the others are gone.
+    let mut next = engine.submit(ask("hello")).unwrap();
+    assert!(matches!(next.events.blocking_recv(), Some(Event::Token { .. })));
+    assert_eq!(engine.free_slots(), engine.slots() - 1);
+}
+
+#[test]
+fn tokens_of_a_prompt_that_were_known_are_told() {
+    let engine = engine(512);
+    let request = || Request { tools: tools(), ..ask("hello") };
+    let (first, second) = (finish(&engine, request()), finish(&engine, request()));
+    assert_eq!((first.cached_tokens, second.cached_tokens), (0, (first.prompt_tokens - 1) / BLOCK * BLOCK));
+    assert_eq!(first.text, second.text);
+}
+
+#[test]
+fn a_conversation_beyond_the_window_is_cut_only_if_asked() {
+    let said = |n: usize| {
+        let answer = format!("Registry is defined in src/part_{n}.rs:{}.", 10 + n);
+        [
+            json!({"role": "user", "content": "Where is Registry defined?"}),
+            json!({"role": "assistant", "content": answer}),
+        ]
+    };
+    let system = json!({"role": "system", "content": "You help with code."});
+    let last = json!({"role": "user", "content": "hello"});
+    let talk = |from: usize| -> Vec<Value> {
+        std::iter::once(system.clone()).chain((from..60).flat_map(said)).chain([last.clone()]).collect()
+    };
+    let request = |messages, truncate| Request { messages, truncate, ..ask("") };
+    let window = ENGINE.window();
+    let refused = run(request(talk(0), false)).unwrap_err();
+    assert!(refused.contains(&format!("holds {window}")), "{refused}");
+
+    let (_, cut) = run(request(talk(0), true)).unwrap();
+    assert!(cut.dropped_messages > 0 && cut.dropped_messages % 2 == 0, "{}", cut.dropped_messages);
+    assert!(cut.prompt_tokens <= window - 120, "there is room for the answer: {}", cut.prompt_tokens);
+    let (_, same) = run(request(talk(cut.dropped_messages / 2), false)).unwrap();
+    assert_eq!((&cut.text, cut.prompt_tokens), (&same.text, same.prompt_tokens));
+    let (_, more) = run(request(talk(cut.dropped_messages / 2 - 1), false)).unwrap();
+    assert!(more.prompt_tokens > window - 120, "no more went than had to");
+
+    let (_, whole) = run(request(talk(50), true)).unwrap();
+    assert_eq!(whole.dropped_messages, 0, "what fits stays whole");
+    let long = json!({"role": "user", "content": "word ".repeat(3_000)});
+    let refused = run(request([talk(50), vec![long]].concat(), true)).unwrap_err();
+    assert!(refused.contains(" tokens, the window of tiny holds 1024"), "{refused}");
 }
 
 /// Draws among what is allowed, as a model without any sense would, and reads what came.

@@ -18,6 +18,7 @@ use inference_worker::{
     scheduler::{Chunk, Limits, Scheduler},
     weights::SafetensorsFiles,
 };
+use schemas::chat::Priority;
 use serde_json::Value;
 
 /// Safetensors in f32, f16 and bf16, sharded and whole; GGUF with every kind of block; scaled and plain rotation.
@@ -194,7 +195,7 @@ fn run(decoder: &Decoder, prompts: &[Vec<u32>], count: usize, limits: Limits, bl
     let mut scratch = Scratch::default();
     let mut generated = vec![Vec::new(); prompts.len()];
     for (id, prompt) in prompts.iter().enumerate() {
-        scheduler.add(id as u64, id as u64 % 3, prompt.clone());
+        scheduler.add(id as u64, id as u64 % 3, Priority::Normal, prompt.clone());
     }
     while !scheduler.is_idle() {
         let chunks = scheduler.schedule();

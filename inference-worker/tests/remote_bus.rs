@@ -38,6 +38,9 @@ fn job(attempt: u32) -> InferenceJob {
         tokens_max: 40,
         user_id: None,
         purpose: Default::default(),
+        priority: Default::default(),
+        truncation: Default::default(),
+        cache: false,
     }
 }
 

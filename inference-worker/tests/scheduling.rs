@@ -1,12 +1,15 @@
-//! The scheduler under random load: budgets hold, blocks neither leak nor are written by two, everything finishes.
+//! The scheduler under random load: budgets hold, blocks neither leak nor are written by two, higher priorities go first,
+//! nothing waits for ever, everything finishes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use inference_worker::{
     kv::{BLOCK, Blocks, chain},
     scheduler::{Limits, Scheduler},
+    waiting::OVERTAKEN_MAX,
 };
 use proptest::prelude::*;
+use schemas::chat::Priority;
 
 #[derive(Debug, Clone)]
 struct Load {
@@ -14,13 +17,29 @@ struct Load {
     family: u32,
     answer: usize,
     tenant: u64,
+    priority: Priority,
+    comes_at: usize,
     cancelled_at: Option<usize>,
 }
 
 fn load() -> impl Strategy<Value = Load> {
-    (1..60_usize, 0..3_u32, 1..40_usize, 0..4_u64, proptest::option::weighted(0.2, 0..30_usize)).prop_map(
-        |(prompt, family, answer, tenant, cancelled_at)| Load { prompt, family, answer, tenant, cancelled_at },
+    let size = (1..60_usize, 0..3_u32, 1..40_usize);
+    let comes_at = prop_oneof![Just(0), 0..40_usize];
+    (size, 0..4_u64, priority(), comes_at, proptest::option::weighted(0.2, 0..30_usize)).prop_map(
+        |((prompt, family, answer), tenant, priority, comes_at, cancelled_at)| Load {
+            prompt,
+            family,
+            answer,
+            tenant,
+            priority,
+            comes_at,
+            cancelled_at,
+        },
     )
+}
+
+fn priority() -> impl Strategy<Value = Priority> {
+    prop_oneof![Just(Priority::Low), Just(Priority::Normal), Just(Priority::High)]
 }
 
 proptest! {
@@ -39,18 +58,22 @@ proptest! {
         let mut known: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
         for (id, load) in loads.iter().enumerate() {
             let tokens: Vec<u32> = (0..load.prompt as u32).map(|at| at * 3 + load.family * u32::from(at > 20)).collect();
-            known.insert(id as u64, tokens.clone());
-            scheduler.add(id as u64, load.tenant, tokens);
+            known.insert(id as u64, tokens);
         }
+        let last = loads.iter().map(|load| load.comes_at).max().unwrap_or(0);
         let mut steps = 0;
-        while !scheduler.is_idle() {
+        while steps <= last || !scheduler.is_idle() {
             for (id, load) in loads.iter().enumerate() {
+                if load.comes_at == steps {
+                    scheduler.add(id as u64, load.tenant, load.priority, known[&(id as u64)].clone());
+                }
                 if load.cancelled_at == Some(steps) {
                     scheduler.remove(id as u64);
                 }
             }
             if scheduler.is_idle() {
-                break;
+                steps += 1;
+                continue;
             }
             // The memory of unused blocks is given back now and then; nobody may rely on what they held.
             if steps % 7 == 3 {
@@ -90,6 +113,124 @@ proptest! {
         }
         prop_assert_eq!(scheduler.blocks().free(), blocks);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn a_higher_priority_is_admitted_first_but_for_one_in_eight(
+        loads in prop::collection::vec(load(), 1..40),
+        running in 1..5_usize,
+    ) {
+        // Blocks for all, so that who is admitted once stays.
+        let mut scheduler = Scheduler::new(Limits { step_tokens: 64, running }, 40 * 8);
+        // Who waits, in the order in which they came.
+        let mut waiting: Vec<u64> = Vec::new();
+        let (mut admitted, mut running, mut overtaking) = (0, BTreeMap::new(), 0);
+        let mut steps = 0;
+        while admitted < loads.len() {
+            for (id, load) in loads.iter().enumerate().filter(|(_, load)| load.comes_at == steps) {
+                scheduler.add(id as u64, load.tenant, load.priority, vec![id as u32; load.prompt]);
+                waiting.push(id as u64);
+            }
+            for chunk in scheduler.schedule() {
+                let id = chunk.sequence;
+                if let Some(place) = waiting.iter().position(|other| *other == id) {
+                    let priority = |id: u64| loads[id as usize].priority;
+                    let highest = waiting.iter().map(|id| priority(*id)).max().expect("it waits itself");
+                    if priority(id) < highest {
+                        prop_assert_eq!(overtaking, OVERTAKEN_MAX, "it has its turn");
+                        overtaking = 0;
+                    } else if waiting[..place].iter().any(|other| priority(*other) < priority(id)) {
+                        overtaking += 1;
+                        prop_assert!(overtaking <= OVERTAKEN_MAX, "somebody else should have had its turn");
+                    }
+                    waiting.remove(place);
+                    admitted += 1;
+                    running.insert(id, loads[id as usize].answer);
+                }
+                if chunk.yields {
+                    scheduler.complete(id, Some(0));
+                    let left = running.get_mut(&id).expect("who yields runs");
+                    *left -= 1;
+                    if *left == 0 {
+                        scheduler.remove(id);
+                    }
+                }
+            }
+            steps += 1;
+        }
+    }
+
+    #[test]
+    fn nothing_waits_for_ever_however_much_of_a_higher_priority_keeps_coming(
+        low in prop::collection::vec((1..60_usize, 1..20_usize), 1..4),
+        high in prop::collection::vec((1..60_usize, 1..20_usize, 0..6_u64), 3..9),
+        step_tokens in 8..40_usize,
+        running in 1..5_usize,
+        blocks in 6..14_usize,
+    ) {
+        let mut scheduler = Scheduler::new(Limits { step_tokens, running }, blocks);
+        let mut left: BTreeMap<u64, usize> = BTreeMap::new();
+        for (id, (prompt, answer)) in (0..).zip(&low) {
+            scheduler.add(id, 9, Priority::Low, vec![id as u32; *prompt]);
+            left.insert(id, *answer);
+        }
+        let lows: BTreeSet<u64> = left.keys().copied().collect();
+        let mut coming = (1_000..).zip(high.iter().cycle());
+        let mut steps = 0;
+        while lows.iter().any(|id| left.contains_key(id)) {
+            // There are always twice as many as could run.
+            while left.len() < lows.len() + 2 * running {
+                let (id, (prompt, answer, tenant)) = coming.next().expect("they keep coming");
+                scheduler.add(id, *tenant, Priority::High, vec![id as u32; *prompt]);
+                left.insert(id, *answer);
+            }
+            let step = scheduler.schedule();
+            prop_assert!(!step.is_empty());
+            for chunk in step.iter().filter(|chunk| chunk.yields) {
+                scheduler.complete(chunk.sequence, Some(0));
+                let answer = left.get_mut(&chunk.sequence).expect("who yields is known");
+                *answer -= 1;
+                if *answer == 0 {
+                    left.remove(&chunk.sequence);
+                    scheduler.remove(chunk.sequence);
+                }
+            }
+            steps += 1;
+            prop_assert!(steps < 5_000, "{left:?} still wait");
+        }
+        left.keys().for_each(|id| scheduler.remove(*id));
+        prop_assert_eq!(scheduler.blocks().free(), blocks);
+    }
+}
+
+/// Runs two sequences that together need more blocks than there are; returns who finished first.
+fn first_of_two(older: Priority, younger: Priority) -> u64 {
+    let mut scheduler = Scheduler::new(Limits { step_tokens: 64, running: 2 }, 4);
+    for (id, priority) in [(0, older), (1, younger)] {
+        scheduler.add(id, 0, priority, vec![id as u32; BLOCK + 1]);
+    }
+    let mut lengths = [BLOCK + 1; 2];
+    loop {
+        for chunk in scheduler.schedule().iter().filter(|chunk| chunk.yields) {
+            scheduler.complete(chunk.sequence, Some(7));
+            let length = &mut lengths[chunk.sequence as usize];
+            *length += 1;
+            if *length == 3 * BLOCK {
+                return chunk.sequence;
+            }
+        }
+    }
+}
+
+#[test]
+fn when_blocks_run_out_the_youngest_of_the_lowest_priority_gives_way() {
+    assert_eq!(first_of_two(Priority::Normal, Priority::Normal), 0);
+    assert_eq!(first_of_two(Priority::Low, Priority::Normal), 1);
+    assert_eq!(first_of_two(Priority::Normal, Priority::High), 1);
+    assert_eq!(first_of_two(Priority::High, Priority::Low), 0);
 }
 
 /// What may happen to the accounts of blocks.

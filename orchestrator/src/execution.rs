@@ -97,7 +97,7 @@ impl Execution {
             FactBody::InferenceCompleted(f) => {
                 if self.effects.complete(&f.effect, f.attempt, &f.text, f.usage) {
                     self.budget.spend(f.usage);
-                    let tokens = (f.usage.prompt_tokens, f.usage.completion_tokens);
+                    let tokens = (f.usage.prompt_tokens, f.answer_tokens());
                     self.context.answer(f.text.clone(), f.tool_calls.clone(), f.finish, tokens);
                 }
             }

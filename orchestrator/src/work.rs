@@ -1,6 +1,7 @@
 //! What an open effect asks of others: a job for a worker, or the request of another execution. Pure: the same state
 //! gives the same work.
 
+use schemas::chat::{Priority, Truncation};
 use schemas::fact::{CancelMode, CancelRequested, ChildClosed, ExecutionSubmitted, Kind, Limits, Outcome, Parent};
 use schemas::job::{InferenceJob, Purpose, ToolJob};
 use schemas::wire::{Nanos, Schema};
@@ -46,6 +47,9 @@ pub fn order(execution: &Execution, id: &EffectId, effect: &Effect, history: &[M
         tokens_max,
         user_id: request.user_id.clone(),
         purpose: Purpose::Answer,
+        priority: request.priority,
+        truncation: request.truncation,
+        cache: request.cache,
     };
     Some(match &effect.work {
         Work::Inference { tokens_max, .. } => {
@@ -57,7 +61,15 @@ pub fn order(execution: &Execution, id: &EffectId, effect: &Effect, history: &[M
             let model = request.policy.small_model.as_deref().unwrap_or(&request.model);
             let job = inference(model, vec![Message::text(Role::User, history)], *tokens_max);
             let sampling = Sampling { temperature: Some(0.0), ..Sampling::default() };
-            Order::Inference(Box::new(InferenceJob { tools: vec![], sampling, purpose: Purpose::Summary, ..job }))
+            Order::Inference(Box::new(InferenceJob {
+                tools: vec![],
+                sampling,
+                purpose: Purpose::Summary,
+                // Work goes on beside it.
+                priority: Priority::Low,
+                truncation: Truncation::Disabled,
+                ..job
+            }))
         }
         Work::Tool { call } => Order::Tool(Box::new(ToolJob {
             schema: ToolJob::SCHEMA.to_owned(),
@@ -122,6 +134,8 @@ fn submission(
         depth: request.depth + 1,
         policy: spec.policy.clone(),
         agents: request.agents.clone(),
+        priority: request.priority,
+        cache: request.cache,
         ..ExecutionSubmitted::new(Kind::Agent, agent, limits)
     })
 }

@@ -30,6 +30,9 @@ fn answer(turn: u32, text: &str, tool_calls: Vec<ToolCall>) -> FactBody {
         cached_tokens: 0,
         timing: Default::default(),
         logprobs: Vec::new(),
+        alternatives: Vec::new(),
+        cached: false,
+        dropped_messages: 0,
     })
 }
 

@@ -70,7 +70,7 @@ fn any_fact() -> impl Strategy<Value = FactBody> {
         4 => (1u32..4, 1u32..4, prop::collection::vec(0u8..5, 0..3)).prop_map(|(turn, attempt, calls)| FactBody::InferenceCompleted(InferenceCompleted {
             effect: EffectId::inference(turn), attempt, worker: "w".into(), text: "t".into(),
             tool_calls: calls.iter().enumerate().map(|(i, kind)| call(turn, i, *kind)).collect(),
-            finish: FinishReason::Stop, usage: Usage::new(20, 3), cached_tokens: 0, timing: InferenceTiming::default(), logprobs: Vec::new(),
+            finish: FinishReason::Stop, usage: Usage::new(20, 3), cached_tokens: 0, timing: InferenceTiming::default(), logprobs: Vec::new(), alternatives: Vec::new(), cached: false, dropped_messages: 0,
         })),
         4 => (1u32..4, 0usize..3, 1u32..3).prop_map(move |(turn, i, attempt)| FactBody::ToolCompleted(ToolCompleted { full: None, effect: EffectId::tool(turn, i), attempt, worker: "w".into(), result: "r".repeat(turn as usize * 60), duration_us: 1, sandbox: sandbox() })),
         2 => (1u32..4, 0usize..3, class.clone()).prop_map(move |(turn, i, class)| FactBody::ToolFailed(ToolFailed { effect: EffectId::tool(turn, i), attempt: 1, worker: "w".into(), class, detail: "d".into(), duration_us: 1, sandbox: sandbox() })),
@@ -253,7 +253,7 @@ proptest! {
             effect: EffectId::inference(1), attempt: 1, worker: "w".into(), text: "t".into(),
             tool_calls: kinds.iter().enumerate().map(|(i, kind)| call(1, i, *kind)).collect(),
             finish: FinishReason::ToolCalls, usage: Usage::new(20, 3), cached_tokens: 0, timing: InferenceTiming::default(),
-logprobs: Vec::new(),
+logprobs: Vec::new(), alternatives: Vec::new(), cached: false, dropped_messages: 0,
         });
         let result = |i: usize| match kinds[i] {
             0 if bad >> i & 1 == 1 => FactBody::ToolFailed(ToolFailed { effect: EffectId::tool(1, i), attempt: 1, worker: "w".into(), class: FailureClass::Refused, detail: format!("d{i}"), duration_us: 1, sandbox: Sandbox::default() }),
@@ -323,6 +323,9 @@ fn the_newest_version_has_its_golden_histories() {
             cached_tokens: 0,
             timing: InferenceTiming::default(),
             logprobs: Vec::new(),
+            alternatives: Vec::new(),
+            cached: false,
+            dropped_messages: 0,
         })
     };
     let tool = |turn, i, result: &str| {

@@ -9,7 +9,7 @@ pub use control::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
 
-use crate::chat::{FinishReason, Message, TokenLogprob, ToolCall, ToolSpec, Usage};
+use crate::chat::{FinishReason, Message, Priority, TokenLogprob, ToolCall, ToolSpec, Truncation, Usage};
 use crate::fact::Sandbox;
 use crate::ids::ExecutionId;
 
@@ -76,6 +76,18 @@ pub struct ChatRequest {
     /// `"auto"`, `"none"`, `"required"`, or `{"type": "function", "function": {"name": …}}`.
     #[serde(default)]
     pub tool_choice: Option<Value>,
+    /// Answers, 1 to 16; the conversation goes on with the first.
+    #[serde(default)]
+    pub n: Option<Number>,
+    /// Who goes first where there is no room for all.
+    #[serde(default)]
+    pub priority: Priority,
+    /// What becomes of a prompt that does not fit the window.
+    #[serde(default)]
+    pub truncation: Truncation,
+    /// False: the answer is neither kept nor taken from what was kept.
+    #[serde(default)]
+    pub cache: Option<bool>,
 }
 
 /// `POST /internal/agent`.
@@ -158,6 +170,15 @@ pub struct AgentConfig {
     /// Seed of the draws.
     #[serde(default)]
     pub seed: Option<Number>,
+    /// Refused but for 1: an agent goes on with its answer, and can go on with one only.
+    #[serde(default)]
+    pub n: Option<Number>,
+    /// Who goes first where there is no room for all; for the agents below it, too.
+    #[serde(default)]
+    pub priority: Priority,
+    /// False: answers are neither kept nor taken from what was kept; for the agents below it, too.
+    #[serde(default)]
+    pub cache: Option<bool>,
 }
 
 /// The answer of chat and agent.
@@ -174,8 +195,66 @@ pub struct Answer {
     /// Why the model stopped.
     pub finish_reason: Option<FinishReason>,
     /// Tokens.
-    pub usage: Usage,
+    pub usage: AnswerUsage,
     /// How likely each token of the last inference was, if that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Logprobs>,
+    /// All answers, if several were asked for; the first is the one above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<Choice>,
+    /// The last inference's model did not run: an equal request had been answered before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cached: bool,
+    /// Messages that the last inference's prompt was left without, because it did not fit the window.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped_messages: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Token counts of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerUsage {
+    /// Tokens read.
+    pub prompt_tokens: u64,
+    /// Tokens generated, those of all answers.
+    pub completion_tokens: u64,
+    /// Both together.
+    pub tokens: u64,
+    /// What is known of the tokens read.
+    #[serde(default)]
+    pub prompt_tokens_details: PromptTokensDetails,
+}
+
+impl AnswerUsage {
+    /// Counts, with how many of the tokens read did not have to be computed.
+    #[must_use]
+    pub fn new(usage: Usage, cached_tokens: u64) -> Self {
+        let Usage { prompt_tokens, completion_tokens, tokens } = usage;
+        let prompt_tokens_details = PromptTokensDetails { cached_tokens };
+        Self { prompt_tokens, completion_tokens, tokens, prompt_tokens_details }
+    }
+}
+
+/// What is known of tokens read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptTokensDetails {
+    /// How many did not have to be computed, because they had been before.
+    pub cached_tokens: u64,
+}
+
+/// One of several answers, as OpenAI's API has them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// Which, from 0.
+    pub index: u32,
+    /// Text and calls.
+    pub message: Message,
+    /// Why the model stopped.
+    pub finish_reason: FinishReason,
+    /// How likely each of its tokens was, if that was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Logprobs>,
 }

@@ -191,6 +191,62 @@ pub struct Sampling {
     /// Whether tools may or must be called; the model chooses when missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_choice: Option<ToolChoice>,
+    /// Answers to the one prompt, 1 to [`ANSWERS_MAX`]; one when missing. Answer `i`, from 0, draws with `seed + i`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n: Option<u32>,
+}
+
+/// Answers to one request at most: each takes a place beside those of others.
+pub const ANSWERS_MAX: u32 = 16;
+
+impl Sampling {
+    /// Answers to the one prompt.
+    #[must_use]
+    pub fn answers(&self) -> u32 {
+        self.n.unwrap_or(1).clamp(1, ANSWERS_MAX)
+    }
+
+    /// Whether the likeliest token is always taken.
+    #[must_use]
+    pub fn is_greedy(&self) -> bool {
+        self.temperature.is_none_or(|temperature| temperature <= 0.0)
+    }
+}
+
+/// Who goes first where there is no room for all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// What nobody waits for.
+    Low,
+    /// Everything else.
+    #[default]
+    Normal,
+    /// What somebody waits for.
+    High,
+}
+
+impl Priority {
+    pub(crate) fn is_normal(&self) -> bool {
+        *self == Self::Normal
+    }
+}
+
+/// What becomes of a prompt that does not fit the window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Truncation {
+    /// It is refused.
+    #[default]
+    Disabled,
+    /// The oldest exchanges behind the instructions are left out until it fits.
+    Auto,
+}
+
+impl Truncation {
+    pub(crate) fn is_disabled(&self) -> bool {
+        *self == Self::Disabled
+    }
 }
 
 /// What form a text must have.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::chat::{FinishReason, Message, Sampling, TokenLogprob, ToolCall, ToolSpec, Usage};
+use crate::chat::{FinishReason, Message, Priority, Sampling, TokenLogprob, ToolCall, ToolSpec, Truncation, Usage};
 use crate::ids::{EffectId, ExecutionId};
 use crate::object::Reference;
 use crate::wire::{DecodeError, Nanos, Schema, read};
@@ -240,6 +240,16 @@ pub struct ExecutionSubmitted {
     /// Agent types that it, and those below it, may delegate to: complete, so that replaying needs nothing else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub agents: Vec<AgentSpec>,
+    /// Who goes first where there is no room for all; for the executions below it, too.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// What becomes of a prompt that does not fit the window.
+    #[serde(default, skip_serializing_if = "Truncation::is_disabled")]
+    pub truncation: Truncation,
+    /// Results may be kept and taken from what was kept: the caller does not object, and they follow from the request
+    /// alone, because nothing is drawn, or by a seed that the caller chose.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cache: bool,
 }
 
 impl ExecutionSubmitted {
@@ -264,6 +274,9 @@ impl ExecutionSubmitted {
             depth: 0,
             policy: Policy::default(),
             agents: Vec::new(),
+            priority: Priority::default(),
+            truncation: Truncation::default(),
+            cache: false,
         }
     }
 }
@@ -426,15 +439,51 @@ pub struct InferenceCompleted {
     pub tool_calls: Vec<ToolCall>,
     /// Why it stopped.
     pub finish: FinishReason,
-    /// Tokens read and generated.
+    /// Tokens read and generated, those of the alternatives included.
     pub usage: Usage,
-    /// Prompt tokens that were found in the prefix cache.
+    /// Prompt tokens that did not have to be computed: found in the prefix cache, or all of them with `cached`.
     #[serde(default)]
     pub cached_tokens: u64,
     /// Where the time went.
     #[serde(default)]
     pub timing: InferenceTiming,
     /// How likely each token was, if that was asked: one entry for each generated token, the end token included.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprob>,
+    /// The other answers, if several were asked for, in the order of their seeds. The conversation goes on with the
+    /// first answer, which stands above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<Alternative>,
+    /// The model did not run: an equal request had been answered before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cached: bool,
+    /// Messages that were left out of a prompt that did not fit the window.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped_messages: u32,
+}
+
+impl InferenceCompleted {
+    /// Generated tokens of the first answer.
+    #[must_use]
+    pub fn answer_tokens(&self) -> u64 {
+        let others = self.alternatives.iter().map(|other| other.completion_tokens).sum();
+        self.usage.completion_tokens.saturating_sub(others)
+    }
+}
+
+/// Another answer to the same prompt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alternative {
+    /// The text, tool-call markup removed.
+    pub text: String,
+    /// The calls the model asked for, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// Why it stopped.
+    pub finish: FinishReason,
+    /// Tokens generated.
+    pub completion_tokens: u64,
+    /// How likely each token was, if that was asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprob>,
 }

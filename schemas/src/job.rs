@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::chat::{Message, Sampling, ToolSpec};
+use crate::chat::{Message, Priority, Sampling, ToolSpec, Truncation};
 use crate::ids::{EffectId, ExecutionId};
 use crate::subject;
 use crate::wire::{DecodeError, Nanos, Schema, read};
@@ -73,6 +73,15 @@ pub struct InferenceJob {
     /// What the text is for.
     #[serde(default, skip_serializing_if = "Purpose::is_answer")]
     pub purpose: Purpose,
+    /// Who goes first where there is no room for all.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// What becomes of a prompt that does not fit the window.
+    #[serde(default, skip_serializing_if = "Truncation::is_disabled")]
+    pub truncation: Truncation,
+    /// The result may be kept, and taken from what was kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cache: bool,
 }
 
 /// What the text of an inference is for.

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 
 use schemas::chat::{
-    FinishReason, Message, ResponseFormat, Role, Sampling, TokenLogprob, ToolCall, ToolChoice, ToolSpec, TopLogprob,
-    Usage,
+    FinishReason, Message, Priority, ResponseFormat, Role, Sampling, TokenLogprob, ToolCall, ToolChoice, ToolSpec,
+    TopLogprob, Truncation, Usage,
 };
 use schemas::dead_letter::{DeadLetter, Reason, Settled, Settlement};
 use schemas::decision::*;
@@ -216,6 +216,7 @@ fn facts() {
                 top_logprobs: Some(1),
                 response_format: Some(ResponseFormat::JsonSchema { schema: json!({"type": "object"}) }),
                 tool_choice: Some(ToolChoice::Function { name: "search_code".into() }),
+                n: Some(2),
             },
             limits: limits(),
             reply: Some("_INBOX.x".into()),
@@ -235,6 +236,9 @@ fn facts() {
                 deadline_ms: 60_000,
                 policy: policy(),
             }],
+            priority: Priority::High,
+            truncation: Truncation::Auto,
+            cache: true,
         })),
         FactBody::InferenceCompleted(InferenceCompleted {
             effect: effect.clone(),
@@ -247,6 +251,15 @@ fn facts() {
             cached_tokens: 16,
             timing: InferenceTiming { queue_us: 300, prefill_us: 4_000, decode_us: 9_000 },
             logprobs: vec![logprob()],
+            alternatives: vec![Alternative {
+                text: "Hi.".into(),
+                tool_calls: vec![call()],
+                finish: FinishReason::Length,
+                completion_tokens: 5,
+                logprobs: vec![logprob()],
+            }],
+            cached: true,
+            dropped_messages: 4,
         }),
         FactBody::InferenceFailed(InferenceFailed {
             effect: effect.clone(),
@@ -485,6 +498,9 @@ fn jobs_tokens_presence_and_questions() {
             tokens_max: 64,
             user_id: Some("u1".into()),
             purpose: Purpose::Summary,
+            priority: Priority::Low,
+            truncation: Truncation::Auto,
+            cache: true,
         },
     );
     check(

@@ -474,6 +474,9 @@ pub fn answered(exec: ExecutionId, turn: u32, text: &str, calls: &[(&str, Value)
         cached_tokens: 0,
         timing: Default::default(),
         logprobs: Vec::new(),
+        alternatives: Vec::new(),
+        cached: false,
+        dropped_messages: 0,
         effect,
     });
     Fact::new(exec, runtime::clock::now(), body)

@@ -42,7 +42,10 @@ class Server:
         body["stream"] = True
         if self.model:
             body["model"] = self.model
-        if not self.ours:
+        if self.ours:
+            # What is measured is computed, also when it was asked before.
+            body["cache"] = False
+        else:
             body["stream_options"] = {"include_usage": True}
         connection = http.client.HTTPConnection(self.at.hostname, self.at.port, timeout=280)
         began = time.perf_counter()

@@ -104,6 +104,8 @@ fn chat(model: &str, n: u32, max_tokens: u32) -> Value {
         ],
         "max_tokens": max_tokens,
         "temperature": 0,
+        // What is measured is computed, also when it was asked before.
+        "cache": false,
         "stream": true,
     })
 }

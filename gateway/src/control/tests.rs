@@ -48,6 +48,9 @@ fn asking() -> Vec<Entry> {
         cached_tokens: 0,
         timing: Default::default(),
         logprobs: Vec::new(),
+        alternatives: Vec::new(),
+        cached: false,
+        dropped_messages: 0,
     });
     let asked = |ordinal: u32, name: &str| ToolRequested {
         effect: EffectId::tool(1, ordinal as usize),

@@ -2,6 +2,7 @@
 
 use schemas::Sampling;
 use schemas::api::{AgentConfig, ChatRequest};
+use schemas::chat::ANSWERS_MAX;
 use serde_json::Number;
 
 use crate::problem::Failure;
@@ -20,6 +21,9 @@ const STOPS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 1_024;
 /// Probabilities of one answer: they are kept in one message of the log, which holds some megabytes.
 const LOGPROBS_MAX: u64 = 50_000;
+
+/// Tokens of several answers to one request together: they, too, are kept in one message.
+const ANSWERS_TOKENS_MAX: u64 = 1_000_000;
 
 /// A chat's sampling; `seed` is taken when the request has none.
 pub(super) fn chat(request: &ChatRequest, seed: u64) -> Result<Sampling, Failure> {
@@ -43,12 +47,17 @@ pub(super) fn chat(request: &ChatRequest, seed: u64) -> Result<Sampling, Failure
         frequency_penalty: between("frequency_penalty", request.frequency_penalty.as_ref(), -2.0, 2.0)?,
         logprobs: request.logprobs,
         top_logprobs,
+        n: whole("n", request.n.as_ref(), 1, ANSWERS_MAX.into())?.filter(|n| *n > 1),
         ..Sampling::default()
     })
 }
 
 /// An agent's sampling.
 pub(super) fn agent(config: &AgentConfig, seed: u64) -> Result<Sampling, Failure> {
+    if let Some(n) = config.n.as_ref().filter(|n| n.as_u64() != Some(1)) {
+        let detail = format!("`config.n` is {n}; it must be 1: an agent goes on with its answer, so it has one");
+        return Err(Failure::invalid(detail, "leave it out, or ask several agents, or a chat"));
+    }
     Ok(Sampling {
         temperature: between("config.temperature", config.temperature.as_ref(), 0.0, TEMPERATURE_MAX)?,
         top_p: part("config.top_p", config.top_p.as_ref(), 1.0)?,
@@ -62,19 +71,32 @@ pub(super) fn agent(config: &AgentConfig, seed: u64) -> Result<Sampling, Failure
     })
 }
 
-/// The probabilities of an answer of `window` tokens at most must fit one message.
-pub(super) fn check_logprobs(sampling: &Sampling, window: u32) -> Result<(), Failure> {
+/// Answers of `window` tokens each at most, and their probabilities, must fit one message.
+pub(super) fn check_size(sampling: &Sampling, window: u32) -> Result<(), Failure> {
     let each = 1 + u64::from(sampling.top_logprobs.unwrap_or(0));
     let window = if window == 0 { u32::MAX } else { window };
     let tokens = u64::from(sampling.max_tokens.unwrap_or(window).min(window));
-    if !sampling.logprobs || tokens * each <= LOGPROBS_MAX {
+    let answers = u64::from(sampling.answers());
+    let many = if answers > 1 { format!("{answers} answers of ") } else { String::new() };
+    if answers > 1 && tokens * answers > ANSWERS_TOKENS_MAX {
+        let detail = format!("{many}up to {tokens} tokens are more than {ANSWERS_TOKENS_MAX} for one request");
+        let next = format!("lower `max_tokens` to {} or fewer, or `n`", ANSWERS_TOKENS_MAX / answers);
+        return Err(Failure::invalid(detail, next));
+    }
+    if !sampling.logprobs || tokens * each * answers <= LOGPROBS_MAX {
         return Ok(());
     }
     let detail = format!(
-        "`logprobs` for up to {tokens} tokens with {each} probabilities each are more than {LOGPROBS_MAX} in one answer"
+        "`logprobs` for {many}up to {tokens} tokens with {each} probabilities each are more than {LOGPROBS_MAX} in one request"
     );
-    let next = format!("lower `max_tokens` to {} or fewer, or `top_logprobs`", LOGPROBS_MAX / each);
+    let next = format!("lower `max_tokens` to {} or fewer, or `top_logprobs`", LOGPROBS_MAX / each / answers);
     Err(Failure::invalid(detail, next))
+}
+
+/// Whether answers may be kept for equal requests: nothing is drawn, or by a seed that the caller chose, and the caller
+/// does not object. A seed that was drawn here gives an answer that nobody can ask for again.
+pub(super) fn may_cache(sampling: &Sampling, seed: Option<&Number>, wanted: Option<bool>) -> bool {
+    wanted != Some(false) && (sampling.is_greedy() || seed.is_some())
 }
 
 fn check_stop(stop: &[String]) -> Result<(), Failure> {

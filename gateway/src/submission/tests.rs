@@ -1,4 +1,5 @@
 use schemas::api::{AgentRequest, ChatRequest};
+use schemas::chat::{Priority, Truncation};
 use serde_json::json;
 
 use super::*;
@@ -101,6 +102,9 @@ fn a_number_out_of_bounds_is_refused_with_its_field_bound_and_value() {
         ("max_tokens", json!(0), "1 to 100000000"),
         ("seed", json!(-1), "0 to 18446744073709551615"),
         ("top_logprobs", json!(21), "0 to 20"),
+        ("n", json!(0), "1 to 16"),
+        ("n", json!(1_000), "1 to 16"),
+        ("n", json!(1.5), "1 to 16"),
     ];
     for (field, value, bound) in refused {
         let body = json!({"messages": [{"role": "user", "content": "hi"}], "logprobs": true, field: value});
@@ -108,7 +112,7 @@ fn a_number_out_of_bounds_is_refused_with_its_field_bound_and_value() {
         assert_eq!((problem.status, problem.code.as_str()), (400, "invalid_request"));
         let parts = [format!("`{field}`"), format!(" {value};"), bound.to_owned()];
         assert!(parts.iter().all(|part| problem.detail.contains(part)), "{field}: {}", problem.detail);
-        if !matches!(field, "max_tokens" | "top_logprobs") {
+        if !matches!(field, "max_tokens" | "top_logprobs" | "n") {
             let body = json!({"agent_type": "coder", "instruction": "go", "config": {field: value}});
             let detail = submit_agent(&body).expect_err(field).0.detail;
             assert!(detail.contains(&format!("`config.{field}`")), "{detail}");
@@ -139,6 +143,46 @@ fn sampling_arrives_as_it_was_asked_for() {
         ..Default::default()
     };
     assert_eq!(submit_chat(&asked).expect("valid").sampling, expected);
+}
+
+#[test]
+fn who_goes_first_and_what_does_not_fit_is_told_in_known_words() {
+    let hi = json!([{"role": "user", "content": "hi"}]);
+    let chat = submit_chat(&json!({"messages": hi, "priority": "low", "truncation": "auto", "n": 3})).expect("valid");
+    assert_eq!((chat.priority, chat.truncation, chat.sampling.n), (Priority::Low, Truncation::Auto, Some(3)));
+    let plain = submit_chat(&json!({"messages": hi, "n": 1, "truncation": "disabled"})).expect("valid");
+    assert_eq!((plain.priority, plain.truncation, plain.sampling.n), (Priority::Normal, Truncation::Disabled, None));
+    for (field, value) in [("priority", "urgent"), ("truncation", "start")] {
+        let problem = submit_chat(&json!({"messages": hi, field: value})).expect_err(field).0;
+        assert_eq!((problem.status, problem.code.as_str()), (400, "invalid_request"));
+        let known = if field == "priority" { "`high`" } else { "`auto`" };
+        let parts = [format!("`{field}`"), format!("`{value}`"), known.to_owned()];
+        assert!(parts.iter().all(|part| problem.detail.contains(part)), "{}", problem.detail);
+    }
+    let agent = |config: Value| submit_agent(&json!({"agent_type": "coder", "instruction": "go", "config": config}));
+    assert_eq!(agent(json!({"priority": "high", "n": 1})).expect("valid").priority, Priority::High);
+    let several = agent(json!({"n": 2})).expect_err("an agent has one").0;
+    assert!(several.detail.contains("`config.n` is 2; it must be 1"), "{}", several.detail);
+    assert!(agent(json!({"priority": "urgent"})).expect_err("unknown").0.detail.contains("config.priority"));
+    assert!(agent(json!({"truncation": "auto"})).expect_err("an agent is summarised").0.detail.contains("truncation"));
+}
+
+#[test]
+fn only_what_follows_from_the_request_alone_may_be_known_again() {
+    let chat = |more: Value| {
+        let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        submit_chat(&body).expect("valid").cache
+    };
+    assert!(chat(json!({})) && chat(json!({"temperature": 0})) && chat(json!({"temperature": 0, "seed": 5})));
+    assert!(!chat(json!({"temperature": 0.5})), "the seed is drawn");
+    assert!(chat(json!({"temperature": 0.5, "seed": 5})));
+    assert!(!chat(json!({"cache": false})) && !chat(json!({"temperature": 0.5, "cache": true})));
+    let agent = |config: Value| {
+        submit_agent(&json!({"agent_type": "coder", "instruction": "go", "config": config})).expect("valid").cache
+    };
+    assert!(agent(json!({})) && agent(json!({"temperature": 1, "seed": 1})));
+    assert!(!agent(json!({"temperature": 1})) && !agent(json!({"cache": false})));
 }
 
 fn chat_with(more: &Value) -> Result<Sampling, (String, String)> {
@@ -197,8 +241,15 @@ fn stop_texts_and_probabilities_are_bounded() {
     assert!(with(json!({"top_logprobs": 2})).expect_err("alone").contains("without `logprobs`"));
     assert!(with(json!({"logprobs": true, "top_logprobs": 20})).is_ok(), "a window of 512 fits");
     let sampling = Sampling { logprobs: true, top_logprobs: Some(20), ..Default::default() };
-    let problem = sampling::check_logprobs(&sampling, 32_768).expect_err("too much for one message").0;
+    let problem = sampling::check_size(&sampling, 32_768).expect_err("too much for one message").0;
     assert!(problem.next_step.contains("2380"), "{}", problem.next_step);
+    let four = Sampling { n: Some(4), ..sampling };
+    let problem = sampling::check_size(&four, 32_768).expect_err("four times as much").0;
+    assert!(problem.next_step.contains("595") && problem.detail.contains("4 answers"), "{problem:?}");
+    let texts = Sampling { n: Some(16), ..Default::default() };
+    assert!(sampling::check_size(&texts, 32_768).is_ok());
+    let problem = sampling::check_size(&texts, 131_072).expect_err("two million tokens").0;
+    assert!(problem.detail.contains("1000000") && problem.next_step.contains("62500"), "{problem:?}");
 }
 
 #[test]

@@ -2,7 +2,7 @@ use schemas::decision::{
     Draft, ExecutionCompleted, ExecutionStarted, FactsDigest, InferenceRequested, ToolOutcome, ToolRequested,
     ToolsJoined, ToolsRequested,
 };
-use schemas::fact::{FailureClass, Limits, ToolCompleted, ToolFailed};
+use schemas::fact::{Alternative, FailureClass, Limits, ToolCompleted, ToolFailed};
 use schemas::{Message, Role, ToolCall};
 
 use super::*;
@@ -59,6 +59,9 @@ fn answered(turn: u32, attempt: u32, text: &str, calls: Vec<ToolCall>) -> Entry 
         cached_tokens: 0,
         timing: Default::default(),
         logprobs: Vec::new(),
+        alternatives: Vec::new(),
+        cached: false,
+        dropped_messages: 0,
     }))
 }
 
@@ -110,6 +113,34 @@ fn a_chat_answers_with_the_text_of_the_log() {
     assert_eq!(happenings, [text, Happening::Ended]);
     let answer = execution.answer(exec()).expect("completed");
     assert_eq!((answer.response.as_str(), answer.finish_reason), ("Hello", Some(FinishReason::Stop)));
+}
+
+#[test]
+fn several_answers_are_told_with_the_end_and_the_first_is_the_answer() {
+    let Entry::Fact(mut answer) = answered(1, 1, "Hello", vec![]) else { unreachable!() };
+    let FactBody::InferenceCompleted(first) = &mut answer.body else { unreachable!() };
+    let call = ToolCall::new("call-1-1-0", "read_file", "{}");
+    let finish = FinishReason::ToolCalls;
+    (first.usage, first.cached_tokens, first.dropped_messages) = (Usage::new(3, 9), 2, 4);
+    first.alternatives =
+        vec![Alternative { text: "Hi".into(), tool_calls: vec![call], finish, completion_tokens: 7, logprobs: vec![] }];
+    let (execution, happenings) = given(&[
+        submitted(Kind::Chat),
+        decision(0, vec![started(), infer(1)]),
+        Entry::Fact(answer),
+        decision(1, vec![completed(1)]),
+    ]);
+    assert!(matches!(&happenings[0], Happening::Text { text, tokens: 2, .. } if text == "Hello"), "{happenings:?}");
+    let answer = json!(execution.answer(exec()).expect("completed"));
+    assert_eq!((&answer["response"], &answer["dropped_messages"]), (&json!("Hello"), &json!(4)));
+    assert_eq!(answer["usage"]["prompt_tokens_details"], json!({"cached_tokens": 2}));
+    let function = json!({"name": "read_file", "arguments": "{}"});
+    let choices = json!([
+        {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"},
+        {"index": 1, "finish_reason": "tool_calls", "message": {"role": "assistant", "content": "Hi",
+            "tool_calls": [{"id": "call-1-1-0", "type": "function", "function": function}]}},
+    ]);
+    assert_eq!(answer["choices"], choices);
 }
 
 #[test]

@@ -115,6 +115,11 @@ impl Packed {
         self.exact = true;
     }
 
+    /// Whether activations are left as they are.
+    pub fn is_exact(&self) -> bool {
+        self.exact
+    }
+
     /// Width of an activation row.
     pub fn inputs(&self) -> usize {
         self.inputs

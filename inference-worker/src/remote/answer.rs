@@ -121,6 +121,11 @@ impl Answer {
             completion_tokens: counts.completion_tokens,
             first_token: first_token.unwrap_or(total),
             total,
+            ids: Vec::new(),
+            ends: Vec::new(),
+            cached_tokens: 0,
+            dropped_messages: 0,
+            alternatives: Vec::new(),
         }
     }
 

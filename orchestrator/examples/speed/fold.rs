@@ -97,6 +97,9 @@ fn log(exec: ExecutionId) -> Vec<Stored> {
             cached_tokens: 0,
             timing: InferenceTiming::default(),
             logprobs: Vec::new(),
+            alternatives: Vec::new(),
+            cached: false,
+            dropped_messages: 0,
         }));
         for i in 0..calls {
             log.fact(FactBody::ToolCompleted(ToolCompleted {

@@ -114,6 +114,9 @@ impl Stub {
             cached_tokens: 0,
             timing: InferenceTiming::default(),
             logprobs: Vec::new(),
+            alternatives: Vec::new(),
+            cached: false,
+            dropped_messages: 0,
         })
     }
 

@@ -220,8 +220,11 @@ impl Execution {
         if rules.accounts && reserved == 0 {
             let window = u64::from(self.request.as_deref().map_or(0, |r| r.window));
             let room = if window == 0 { tokens_max } else { window };
-            let tokens =
-                self.context.tokens().saturating_add(tokens_max).min(room).min(self.budget.tokens_left()).max(1);
+            let prompt = self.context.tokens();
+            let one = prompt.saturating_add(tokens_max).min(room);
+            // The prompt is read once, however many answers there are.
+            let others = u64::from(self.answers() - 1).saturating_mul(one.saturating_sub(prompt));
+            let tokens = one.saturating_add(others).min(self.budget.tokens_left()).max(1);
             events.push(Event::BudgetReserved(BudgetReserved { effect: id.clone(), tokens }));
         }
         events
@@ -268,7 +271,14 @@ impl Execution {
         }
         let turn = self.turn + 1;
         let asked = request.sampling.max_tokens.map_or(u64::MAX, u64::from);
-        self.ask_model(&EffectId::inference(turn), 1, turn, self.budget.tokens_out_left().min(asked), rules)
+        // What is left is shared by all answers; none may have no bound, which 0 would mean.
+        let share = (self.budget.tokens_out_left() / u64::from(self.answers())).max(1);
+        self.ask_model(&EffectId::inference(turn), 1, turn, share.min(asked), rules)
+    }
+
+    /// Answers to each prompt.
+    fn answers(&self) -> u32 {
+        self.request.as_deref().map_or(1, |request| request.sampling.answers())
     }
 
     fn exhausted(&self, request: &ExecutionSubmitted, exceeded: BudgetExceeded) -> Vec<Event> {

@@ -53,6 +53,9 @@ fn answer(turn: u32, attempt: u32, calls: &[&str]) -> FactBody {
         cached_tokens: 0,
         timing: InferenceTiming::default(),
         logprobs: Vec::new(),
+        alternatives: Vec::new(),
+        cached: false,
+        dropped_messages: 0,
     })
 }
 
@@ -712,4 +715,73 @@ fn a_call_is_never_parted_from_its_result() {
             assert_eq!(asked, answered, "window {window}, {from}..{to}");
         }
     }
+}
+
+// --- several answers, and prompts that are cut instead of summarised ---------------------------------------------------
+
+/// A chat in a window of 1,024, in which `used` tokens may be used.
+fn chat_of(answers: u32, max_tokens: Option<u32>, tokens: u64) -> FactBody {
+    with(|r| {
+        (r.kind, r.limits.tokens, r.tools) = (Kind::Chat, tokens, vec![]);
+        (r.sampling.n, r.sampling.max_tokens) = (Some(answers), max_tokens);
+    })
+}
+
+/// Tokens that each answer may have, and tokens that are set aside for all of them.
+fn allowed(request: FactBody) -> (u64, u64) {
+    let (execution, _) = given(vec![request]);
+    let effect = execution.effects.get(&EffectId::inference(1)).expect("it is asked");
+    let Work::Inference { tokens_max, .. } = effect.work else { panic!("{effect:?}") };
+    (tokens_max, effect.reserved)
+}
+
+#[test]
+fn several_answers_share_what_may_be_used() {
+    let prompt = given(vec![chat_of(1, None, 400)]).0.context.tokens();
+    assert_eq!(allowed(chat_of(1, None, 400)), (400, 400));
+    assert_eq!(allowed(chat_of(4, None, 400)), (100, 400));
+    assert_eq!(allowed(chat_of(4, Some(50), 4_000)), (50, prompt + 4 * 50));
+    assert_eq!(allowed(chat_of(16, None, 4_000)), (250, 4_000));
+    assert_eq!(
+        allowed(chat_of(3, None, 100_000)),
+        (33_333, prompt + 3 * (1_024 - prompt)),
+        "no more than the window holds"
+    );
+    assert_eq!(allowed(chat_of(16, None, 5)), (1, 5), "no answer is without a bound");
+}
+
+#[test]
+fn several_answers_are_paid_for_and_the_conversation_goes_on_with_the_first() {
+    let FactBody::InferenceCompleted(mut answer) = answer(1, 1, &[]) else { unreachable!() };
+    let other = |completion_tokens| Alternative {
+        text: "other".into(),
+        tool_calls: vec![],
+        finish: FinishReason::Stop,
+        completion_tokens,
+        logprobs: vec![],
+    };
+    (answer.usage, answer.alternatives) = (Usage::new(10, 25), vec![other(9), other(11)]);
+    let (execution, last) = given(vec![chat_of(3, None, 4_000), FactBody::InferenceCompleted(answer)]);
+    assert_eq!(last, ["execution.completed"]);
+    assert_eq!((execution.budget.usage, execution.budget.reserved), (Usage::new(10, 25), 0));
+    assert_eq!(execution.context.tokens(), 15, "ten of the prompt, five of the first answer");
+    assert_eq!(execution.end.as_ref().map(|end| end.text.as_str()), Some("text"));
+}
+
+#[test]
+fn a_prompt_that_may_be_cut_is_not_summarised() {
+    use schemas::chat::Truncation;
+    let full = |truncation| {
+        with(|r| {
+            let said = |n: u32| Message::text(Role::User, format!("{n} {}", "x".repeat(400)));
+            (r.kind, r.tools, r.truncation) = (Kind::Chat, vec![], truncation);
+            r.messages = (0..12).map(said).collect();
+        })
+    };
+    assert!(given(vec![full(Truncation::Disabled)]).1.contains(&"compression.requested"));
+    let (execution, last) = given(vec![full(Truncation::Auto)]);
+    assert!(last.contains(&"inference.requested") && !last.contains(&"compression.requested"), "{last:?}");
+    assert!(execution.context.compressing().is_none());
+    let overflow = vec![full(Truncation::Auto), model_failed(1, FailureClass::Overflow)];
+    assert_eq!(given(overflow).1.last(), Some(&"execution.failed"), "what does not fit then cannot be made to");
 }

@@ -23,6 +23,9 @@ fn answer(turn: u32, text: &str, calls: &[&str]) -> FactBody {
         cached_tokens: 0,
         timing: Default::default(),
         logprobs: Vec::new(),
+        alternatives: Vec::new(),
+        cached: false,
+        dropped_messages: 0,
     })
 }
 

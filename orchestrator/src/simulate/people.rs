@@ -1,7 +1,7 @@
 //! Who asks for executions, and what people do to them while they run. With the request comes the temper of the model
 //! and the tools that will serve it: a seed's executions differ mostly in these.
 
-use schemas::chat::{Message, Role, ToolCall, ToolSpec};
+use schemas::chat::{Message, Role, Sampling, ToolCall, ToolSpec};
 use schemas::fact::*;
 use schemas::wire::Nanos;
 use schemas::{EffectId, ExecutionId, Fact, FactBody, Record};
@@ -158,6 +158,11 @@ impl World {
             messages,
             tools,
             call: (kind == Kind::Tool).then(|| ToolCall::new("call-0", "search_code", "{}")),
+            // Some chats want several answers.
+            sampling: Sampling {
+                n: (kind == Kind::Chat).then_some(1 + (limits.tokens % 3) as u32),
+                ..Sampling::default()
+            },
             policy: self.policy(recall),
             agents: vec![self.agent(LEAD, &[HELPER]), self.agent(HELPER, &[])],
             ..ExecutionSubmitted::new(kind, "coder", limits)

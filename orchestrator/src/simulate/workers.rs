@@ -3,8 +3,8 @@
 
 use schemas::chat::{FinishReason, MALFORMED_CALL, Message, ToolCall, Usage};
 use schemas::fact::{
-    CompressionCompleted, CompressionFailed, FailureClass, InferenceCompleted, InferenceFailed, InferenceTiming,
-    Sandbox, ToolCompleted, ToolFailed,
+    Alternative, CompressionCompleted, CompressionFailed, FailureClass, InferenceCompleted, InferenceFailed,
+    InferenceTiming, Sandbox, ToolCompleted, ToolFailed,
 };
 use schemas::job::{InferenceJob, Purpose, ToolJob};
 use schemas::wire::Nanos;
@@ -193,6 +193,14 @@ impl World {
         let tool_calls = self.calls(turn, attempt, job, temper);
         let text = "words ".repeat(1 + self.chance.index(if temper.talks() { 80 } else { 12 }));
         let answer = (text.len() as u64 / 6 + 4).min(job.tokens_max.max(1));
+        let other = Alternative {
+            text: text.clone(),
+            tool_calls: Vec::new(),
+            finish: FinishReason::Stop,
+            completion_tokens: answer,
+            logprobs: Vec::new(),
+        };
+        let answers = job.sampling.answers();
         FactBody::InferenceCompleted(InferenceCompleted {
             effect,
             attempt,
@@ -200,10 +208,13 @@ impl World {
             text,
             finish: if tool_calls.is_empty() { FinishReason::Stop } else { FinishReason::ToolCalls },
             tool_calls,
-            usage: Usage::new(prompt, answer),
+            usage: Usage::new(prompt, answer * u64::from(answers)),
             cached_tokens: 0,
             timing: InferenceTiming::default(),
             logprobs: Vec::new(),
+            alternatives: vec![other; answers as usize - 1],
+            cached: false,
+            dropped_messages: 0,
         })
     }
 

@@ -41,3 +41,51 @@ fn of_a_longer_one_the_newest_exchanges_stay_whole_behind_the_instructions() {
 fn a_present_that_fills_the_window_leaves_only_the_instructions() {
     assert_eq!(recent(&history(30), 1_024, 900), history(0));
 }
+
+#[test]
+fn who_goes_first_and_what_may_be_known_is_handed_down() {
+    use schemas::fact::AgentSpec;
+    let request = ExecutionSubmitted {
+        agents: vec![AgentSpec {
+            name: "helper".into(),
+            system: "You help.".into(),
+            model: "tiny".into(),
+            window: 1_024,
+            tools: vec![],
+            agents: vec![],
+            iterations: 2,
+            tokens: 100,
+            tool_calls: 0,
+            deadline_ms: 1,
+            policy: Default::default(),
+        }],
+        sampling: Sampling { seed: Some(7), n: Some(3), ..Sampling::default() },
+        priority: Priority::High,
+        truncation: Truncation::Auto,
+        cache: true,
+        ..ExecutionSubmitted::new(Kind::Agent, "coder", Limits::default())
+    };
+    let exec = "0192f0c1-7a3b-7c4d-8e5f-001122334455".parse().expect("canonical id");
+    let parent = Parent { exec, effect: EffectId::child(1, 0), attempt: 1 };
+    let child = submission(&request, parent, "helper", "task", Limits::default()).expect("it is known");
+    assert_eq!((child.priority, child.cache), (Priority::High, true));
+    assert_eq!((child.truncation, child.sampling.answers()), (Truncation::Disabled, 1), "these are the parent's own");
+
+    let mut execution = Execution::default();
+    execution.apply_fact(&Fact::new(exec, 1, FactBody::ExecutionSubmitted(Box::new(request))));
+    let job = |work: Work| {
+        let effect = serde_json::json!({"work": serde_json::to_value(work).expect("JSON"), "attempt": 1,
+            "state": {"Open": {"deadline": 9}}, "reserved": 0, "used": 0, "text": ""});
+        let effect: Effect = serde_json::from_value(effect).expect("an effect");
+        match order(&execution, &EffectId::inference(1), &effect, &[], 5) {
+            Some(Order::Inference(job)) => *job,
+            other => panic!("{other:?}"),
+        }
+    };
+    let answer = job(Work::Inference { tokens_max: 9, replacements: 0 });
+    assert_eq!((answer.priority, answer.truncation, answer.cache), (Priority::High, Truncation::Auto, true));
+    assert_eq!(answer.sampling.answers(), 3);
+    let summary = job(Work::Compression { history: "x".into(), tokens_max: 9 });
+    assert_eq!((summary.priority, summary.truncation, summary.cache), (Priority::Low, Truncation::Disabled, true));
+    assert_eq!(summary.sampling.answers(), 1);
+}

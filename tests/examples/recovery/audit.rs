@@ -108,6 +108,9 @@ async fn play_model(bus: Arc<Bus>) -> anyhow::Result<()> {
             cached_tokens: 0,
             timing: Default::default(),
             logprobs: Vec::new(),
+            alternatives: Vec::new(),
+            cached: false,
+            dropped_messages: 0,
         });
         bus.append_fact(&Fact::new(job.exec(), clock::now(), body)).await?;
         delivery.done().await?;

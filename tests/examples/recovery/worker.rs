@@ -15,7 +15,8 @@ pub(crate) async fn killed(rounds: usize) -> anyhow::Result<Value> {
     let (mut lost, mut resumed) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         // At this temperature the end of the turn is one token in thousands.
-        let ask = json!({"messages": [{"role": "user", "content": "hello"}], "temperature": 10.0, "seed": 7});
+        let ask =
+            json!({"messages": [{"role": "user", "content": "hello"}], "temperature": 10.0, "seed": 7, "cache": false});
         let (exec, mut stream) = system.open("/internal/chat", ask).await?;
         read_events(&mut stream, |events| events.iter().filter(|(name, _)| name == "token").count() > 2).await?;
         let (mut live, mut tokens) = (bus.live(exec).await?, bus.tokens(exec).await?);

@@ -64,3 +64,27 @@ async fn a_conversation_goes_on_however_long_it_has_become() -> anyhow::Result<(
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_conversation_beyond_the_window_loses_its_oldest_exchanges_if_asked() -> anyhow::Result<()> {
+    let system = System::start().await?;
+    let ask = json!({"messages": talk(60), "truncation": "auto"});
+    let (status, answer) = system.ask("/internal/chat", &ask).await?;
+    assert_eq!(status, 200, "{answer}");
+    let dropped = answer["dropped_messages"].as_u64().expect("it says so") as usize;
+    assert!(dropped > 0 && dropped.is_multiple_of(2), "{answer}");
+    let exec: ExecutionId = answer["execution_id"].as_str().expect("an id").parse()?;
+    let decided = events(&system.prove(exec).await?);
+    assert!(!decided.iter().flatten().any(|event| matches!(event, Event::CompressionRequested(_))), "{decided:?}");
+
+    let rest = json!({"messages": talk(60).split_off(dropped), "truncation": "auto"});
+    let (_, same) = system.ask("/internal/chat", &rest).await?;
+    assert_eq!((&same["response"], same.get("dropped_messages")), (&answer["response"], None), "{same}");
+    assert_eq!(same["usage"]["prompt_tokens"], answer["usage"]["prompt_tokens"]);
+
+    let long = json!({"messages": [{"role": "user", "content": "word ".repeat(5_000)}], "truncation": "auto"});
+    let (status, problem) = system.ask("/internal/chat", &long).await?;
+    assert_eq!((status, &problem["code"]), (413, &json!("overflow")), "{problem}");
+    assert!(problem["detail"].as_str().is_some_and(|why| why.contains("the window of tiny holds 1024")), "{problem}");
+    Ok(())
+}

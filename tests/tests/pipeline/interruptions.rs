@@ -4,7 +4,7 @@ use pipeline_tests::{System, read_events};
 use serde_json::{Value, json};
 
 fn agent(system: &System) -> Value {
-    json!({"agent_type": "coder", "instruction": "Where is TokenReader defined?", "workspace": system.workspace(), "config": {"max_iterations": 4}})
+    json!({"agent_type": "coder", "instruction": "Where is TokenReader defined?", "workspace": system.workspace(), "config": {"max_iterations": 4, "cache": false}})
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 /// An agent request whose answer takes a while: a search and the answer about it.
 fn agent(system: &System) -> Value {
-    json!({"agent_type": "coder", "instruction": "Where is TokenReader defined?", "workspace": system.workspace(), "config": {"max_iterations": 4}})
+    json!({"agent_type": "coder", "instruction": "Where is TokenReader defined?", "workspace": system.workspace(), "config": {"max_iterations": 4, "cache": false}})
 }
 
 /// How an execution ended: status and answer. Greedy decoding makes it the same each time.

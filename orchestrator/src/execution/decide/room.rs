@@ -1,6 +1,8 @@
 //! Room in the window: it is measured after every message, a part of the context is summarised beside the work from
-//! three quarters on, and from nineteen twentieths on the work waits for that.
+//! three quarters on, and from nineteen twentieths on the work waits for that. Where the request wants the oldest
+//! exchanges left out instead, the worker does it, which knows how many tokens they really are.
 
+use schemas::chat::Truncation;
 use schemas::decision::{CompressionRequested, ContextMeasured, ContextReplaced};
 use schemas::fact::{ExecutionSubmitted, FailureClass, Kind};
 use schemas::{EffectId, Event};
@@ -30,7 +32,7 @@ impl Execution {
                 messages: self.context.len(),
             })];
         }
-        if !rules.compresses {
+        if !rules.compresses || request.truncation == Truncation::Auto {
             return vec![];
         }
         if self.context.compressing().is_some() {
@@ -60,7 +62,8 @@ impl Execution {
         rules: Rules,
     ) -> Option<Vec<Event>> {
         let Work::Inference { replacements, .. } = effect.work else { return None };
-        if class != FailureClass::Overflow || !rules.compresses || effect.attempt >= ATTEMPTS_MAX {
+        let helps = rules.compresses && request.truncation == Truncation::Disabled;
+        if class != FailureClass::Overflow || !helps || effect.attempt >= ATTEMPTS_MAX {
             return None;
         }
         if replacements < self.context.replacements() {
