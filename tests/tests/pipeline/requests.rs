@@ -56,7 +56,8 @@ async fn a_single_tool_is_carried_out_confined() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_hundred_chats_at_once_all_complete() -> anyhow::Result<()> {
     let system = System::start().await?;
-    let hello = json!({"messages": [{"role": "user", "content": "what can you do?"}], "max_tokens": 32, "cache": false});
+    let hello =
+        json!({"messages": [{"role": "user", "content": "what can you do?"}], "max_tokens": 32, "cache": false});
     let all = futures::future::try_join_all((0..100).map(|_| system.ask("/internal/chat", &hello))).await?;
     for (status, answer) in &all {
         assert_eq!(*status, 200, "{answer}");
