@@ -8,7 +8,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use crate::model_directory::{Error, is_gguf};
+use crate::model_directory::is_gguf;
 
 /// A file up to this size is read whole.
 const WHOLE_BYTES_MAX: u64 = 4 << 20;
@@ -19,28 +19,27 @@ const PIECE_BYTES: usize = 64 << 10;
 const BESIDE: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
 
 /// A hash over the files of the model at this path, in hexadecimal: their names, sizes, times of change and contents. Of
-/// large files only pieces are read, so a copy that was changed in few places is told apart by its time.
-///
-/// # Errors
-/// A file cannot be read.
-pub(crate) fn of(path: &Path) -> Result<String, Error> {
+/// large files only pieces are read, so a copy that was changed in few places is told apart by its time. The model has been
+/// loaded: what cannot be read is none of its files.
+pub(crate) fn of(path: &Path) -> String {
     let mut digest = Sha256::new();
-    for file in files(path)? {
-        add(&mut digest, &file).map_err(|source| Error::read(&file, source))?;
+    for file in files(path) {
+        if let Err(error) = add(&mut digest, &file) {
+            tracing::debug!(%error, file = %file.display(), "a file beside a model cannot be read");
+        }
     }
-    Ok(hex::encode(digest.finalize()))
+    hex::encode(digest.finalize())
 }
 
-fn files(path: &Path) -> Result<Vec<PathBuf>, Error> {
+fn files(path: &Path) -> Vec<PathBuf> {
     if is_gguf(path) {
         let beside = BESIDE.map(|name| path.with_file_name(name));
-        return Ok(std::iter::once(path.to_owned()).chain(beside).filter(|file| file.is_file()).collect());
+        return std::iter::once(path.to_owned()).chain(beside).filter(|file| file.is_file()).collect();
     }
-    let entries = std::fs::read_dir(path).map_err(|source| Error::read(path, source))?;
-    let mut files: Vec<PathBuf> =
-        entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    let entries = std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
     files.sort();
-    Ok(files)
+    files
 }
 
 fn add(digest: &mut Sha256, path: &Path) -> std::io::Result<()> {
@@ -74,8 +73,8 @@ mod tests {
         let mut weights = vec![1; WHOLE_BYTES_MAX as usize + 10];
         write("config.json", b"{}");
         write("model.safetensors", &weights);
-        let before = of(directory.path()).unwrap();
-        assert_eq!(of(directory.path()).unwrap(), before);
+        let before = of(directory.path());
+        assert_eq!(of(directory.path()), before);
 
         let file = File::options().write(true).open(directory.path().join("model.safetensors")).unwrap();
         let unchanged = file.metadata().unwrap().modified().unwrap();
@@ -83,12 +82,11 @@ mod tests {
         write("model.safetensors", &weights);
         // Where all times are the same, as in some images, the content tells.
         file.set_modified(unchanged).unwrap();
-        let other = of(directory.path()).unwrap();
+        let other = of(directory.path());
         assert_ne!(other, before);
 
         write("config.json", b"[]");
-        assert_ne!(of(directory.path()).unwrap(), other);
-        assert!(of(&directory.path().join("nothing")).unwrap_err().to_string().contains("nothing"));
+        assert_ne!(of(directory.path()), other);
     }
 
     #[test]
@@ -97,10 +95,10 @@ mod tests {
         let model = directory.path().join("model.gguf");
         std::fs::write(&model, b"weights").unwrap();
         std::fs::write(directory.path().join("other.gguf"), b"weights").unwrap();
-        let alone = of(&model).unwrap();
+        let alone = of(&model);
         std::fs::write(directory.path().join("other.gguf"), b"changed").unwrap();
-        assert_eq!(of(&model).unwrap(), alone);
+        assert_eq!(of(&model), alone);
         std::fs::write(directory.path().join("tokenizer.json"), b"{}").unwrap();
-        assert_ne!(of(&model).unwrap(), alone);
+        assert_ne!(of(&model), alone);
     }
 }

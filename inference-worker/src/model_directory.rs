@@ -101,7 +101,7 @@ impl Model {
         // Without a word about it: most models that are trained for calls write them as Hermes does.
         let family = family.or(template.family).unwrap_or(Family::Hermes);
         tokenizer.show(family.visible());
-        let (identity, grammars) = (identity::of(path)?, OnceLock::new());
+        let (identity, grammars) = (identity::of(path), OnceLock::new());
         Ok(Self { name: name_of(path), decoder, tokenizer, template, end_tokens, family, identity, grammars })
     }
 

@@ -262,7 +262,8 @@ fn a_call_without_end_is_ended() {
 /// An engine of its own, whose counts no other test changes.
 fn engine(step_tokens: usize) -> Engine {
     let model = Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny")).unwrap();
-    Engine::start(Arc::new(model), &EngineConfig { threads: 1, step_tokens, ..EngineConfig::default() }).unwrap()
+    let config = EngineConfig { step_tokens, ..EngineConfig::default() };
+    Engine::start(Arc::new(model), Arc::new(Team::alone()), &config).unwrap()
 }
 
 /// Lets an engine answer to the end.

@@ -11,6 +11,7 @@ use inference_worker::kernels::team::Team;
 use inference_worker::model_directory::Model;
 use inference_worker::scheduler::{Limits, Scheduler};
 use runtime::clock;
+use schemas::chat::Priority;
 use serde_json::{Value, json};
 
 use super::round;
@@ -43,7 +44,7 @@ fn scheduler(running: usize) -> Value {
     let mut scheduler = Scheduler::new(Limits { step_tokens: 2_048, running }, blocks);
     for id in 0..running as u32 {
         let prompt = (0..PROMPT as u32).map(|token| token | id << 12).collect();
-        scheduler.add(u64::from(id), u64::from(id % 7), prompt);
+        scheduler.add(u64::from(id), u64::from(id % 7), Priority::Normal, prompt);
     }
     let began = clock::instant();
     let mut prompts = 0;
