@@ -4,7 +4,7 @@
 //! come, `sample` picks one of them, `answer` turns them into text and tool calls, and `engine` runs the loop on a thread
 //! of its own.
 //! `service` is the shell on the bus: it consumes inference jobs and has `carry_out` publish their token frames and result
-//! facts; `backend` is what generates them. A result is in the log before its job is off the queue: a crash between the
+//! facts; `backend` is what generates them. `embed` turns texts into vectors, which `embeddings` answers questions with. A result is in the log before its job is off the queue: a crash between the
 //! two repeats the job, and the log recognises the second result. An attempt after the first goes on behind the tokens
 //! already published.
 
@@ -16,6 +16,7 @@ pub mod config;
 pub mod constraint;
 pub mod detokenize;
 pub mod embed;
+mod embeddings;
 pub mod engine;
 pub mod gguf;
 pub mod kernels;

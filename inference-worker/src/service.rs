@@ -10,7 +10,7 @@ use std::{
 use futures::StreamExt;
 use runtime::{Runtime, bus, clock};
 use schemas::{
-    EffectId, ExecutionId, Usage,
+    EffectId, ExecutionId,
     presence::{Hold, Holds, Worker},
     rpc, stream, subject,
     wire::encode,
@@ -22,6 +22,7 @@ use crate::{
     backend::Backend,
     config::Config,
     embed::Embedder,
+    embeddings::Embeddings,
     engine::Engine,
     model_directory::{self, Model},
 };
@@ -59,16 +60,16 @@ pub enum Error {
 /// # Errors
 /// A model cannot be loaded, or the bus cannot be reached.
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
-    let (backends, embedders) =
+    let (backends, embeddings) =
         tokio::task::spawn_blocking(move || load(&config)).await.expect("loading returns errors and does not panic")?;
     let worker = Arc::new(Service {
         id: format!("inference-{}", clock::process_token()),
         runtime: runtime.clone(),
         held: Mutex::default(),
     });
-    let embedding = embedders.iter().map(describe_embedder);
+    let embedding = embeddings.models().iter().map(describe_embedder);
     let models: Vec<rpc::Model> = backends.iter().map(describe).chain(embedding).collect();
-    worker.answer_questions(&models, embedders).await?;
+    worker.answer_questions(&models, embeddings).await?;
     worker.listen_for_cancels().await?;
     worker.announce(models, backends.iter().map(Backend::slots).sum()).await?;
     for backend in backends {
@@ -79,7 +80,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     Ok(())
 }
 
-fn load(config: &Config) -> Result<(Vec<Backend>, Vec<Embedder>), Error> {
+fn load(config: &Config) -> Result<(Vec<Backend>, Embeddings), Error> {
     let engine_config = config.engine();
     let unusable = |directory: &Path, source| Error::Model { directory: directory.to_owned(), source };
     let start = |directory: &PathBuf| {
@@ -93,7 +94,8 @@ fn load(config: &Config) -> Result<(Vec<Backend>, Vec<Embedder>), Error> {
         .embedding_models
         .iter()
         .map(|directory| Embedder::load(directory).map_err(|source| unusable(directory, source)));
-    Ok((backends, embedders.collect::<Result<_, _>>()?))
+    let embedders = embedders.collect::<Result<_, _>>()?;
+    Ok((backends, Embeddings::start(embedders, engine_config.threads).map_err(Error::Engine)?))
 }
 
 pub(crate) struct Service {
@@ -113,39 +115,14 @@ fn describe_embedder(embedder: &Embedder) -> rpc::Model {
     rpc::Model { name: embedder.name.clone(), kind: "embedding".to_owned(), window }
 }
 
-/// Computes on a thread for blocking work; a panic there is an answer, too.
-async fn embed(embedders: Arc<Vec<Embedder>>, question: rpc::Embed) -> rpc::Reply<rpc::Embeddings> {
-    let refuse = |code: &str, detail: String| rpc::Reply::Err(rpc::Refusal { code: code.to_owned(), detail });
-    let work = move || {
-        let wanted = question.model.as_deref();
-        let embedder = embedders
-            .iter()
-            .find(|embedder| wanted.is_none_or(|name| name == embedder.name))
-            .ok_or_else(|| ("unknown_model", format!("find embedding model {wanted:?}")))?;
-        let mut embeddings = Vec::new();
-        let mut tokens = 0;
-        for text in &question.input {
-            let (vector, count) = embedder.embed(text).map_err(|why| ("bad_request", why))?;
-            embeddings.push(vector);
-            tokens += count as u64;
-        }
-        Ok(rpc::Embeddings { model: embedder.name.clone(), embeddings, usage: Usage::new(tokens, 0) })
-    };
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(embeddings)) => rpc::Reply::Ok(embeddings),
-        Ok(Err((code, detail))) => refuse(code, detail),
-        Err(error) => refuse("internal", format!("embed: {error}")),
-    }
-}
-
 impl Service {
-    async fn answer_questions(self: &Arc<Self>, models: &[rpc::Model], embedders: Vec<Embedder>) -> Result<(), Error> {
+    async fn answer_questions(self: &Arc<Self>, models: &[rpc::Model], embeddings: Embeddings) -> Result<(), Error> {
         let Runtime { bus, tasks, .. } = &self.runtime;
         let this = Arc::clone(self);
         bus.serve_liveness(tasks, &self.id, move || this.holds()).await?;
-        if !embedders.is_empty() {
-            let embedders = Arc::new(embedders);
-            bus.serve(tasks, subject::RPC_EMBED, move |question| embed(Arc::clone(&embedders), question)).await?;
+        if !embeddings.models().is_empty() {
+            let embeddings = Arc::new(embeddings);
+            bus.serve(tasks, subject::RPC_EMBED, move |question| Arc::clone(&embeddings).answer(question)).await?;
         }
         let models = models.to_vec();
         bus.serve(tasks, subject::RPC_MODELS, move |()| std::future::ready(rpc::Reply::Ok(models.clone()))).await?;
