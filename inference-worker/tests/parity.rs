@@ -17,7 +17,7 @@ use serde_json::Value;
 /// Safetensors in f32, f16 and bf16, sharded and whole; GGUF with every kind of block; scaled and plain rotation.
 const MODELS: [&str; 7] = ["qwen3", "llama", "llama-biased", "qwen2", "mistral", "llama-gguf", "qwen3-gguf"];
 /// How far a logit may be off, as a part of the largest.
-const TOLERANCE: f32 = 1e-4;
+const TOLERANCE: f32 = 1e-5;
 /// Tokens of every answer.
 const ANSWER: usize = 64;
 
