@@ -4,6 +4,7 @@ mod agent_types;
 mod agents;
 mod audit;
 mod context;
+mod crowd;
 mod dead_letters;
 mod full_queue;
 mod generation;
