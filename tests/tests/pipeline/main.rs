@@ -18,3 +18,4 @@ mod refusals;
 mod requests;
 mod starting;
 mod storage;
+mod takeover;
