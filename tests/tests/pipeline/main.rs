@@ -6,6 +6,7 @@ mod audit;
 mod context;
 mod crowd;
 mod dead_letters;
+mod embeddings;
 mod full_queue;
 mod generation;
 mod interruptions;
