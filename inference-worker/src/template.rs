@@ -54,11 +54,11 @@ impl ChatTemplate {
                 .unwrap_or_default()
                 .to_owned()
         };
-        Self::compile(source, token("bos_token"), token("eos_token"))
+        Self::compile(&source, token("bos_token"), token("eos_token"))
             .map_err(|error| Error::refused(config_path, format!("the chat template does not compile: {error}")))
     }
 
-    fn compile(source: String, bos_token: String, eos_token: String) -> Result<Self, minijinja::Error> {
+    fn compile(source: &str, bos_token: String, eos_token: String) -> Result<Self, minijinja::Error> {
         let mut environment = Environment::new();
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
         environment.set_fuel(Some(STEPS_MAX));
@@ -67,8 +67,8 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        let family = Family::of_template(&source);
-        environment.add_template_owned("chat", without_training_marks(&source))?;
+        let family = Family::of_template(source);
+        environment.add_template_owned("chat", without_training_marks(source))?;
         Ok(Self { environment, family, bos_token, eos_token })
     }
 
