@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use runtime::{Runtime, bus, clock, telemetry};
 use schemas::api::{AgentRequest, ChatRequest, EmbeddingsAnswer, EmbeddingsRequest, ToolRequest};
 use schemas::fact::{CancelMode, CancelRequested, ExecutionSubmitted, Kind};
-use schemas::rpc::{Embed, Embeddings, Reply};
+use schemas::rpc::{EMBED_WITHIN, Embed, Embeddings, Reply};
 use schemas::wire::Nanos;
 use schemas::{ExecutionId, Fact, FactBody, subject};
 use serde::Serialize;
@@ -26,8 +26,6 @@ use crate::submission::{self, Surroundings};
 
 /// How long past an execution's deadline its end is waited for: the orchestrator writes it, not the edge.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
-/// How long embeddings may take.
-const EMBED_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Answered = Result<Response, Failure>;
 
@@ -90,10 +88,11 @@ pub(crate) async fn embeddings(State(gateway): State<Arc<Gateway>>, request: Req
         return Err(Failure::unknown("model", name, &known));
     }
     let question = Embed { model: request.model, input: request.input.0 };
-    match gateway.runtime.bus.ask(subject::RPC_EMBED, &question, EMBED_TIMEOUT).await {
-        Ok(Reply::Ok(Embeddings { model, embeddings, usage })) => {
+    question.check().map_err(|why| Failure::new(413, "overflow", why, "send the texts in several requests"))?;
+    match gateway.runtime.bus.ask(subject::RPC_EMBED, &question, EMBED_WITHIN).await {
+        Ok(Reply::Ok(Embeddings { model, embeddings, usage, truncated })) => {
             let dimensions = embeddings.first().map_or(0, Vec::len);
-            Ok(Json(EmbeddingsAnswer { model, embeddings, dimensions, usage }).into_response())
+            Ok(Json(EmbeddingsAnswer { model, embeddings, dimensions, usage, truncated }).into_response())
         }
         Ok(Reply::Err(refusal)) => {
             let status = match refusal.code.as_str() {

@@ -69,6 +69,9 @@ pub(crate) struct Gateway {
 pub async fn serve(config: Config, secret: Secret, runtime: Runtime) -> Result<SocketAddr, Error> {
     let listen = |source| Error::Listen { http: config.http.clone(), source };
     let listener = tokio::net::TcpListener::bind(&config.http).await.map_err(listen)?;
+    // Clients that come all at once wait here until they are taken: as many as may be open, bounded by the system.
+    let waiting = i32::try_from(config.requests_open_max).unwrap_or(i32::MAX);
+    rustix::net::listen(&listener, waiting).map_err(|error| listen(error.into()))?;
     let address = listener.local_addr().map_err(listen)?;
     // Tokens are small and must leave at once.
     let listener = listener.tap_io(|connection| {

@@ -171,6 +171,10 @@ impl Architecture {
                 return Err(format!("{unsupported} is not supported"));
             }
         }
+        let rotated = json.pointer("/rope_parameters/partial_rotary_factor").or(json.get("partial_rotary_factor"));
+        if let Some(part) = rotated.and_then(Value::as_f64).filter(|&part| part != 1.0) {
+            return Err(format!("partial_rotary_factor is {part}, and heads are only rotated as a whole"));
+        }
         let attention_bias = json.get("attention_bias").and_then(Value::as_bool).unwrap_or(false);
         let uses_window = json.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(family == Family::Mistral);
         if uses_window && family != Family::Mistral {
@@ -260,6 +264,9 @@ impl RopeScaling {
                 if json.get("mscale").is_some_and(|value| !value.is_null()) {
                     return Err("rope scaling \"yarn\" with \"mscale\" is not supported".to_owned());
                 }
+                if json.get("truncate").and_then(Value::as_bool) == Some(false) {
+                    return Err("rope scaling \"yarn\" with \"truncate\": false is not supported".to_owned());
+                }
                 Ok(Self::Yarn {
                     factor,
                     original_window,
@@ -273,7 +280,8 @@ impl RopeScaling {
     }
 }
 
-fn positive(json: &Value, name: &str) -> Result<usize, String> {
+/// A dimension: there, not zero, and not absurd.
+pub(crate) fn positive(json: &Value, name: &str) -> Result<usize, String> {
     optional(json, name)?.ok_or_else(|| format!("{name:?} is missing"))
 }
 

@@ -121,10 +121,15 @@ impl Config {
         }
     }
 
+    /// How many threads compute.
+    pub(crate) fn threads(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if self.threads == 0 { all() } else { self.threads }
+    }
+
     /// The threads that compute.
     pub(crate) fn team(&self) -> std::io::Result<Team> {
-        let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Team::new(if self.threads == 0 { all() } else { self.threads })
+        Team::new(self.threads())
     }
 }
 

@@ -1,73 +1,173 @@
-//! Texts to vectors: models of the BERT family, mean pooling, unit length.
+//! Texts to vectors: models of the BERT family, pooled and scaled as their files say.
 //!
-//! Texts are computed one by one: nothing is padded, and a text has the same vector in any company. A text longer
-//! than the model's window is cut at it, as such models are used everywhere.
+//! A directory in the layout of sentence-transformers says what is done around the model (`recipe`). Texts are
+//! computed one by one: nothing is padded, so a text has the same vector in any company, bit for bit. Of a text longer
+//! than the model reads, the beginning is read, as such models are used everywhere; the answer says that it was cut.
 
-use std::path::Path;
+use std::{path::Path, sync::Mutex};
 
-use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use candle_transformers::models::bert::{BertModel, Config};
 
 use crate::{
-    model_directory::{Error, read_json},
+    architecture::positive,
+    model_directory::{Error, fitting_tokenizer, name_of, read_json},
     tokenizer::Tokenizer,
-    weights::SafetensorsFiles,
+    weights::{SafetensorsFiles, Weights},
 };
+
+mod recipe;
+
+use recipe::{Pooling, Recipe};
+
+/// Below this a vector counts as this long, so that a vector of zeros stays one.
+const SHORTEST: f32 = 1e-12;
 
 /// An embedding model, ready to run.
 pub struct Embedder {
     /// The name under which it is served: the directory's.
     pub name: String,
-    /// Tokens of one text that it reads.
+    /// Tokens of one text that it reads, its marks included.
     pub window: usize,
+    /// Length of its vectors.
+    pub dimensions: usize,
     model: BertModel,
     tokenizer: Tokenizer,
+    recipe: Recipe,
+}
+
+/// What became of one text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedding {
+    /// The vector.
+    pub vector: Vec<f32>,
+    /// Tokens read.
+    pub tokens: usize,
+    /// The text was longer than that: only its beginning was read.
+    pub cut: bool,
 }
 
 impl Embedder {
-    /// Loads a directory with `config.json`, `model.safetensors` and `tokenizer.json`.
+    /// Loads a directory with `config.json`, safetensors (f32, f16 or bf16, sharded or whole) and `tokenizer.json`.
+    /// `modules.json` beside them says how vectors are made; without it they are means of unit length.
     ///
     /// # Errors
-    /// Any file is missing or unusable; the error names it.
+    /// Any file is missing or unusable, or asks for what is not computed; the error names it.
     pub fn load(directory: &Path) -> Result<Self, Error> {
-        let config_path = directory.join("config.json");
-        let json = read_json(&config_path)?;
-        let config: Config = serde_json::from_value(json)
-            .map_err(|error| Error::refused(&config_path, format!("not a BERT configuration: {error}")))?;
-        // Checks the header against the file's length, so that a truncated file is refused by name.
-        SafetensorsFiles::open(directory)?;
-        let path = directory.join("model.safetensors");
-        let bytes = std::fs::read(&path).map_err(|source| Error::read(&path, source))?;
-        let refuse = |error: candle_core::Error| Error::refused(&path, error.to_string());
-        let weights = VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu).map_err(refuse)?;
-        let model = BertModel::load(weights, &config).map_err(refuse)?;
-        let tokenizer = Tokenizer::load(&directory.join("tokenizer.json"))?;
-        let name =
-            directory.file_name().map_or_else(|| "embedding".to_owned(), |name| name.to_string_lossy().into_owned());
-        Ok(Self { name, window: config.max_position_embeddings, model, tokenizer })
+        let recipe = Recipe::read(directory)?;
+        let files = recipe.files.as_path();
+        let config_path = files.join("config.json");
+        let config = configuration(&config_path)?;
+        let mut tokenizer = fitting_tokenizer(&files.join("tokenizer.json"), config.vocab_size)?;
+        let window = recipe.window.map_or(config.max_position_embeddings, |w| w.min(config.max_position_embeddings));
+        tokenizer.cut_at(window).map_err(|why| Error::refused(&config_path, why))?;
+        let model = bert(&SafetensorsFiles::open(files)?, &config, &config_path)?;
+        Ok(Self { name: name_of(directory), window, dimensions: config.hidden_size, model, tokenizer, recipe })
     }
 
-    /// The vector of a text, of unit length, and the tokens read for it.
+    /// The vector of a text.
     ///
     /// # Errors
-    /// The text cannot be tokenised, or the model does not fit its configuration; the text says which.
-    pub fn embed(&self, text: &str) -> Result<(Vec<f32>, usize), String> {
-        let mut ids = self.tokenizer.encode_marked(text)?;
-        ids.truncate(self.window);
-        if ids.is_empty() {
+    /// The text cannot be tokenised, or the model gives no numbers for it; the text says which.
+    pub fn embed(&self, text: &str) -> Result<Embedding, String> {
+        let marked = self.tokenizer.encode_marked(&self.recipe.prepared(text))?;
+        if marked.ids.is_empty() {
             return Err("embed a text without tokens".to_owned());
         }
-        let vector = self.pooled(&ids).map_err(|error| error.to_string())?;
-        Ok((vector, ids.len()))
+        let hidden = self.hidden(&marked.ids, &marked.types).map_err(|error| error.to_string())?;
+        let mut vector = pooled(&hidden, self.dimensions, self.recipe.pooling);
+        if self.recipe.normalise {
+            let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt().max(SHORTEST);
+            vector.iter_mut().for_each(|value| *value /= length);
+        }
+        if vector.iter().any(|value| !value.is_finite()) {
+            return Err("the model gave no finite vector; are its weights whole?".to_owned());
+        }
+        Ok(Embedding { vector, tokens: marked.ids.len(), cut: marked.cut })
     }
 
-    fn pooled(&self, ids: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let input = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
-        let hidden = self.model.forward(&input, &input.zeros_like()?, None)?;
-        let mut vector: Vec<f32> = hidden.squeeze(0)?.mean(0)?.to_vec1()?;
-        let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
-        vector.iter_mut().for_each(|value| *value /= length);
-        Ok(vector)
+    /// The last layer's output, row by row.
+    fn hidden(&self, ids: &[u32], types: &[u32]) -> candle_core::Result<Vec<f32>> {
+        let row = |values: &[u32]| Tensor::new(values, &Device::Cpu)?.unsqueeze(0);
+        self.model.forward(&row(ids)?, &row(types)?, None)?.flatten_all()?.to_vec1()
+    }
+}
+
+fn pooled(hidden: &[f32], width: usize, pooling: Pooling) -> Vec<f32> {
+    let mut rows = hidden.chunks_exact(width);
+    let first = rows.next().expect("a text without tokens is refused").to_vec();
+    match pooling {
+        Pooling::First => first,
+        Pooling::Largest => rows.fold(first, |largest, row| largest.iter().zip(row).map(|(a, b)| a.max(*b)).collect()),
+        Pooling::Mean => {
+            let count = hidden.len() / width;
+            let sum = rows.fold(first, |sum, row| sum.iter().zip(row).map(|(a, b)| a + b).collect());
+            sum.into_iter().map(|value| value / count as f32).collect()
+        }
+    }
+}
+
+/// Reads `config.json`, and refuses what is no plain BERT: relatives with the same fields count positions otherwise, and
+/// would answer plausible nonsense.
+fn configuration(path: &Path) -> Result<Config, Error> {
+    let json = read_json(path)?;
+    let refuse = |reason: String| Error::refused(path, reason);
+    let kind = json.get("model_type").and_then(serde_json::Value::as_str).unwrap_or("bert");
+    if kind != "bert" {
+        return Err(refuse(format!("\"model_type\" is {kind:?}; embedding models are known of type \"bert\" only")));
+    }
+    if json.get("is_decoder").and_then(serde_json::Value::as_bool) == Some(true) {
+        return Err(refuse("\"is_decoder\" is true; only encoders are known".to_owned()));
+    }
+    for name in ["vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings", "type_vocab_size"] {
+        positive(&json, name).map_err(refuse)?;
+    }
+    let config: Config =
+        serde_json::from_value(json).map_err(|error| refuse(format!("not a BERT configuration: {error}")))?;
+    if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
+        let (heads, width) = (config.num_attention_heads, config.hidden_size);
+        return Err(refuse(format!("{heads} attention heads cannot share a width of {width}")));
+    }
+    Ok(config)
+}
+
+fn bert(files: &SafetensorsFiles, config: &Config, config_path: &Path) -> Result<BertModel, Error> {
+    let first_error = Mutex::new(None);
+    let source = Box::new(Source { files, first_error: &first_error });
+    let root = VarBuilder::from_backend(source, DType::F32, Device::Cpu);
+    // A model that was saved with a head on top has its own name in front.
+    let inside = files.holds("bert.embeddings.word_embeddings.weight");
+    let loaded = BertModel::load(if inside { root.pp("bert") } else { root }, config);
+    loaded.map_err(|error| {
+        let ours = first_error.lock().expect("no panic while the lock is held").take();
+        ours.unwrap_or_else(|| Error::refused(config_path, error.to_string()))
+    })
+}
+
+/// Hands tensors to candle one at a time, and keeps what was wrong in our own words.
+struct Source<'a> {
+    files: &'a SafetensorsFiles,
+    first_error: &'a Mutex<Option<Error>>,
+}
+
+impl SimpleBackend for Source<'_> {
+    fn get(&self, shape: Shape, name: &str, _: Init, _: DType, device: &Device) -> candle_core::Result<Tensor> {
+        match self.files.tensor(name, shape.dims()) {
+            Ok(values) => Tensor::from_vec(values, shape, device),
+            Err(error) => {
+                let text = error.to_string();
+                self.first_error.lock().expect("no panic while the lock is held").get_or_insert(error);
+                Err(candle_core::Error::Msg(text))
+            }
+        }
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        Err(candle_core::Error::Msg(format!("tensor {name:?} is asked for without a shape")))
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.files.holds(name)
     }
 }

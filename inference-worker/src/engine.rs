@@ -332,9 +332,13 @@ impl Engine {
         dropped_messages: usize,
         submitted: Instant,
     ) -> Result<Running, Rejection> {
+        request.sampling.check().map_err(Rejection::Unusable)?;
         let vocabulary = self.model.decoder.architecture().vocabulary;
-        if prompt.is_empty() || prompt.iter().chain(&request.produced).any(|&id| id as usize >= vocabulary) {
-            return Err(Rejection::Tokenise("a token is outside the model's vocabulary, or there is none".to_owned()));
+        if prompt.is_empty() {
+            return Err(Rejection::Tokenise("it is empty: the conversation says nothing".to_owned()));
+        }
+        if prompt.iter().chain(&request.produced).any(|&id| id as usize >= vocabulary) {
+            return Err(Rejection::Tokenise("a token is outside the model's vocabulary".to_owned()));
         }
         if prompt.len() >= self.window {
             return Err(Rejection::PromptTooLong {

@@ -3,7 +3,12 @@
 //! The header is checked against the file's length before any tensor is read, so that a truncated file is refused.
 //! Tensors are found by the names of Hugging Face's layout, which the decoder uses for both kinds of file.
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path, path::PathBuf};
+use std::{
+    fs::File,
+    io::Seek,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
 use candle_core::quantized::{
     GgmlDType,
@@ -17,6 +22,7 @@ use crate::{
     weights::Weights,
 };
 
+mod alignment;
 mod blocks;
 mod vocabulary;
 
@@ -40,6 +46,10 @@ impl GgufFile {
         let refuse = |reason: String| Error::refused(path, reason);
         let mut file = File::open(path).map_err(|source| Error::read(path, source))?;
         let length = file.metadata().map_err(|source| Error::read(path, source))?.len();
+        if alignment::is_zero(&mut std::io::BufReader::new(&file)) {
+            return Err(refuse("malformed: \"general.alignment\" is 0".to_owned()));
+        }
+        file.rewind().map_err(|source| Error::read(path, source))?;
         let content = Content::read(&mut std::io::BufReader::new(&mut file)).map_err(|error| {
             let reason = error.to_string();
             let reason = reason.lines().next().unwrap_or_default();
@@ -221,17 +231,19 @@ fn architecture(content: &Content) -> Result<Architecture, String> {
     }
     let key = |name: &str| format!("{family}.{name}");
     let optional = |name: &str| number(content, &key(name));
-    let dimension = |name: &str| match optional(name) {
-        Some(value @ 1..=0x100_0000) => Ok(value as usize),
-        Some(value) => Err(format!("{:?} is {value}, expected 1 to 16777216", key(name))),
-        None => Err(format!("{:?} is missing", key(name))),
+    let dimension_or = |name: &str, default: Option<usize>| match (optional(name), default) {
+        (Some(value @ 1..=0x100_0000), _) => Ok(value as usize),
+        (Some(value), _) => Err(format!("{:?} is {value}, expected 1 to 16777216", key(name))),
+        (None, Some(default)) => Ok(default),
+        (None, None) => Err(format!("{:?} is missing", key(name))),
     };
+    let dimension = |name: &str| dimension_or(name, None);
     let has = |tensor: &str| content.tensor_infos.contains_key(tensor);
     let hidden = dimension("embedding_length")?;
     let heads = dimension("attention.head_count")?;
-    let kv_heads = optional("attention.head_count_kv").map_or(heads, |value| value as usize);
-    let head_width = optional("attention.key_length").map_or(hidden / heads, |value| value as usize);
-    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+    let kv_heads = dimension_or("attention.head_count_kv", Some(heads))?;
+    let head_width = dimension_or("attention.key_length", Some(hidden / heads))?;
+    if !heads.is_multiple_of(kv_heads) {
         return Err(format!("{heads} attention heads cannot share {kv_heads} key-value heads"));
     }
     if head_width == 0 || !head_width.is_multiple_of(2) {

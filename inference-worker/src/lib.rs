@@ -4,9 +4,10 @@
 //! come, `sample` picks one of them, `answer` turns them into text and tool calls, and `engine` runs the loop on a thread
 //! of its own.
 //! `service` is the shell on the bus: it consumes inference jobs and has `carry_out` publish their token frames and result
-//! facts; `backend` is what generates them: the engine, or `remote`, a server that speaks OpenAI's API. A result is in the log before its job is off the queue: a crash between the
-//! two repeats the job, and the log recognises the second result. An attempt after the first goes on behind the tokens
-//! already published. `results` knows answers that would come out the same again.
+//! facts; `backend` is what generates them: the engine, or `remote`, a server that speaks OpenAI's API. A result is in
+//! the log before its job is off the queue: a crash between the two repeats the job, and the log recognises the second
+//! result. An attempt after the first goes on behind the tokens already published. `results` knows answers that would
+//! come out the same again. `embed` turns texts into vectors, with which `embeddings` answers questions.
 
 pub mod answer;
 mod answered;
@@ -17,6 +18,7 @@ pub mod config;
 pub mod constraint;
 pub mod detokenize;
 pub mod embed;
+mod embeddings;
 pub mod engine;
 pub mod gguf;
 mod identity;

@@ -191,7 +191,7 @@ fn gguf_in(path: &Path) -> Result<Option<PathBuf>, Error> {
     }
 }
 
-fn fitting_tokenizer(path: &Path, vocabulary: usize) -> Result<Tokenizer, Error> {
+pub(crate) fn fitting_tokenizer(path: &Path, vocabulary: usize) -> Result<Tokenizer, Error> {
     fitting(Tokenizer::load(path)?, path, vocabulary)
 }
 

@@ -71,6 +71,25 @@ impl Sampling {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
+    /// Refuses numbers that nothing can be drawn with, whoever sent them.
+    ///
+    /// # Errors
+    /// A number is none, or out of its bounds; the text says which.
+    pub fn check(&self) -> Result<(), String> {
+        let numbers = [
+            ("temperature", self.temperature, self.temperature >= 0.0),
+            ("top_p", self.top_p, self.top_p > 0.0),
+            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p)),
+            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0.0),
+            ("presence_penalty", self.presence_penalty, true),
+            ("frequency_penalty", self.frequency_penalty, true),
+        ];
+        match numbers.into_iter().find(|(_, value, fits)| !value.is_finite() || !fits) {
+            None => Ok(()),
+            Some((name, value, _)) => Err(format!("`{name}` is {value}, nothing can be drawn with it")),
+        }
+    }
+
     /// Makes tokens that were seen less likely (more likely, where a penalty says so).
     pub fn penalise(&self, logits: &mut [f32], seen: &Seen) {
         if self.repetition_penalty != 1.0 {

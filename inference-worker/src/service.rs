@@ -10,7 +10,7 @@ use std::{
 use futures::StreamExt;
 use runtime::{Runtime, bus, clock};
 use schemas::{
-    EffectId, ExecutionId, Usage,
+    EffectId, ExecutionId,
     presence::{Hold, Holds, Worker},
     rpc, stream, subject,
     wire::encode,
@@ -22,6 +22,7 @@ use crate::{
     backend::Backend,
     config::Config,
     embed::Embedder,
+    embeddings::Embeddings,
     engine::Engine,
     model_directory::{self, Model},
     remote,
@@ -70,7 +71,7 @@ pub enum Error {
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let remotes = config.remotes().map_err(Error::Setting)?;
     let kept_for = config.cache_results();
-    let (mut backends, embedders) =
+    let (mut backends, embeddings) =
         tokio::task::spawn_blocking(move || load(&config)).await.expect("loading returns errors and does not panic")?;
     remote::watch(&remotes, &runtime.tasks).await;
     backends.extend(remotes.into_iter().map(Backend::Remote));
@@ -80,8 +81,9 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         results: Arc::new(Results::new(runtime.clone(), kept_for)?),
         held: Mutex::default(),
     });
-    let offer = Offer { backends: backends.clone(), embedding: embedders.iter().map(describe_embedder).collect() };
-    worker.answer_questions(offer.clone(), embedders).await?;
+    let embedding = embeddings.models().iter().map(describe_embedder).collect();
+    let offer = Offer { backends: backends.clone(), embedding };
+    worker.answer_questions(offer.clone(), embeddings).await?;
     worker.listen_for_cancels().await?;
     worker.announce(offer).await?;
     for backend in backends {
@@ -92,7 +94,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     Ok(())
 }
 
-fn load(config: &Config) -> Result<(Vec<Backend>, Vec<Embedder>), Error> {
+fn load(config: &Config) -> Result<(Vec<Backend>, Embeddings), Error> {
     let engine_config = config.engine();
     let team = Arc::new(config.team().map_err(Error::Engine)?);
     let unusable = |directory: &Path, source| Error::Model { directory: directory.to_owned(), source };
@@ -111,7 +113,8 @@ fn load(config: &Config) -> Result<(Vec<Backend>, Vec<Embedder>), Error> {
         .embedding_models
         .iter()
         .map(|directory| Embedder::load(directory).map_err(|source| unusable(directory, source)));
-    Ok((backends, embedders.collect::<Result<_, _>>()?))
+    let embedders = embedders.collect::<Result<_, _>>()?;
+    Ok((backends, Embeddings::start(embedders, config.threads()).map_err(Error::Engine)?))
 }
 
 pub(crate) struct Service {
@@ -161,39 +164,14 @@ fn describe_embedder(embedder: &Embedder) -> rpc::Model {
     rpc::Model { name: embedder.name.clone(), kind: "embedding".to_owned(), window }
 }
 
-/// Computes on a thread for blocking work; a panic there is an answer, too.
-async fn embed(embedders: Arc<Vec<Embedder>>, question: rpc::Embed) -> rpc::Reply<rpc::Embeddings> {
-    let refuse = |code: &str, detail: String| rpc::Reply::Err(rpc::Refusal { code: code.to_owned(), detail });
-    let work = move || {
-        let wanted = question.model.as_deref();
-        let embedder = embedders
-            .iter()
-            .find(|embedder| wanted.is_none_or(|name| name == embedder.name))
-            .ok_or_else(|| ("unknown_model", format!("find embedding model {wanted:?}")))?;
-        let mut embeddings = Vec::new();
-        let mut tokens = 0;
-        for text in &question.input {
-            let (vector, count) = embedder.embed(text).map_err(|why| ("bad_request", why))?;
-            embeddings.push(vector);
-            tokens += count as u64;
-        }
-        Ok(rpc::Embeddings { model: embedder.name.clone(), embeddings, usage: Usage::new(tokens, 0) })
-    };
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(embeddings)) => rpc::Reply::Ok(embeddings),
-        Ok(Err((code, detail))) => refuse(code, detail),
-        Err(error) => refuse("internal", format!("embed: {error}")),
-    }
-}
-
 impl Service {
-    async fn answer_questions(self: &Arc<Self>, offer: Offer, embedders: Vec<Embedder>) -> Result<(), Error> {
+    async fn answer_questions(self: &Arc<Self>, offer: Offer, embeddings: Embeddings) -> Result<(), Error> {
         let Runtime { bus, tasks, .. } = &self.runtime;
         let this = Arc::clone(self);
         bus.serve_liveness(tasks, &self.id, move || this.holds()).await?;
-        if !embedders.is_empty() {
-            let embedders = Arc::new(embedders);
-            bus.serve(tasks, subject::RPC_EMBED, move |question| embed(Arc::clone(&embedders), question)).await?;
+        if !embeddings.models().is_empty() {
+            let embeddings = Arc::new(embeddings);
+            bus.serve(tasks, subject::RPC_EMBED, move |question| Arc::clone(&embeddings).answer(question)).await?;
         }
         bus.serve(tasks, subject::RPC_MODELS, move |()| std::future::ready(rpc::Reply::Ok(offer.models()))).await?;
         Ok(())

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use serde_json::Value;
+use tokenizers::{PostProcessor, TruncationParams};
 
 use crate::model_directory::Error;
 
@@ -15,6 +16,17 @@ pub struct Tokenizer {
     added: BTreeMap<u32, tokenizers::AddedToken>,
     /// Special tokens that carry meaning for the tool-call parser, and so stay visible to it.
     visible: &'static [&'static str],
+}
+
+/// A text between its marks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marked {
+    /// Its ids.
+    pub ids: Vec<u32>,
+    /// To which part of the input each belongs.
+    pub types: Vec<u32>,
+    /// The text was longer: its end is left out.
+    pub cut: bool,
 }
 
 /// How the vocabulary spells bytes.
@@ -65,13 +77,28 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The ids of a text with the marks the tokenizer puts around one, as embedding models want them.
+    /// Cuts texts with marks at that many ids, the marks included.
+    ///
+    /// # Errors
+    /// That leaves no room for text beside the marks.
+    pub fn cut_at(&mut self, ids_max: usize) -> Result<(), String> {
+        let marks = self.inner.get_post_processor().map_or(0, |marks| marks.added_tokens(false));
+        if ids_max <= marks {
+            return Err(format!("a window of {ids_max} tokens leaves no room for text beside {marks} marks"));
+        }
+        let bound = TruncationParams { max_length: ids_max, ..TruncationParams::default() };
+        self.inner.with_truncation(Some(bound)).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    /// A text with the marks the tokenizer puts around one, as embedding models want it.
     ///
     /// # Errors
     /// The tokenizer refuses the text.
-    pub fn encode_marked(&self, text: &str) -> Result<Vec<u32>, String> {
+    pub fn encode_marked(&self, text: &str) -> Result<Marked, String> {
         let encoding = self.inner.encode_fast(text, true).map_err(|error| error.to_string())?;
-        Ok(encoding.get_ids().to_vec())
+        let cut = !encoding.get_overflowing().is_empty();
+        Ok(Marked { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec(), cut })
     }
 
     /// Lets readers see these special tokens.

@@ -95,6 +95,11 @@ impl SafetensorsFiles {
         }
         Ok(Self { directory: directory.to_owned(), shards, by_tensor })
     }
+
+    /// Whether there is a tensor of that name.
+    pub fn holds(&self, name: &str) -> bool {
+        self.by_tensor.contains_key(name)
+    }
 }
 
 impl Weights for SafetensorsFiles {

@@ -79,6 +79,8 @@ fn an_unknown_rope_scaling_and_a_zero_dimension_are_refused() {
     let config = directory.path().join("config.json");
     replace(&config, "\"llama3\"", "\"longrope\"");
     assert!(refusal(directory.path()).contains("longrope"));
+    replace(&config, "\"longrope\"", "\"llama3\", \"partial_rotary_factor\": 0.5");
+    assert!(refusal(directory.path()).contains("partial_rotary_factor is 0.5"));
     replace(&config, "\"hidden_size\": 40", "\"hidden_size\": 0");
     assert!(refusal(directory.path()).contains("hidden_size"));
 }

@@ -370,6 +370,9 @@ pub struct EmbeddingsAnswer {
     pub dimensions: usize,
     /// Tokens read.
     pub usage: Usage,
+    /// The texts, by index, of which the model read only the beginning: they are longer than its window.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub truncated: Vec<u32>,
 }
 
 /// `POST /internal/dead-letters/{id}/redrive`; the body may be empty.

@@ -1,5 +1,7 @@
 //! Stateless questions between services: NATS requests in queue groups, never recorded as executions.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -36,6 +38,31 @@ pub struct Embed {
     pub input: Vec<String>,
 }
 
+/// Texts of one request at most: their vectors must fit one message.
+pub const EMBED_TEXTS_MAX: usize = 1_024;
+/// Bytes of the texts of one request together at most; they travel as one message, too.
+pub const EMBED_BYTES_MAX: usize = 4 << 20;
+/// How long an answer is waited for.
+pub const EMBED_WITHIN: Duration = Duration::from_secs(30);
+
+impl Embed {
+    /// Holds the request against the bounds.
+    ///
+    /// # Errors
+    /// It has too many texts, or too long ones; the text says which and how many are allowed.
+    pub fn check(&self) -> Result<(), String> {
+        let texts = self.input.len();
+        if texts > EMBED_TEXTS_MAX {
+            return Err(format!("`input` holds {texts} texts, at most {EMBED_TEXTS_MAX} are embedded at once"));
+        }
+        let bytes: usize = self.input.iter().map(String::len).sum();
+        if bytes > EMBED_BYTES_MAX {
+            return Err(format!("the texts have {bytes} bytes, at most {EMBED_BYTES_MAX} are embedded at once"));
+        }
+        Ok(())
+    }
+}
+
 /// One vector for each text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Embeddings {
@@ -45,6 +72,9 @@ pub struct Embeddings {
     pub embeddings: Vec<Vec<f32>>,
     /// Tokens read.
     pub usage: Usage,
+    /// The texts, by index, of which the model read only the beginning: they are longer than its window.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub truncated: Vec<u32>,
 }
 
 /// A loaded model. Question `vl.v1.rpc.models` (empty body) answers `Vec<Model>`.

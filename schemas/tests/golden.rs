@@ -563,6 +563,16 @@ fn jobs_tokens_presence_and_questions() {
             model: "minilm".into(),
             embeddings: vec![vec![0.5, -0.25]],
             usage: Usage::new(3, 0),
+            truncated: Vec::new(),
+        }),
+    );
+    check(
+        "rpc.embeddings.truncated",
+        &rpc::Reply::Ok(rpc::Embeddings {
+            model: "minilm".into(),
+            embeddings: vec![vec![0.5], vec![0.25]],
+            usage: Usage::new(259, 0),
+            truncated: vec![1],
         }),
     );
     check(

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use orchestrator::history::History;
 use runtime::bus::{self, Bus, Stored};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use schemas::chat::{FinishReason, Role, Sampling};
 use schemas::fact::{ExecutionSubmitted, InferenceCompleted, Kind, Limits};
 use schemas::{EffectId, Event, ExecutionId, Fact, FactBody, Message, Record, ToolCall, ToolSpec, Usage};
@@ -61,6 +62,15 @@ pub struct System {
 #[must_use]
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the repository").to_owned()
+}
+
+/// Lets this process, and those it starts, have as many files and connections open as the system allows.
+///
+/// # Errors
+/// When the system refuses.
+pub fn raise_open_files() -> anyhow::Result<()> {
+    let limits = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits })?)
 }
 
 /// A port that nobody listens on.
@@ -208,8 +218,16 @@ impl System {
     /// # Errors
     /// When it ends or says nothing.
     pub async fn start_role(&mut self, role: &str) -> anyhow::Result<()> {
+        self.start_role_with(role, &[]).await
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Errors
+    /// When it ends or says nothing.
+    pub async fn start_role_with(&mut self, role: &str, more: &[&str]) -> anyhow::Result<()> {
         let mut command = Command::new(program::program()?);
-        command.arg(role).args(["--json", "--nats", &self.nats_url()]);
+        command.arg(role).args(["--json", "--nats", &self.nats_url()]).args(more);
         if let Some(config) = &self.config {
             command.arg("--config").arg(config);
         }

@@ -76,6 +76,9 @@ pub(crate) struct Up {
     /// A model (a directory with `config.json`, or a GGUF file), or a directory of models.
     #[arg(long, value_name = "PATH")]
     pub(crate) models: Option<PathBuf>,
+    /// An embedding model (a directory with `config.json` or `modules.json`), or a directory of such.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) embedding_models: Option<PathBuf>,
     /// A directory of agent types, one TOML file each; taken up again whenever it changes.
     #[arg(long, value_name = "DIR")]
     pub(crate) agents: Option<PathBuf>,
@@ -111,6 +114,9 @@ pub(crate) struct Role {
     /// inference-worker: a model (a directory with `config.json`, or a GGUF file), or a directory of models.
     #[arg(long, value_name = "PATH")]
     pub(crate) models: Option<PathBuf>,
+    /// inference-worker: an embedding model (a directory with `config.json` or `modules.json`), or a directory of such.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) embedding_models: Option<PathBuf>,
     /// orchestrator: a directory of agent types, one TOML file each; taken up again whenever it changes.
     #[arg(long, value_name = "DIR")]
     pub(crate) agents: Option<PathBuf>,

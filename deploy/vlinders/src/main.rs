@@ -22,6 +22,7 @@ mod up;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use cli::{Cli, Command};
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         return tool_worker::runner_main();
     }
     let cli = Cli::parse();
+    raise_open_files();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -44,6 +46,15 @@ fn main() -> ExitCode {
             eprintln!("vlinders: {error:#}");
             ExitCode::from(if error.is::<settings::Usage>() { 2 } else { 1 })
         }
+    }
+}
+
+/// Systems start programs with a limit of 1,024 open files, and let those raise it that need more: every open request and
+/// every client of the private nats-server is one.
+fn raise_open_files() {
+    let limits = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits }) {
+        eprintln!("vlinders: the limit of open files stays as it is: {error}");
     }
 }
 

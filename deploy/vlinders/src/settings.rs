@@ -121,10 +121,11 @@ fn make_secret(file: &Path) -> std::io::Result<()> {
 }
 
 /// The models at `path`: itself, or each of its children that is a model. A model is a GGUF file, or a directory that
-/// holds a `config.json`.
+/// holds a `config.json`, or a `modules.json` that says where it is.
 pub(crate) fn model_directories(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     use inference_worker::model_directory::is_gguf;
-    let is_model = |path: &Path| path.join("config.json").is_file() || is_gguf(path) && path.is_file();
+    let described = |path: &Path| ["config.json", "modules.json"].iter().any(|file| path.join(file).is_file());
+    let is_model = |path: &Path| described(path) || is_gguf(path) && path.is_file();
     if is_model(path) {
         return Ok(vec![path.to_owned()]);
     }

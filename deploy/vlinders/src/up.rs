@@ -93,6 +93,10 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
     if let Some(models) = &options.models {
         flags.push(("inference", "models", settings::path_list(&settings::model_directories(models)?)));
     }
+    if let Some(models) = &options.embedding_models {
+        let found = settings::model_directories(models)?;
+        flags.push(("inference", "embedding_models", settings::path_list(&found)));
+    }
     if let Some(agents) = &options.agents {
         flags.push(("orchestrator", "agents_dir", toml::Value::String(agents.display().to_string())));
     }

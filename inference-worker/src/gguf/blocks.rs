@@ -128,3 +128,6 @@ fn fifth_bits(block: &[u8], at: usize) -> impl Fn(usize) -> u8 {
     let bits = u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
     move |weight| ((bits >> weight & 1) as u8) << 4
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,6 +41,12 @@ LLAMA = LlamaForCausalLM, LlamaConfig(
                          high_freq_factor=4.0, original_max_position_embeddings=64),
 )
 
+# Every projection of attention has a bias, and positions turn as trained.
+BIASED = LlamaForCausalLM, LlamaConfig(
+    **SHARED, head_dim=10, tie_word_embeddings=True, attention_bias=True,
+    rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+)
+
 QWEN2 = Qwen2ForCausalLM, Qwen2Config(
     **SHARED, tie_word_embeddings=True,
     rope_parameters=dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=64),
@@ -53,8 +59,11 @@ MISTRAL = MistralForCausalLM, MistralConfig(
 
 def make(name, kind, config, dtype, sharded):
     torch.manual_seed(20)
-    # Weights are rounded to the file's type first, so that both sides compute with the same numbers in f32.
-    model = kind(config).eval().to(dtype).float()
+    # Weights are rounded to the file's type first, so that both sides compute with the same numbers in f32. Weights alone:
+    # a whole model would also turn its positions by rounded angles.
+    model = kind(config).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).float()
     for parameter_name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             mean = 0 if parameter_name.endswith("bias") else 1
@@ -221,13 +230,59 @@ GGUF_QWEN3 = Qwen3ForCausalLM, Qwen3Config(
     **{**SHARED, "hidden_size": 64, "intermediate_size": 96}, head_dim=16, tie_word_embeddings=True,
 )
 RANDOM = np.random.default_rng(20)
+
+
+def make_blocks(name):
+    """A few rows of every kind of block, and what gguf's own code makes of them."""
+    samples = {}
+    for kind in (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K):
+        shape = (2, max(gguf.GGML_QUANT_SIZES[kind][0], 64))
+        if kind in (Kind.Q4_K, Kind.Q5_K, Kind.Q6_K):
+            data = random_blocks(kind, shape, 1.6)
+        else:
+            data = gguf.quants.quantize(RANDOM.normal(0, 1.6, shape).astype(np.float32), kind)
+        values = gguf.quants.dequantize(data, kind).astype(np.float32).reshape(-1)
+        # As few digits as give the same float again.
+        samples[kind.name] = {"inputs": shape[1], "bytes": data.tobytes().hex(), "values": [float(str(x)) for x in values]}
+    (HERE / f"{name}.json").write_text(json.dumps(samples, indent=0) + "\n")
+
+
+def make_rope(name):
+    """What transformers makes of every known stretching, by the configuration that asks for it."""
+    llama3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+    yarn = dict(factor=4.0, original_max_position_embeddings=32768)
+    asked = [
+        (64, 10000.0, dict(rope_type="default")), (128, 1e6, dict(rope_type="default")),
+        (64, 10000.0, dict(rope_type="linear", factor=4.0)), (10, 5e5, dict(rope_type="linear", factor=2.5)),
+        (128, 5e5, dict(rope_type="llama3", **llama3)), (64, 5e5, dict(rope_type="llama3", **{**llama3, "factor": 32.0})),
+        (128, 1e6, dict(rope_type="yarn", **yarn)), (64, 1e4, dict(rope_type="yarn", **{**yarn, "factor": 2.0})),
+        (128, 1.5e5, dict(rope_type="yarn", **yarn, beta_fast=24.0, beta_slow=2.0)),
+        (24, 1e4, dict(rope_type="yarn", **{**yarn, "original_max_position_embeddings": 64}, attention_factor=1.5)),
+    ]
+    cases = []
+    for width, theta, scaling in asked:
+        config = LlamaConfig(**SHARED, head_dim=width, rope_parameters=dict(**scaling, rope_theta=theta))
+        rotary = LlamaForCausalLM(config).model.rotary_emb
+        common = dict(width=width, inverse=[float(str(x)) for x in rotary.inv_freq.numpy()],
+                      amplitude=float(rotary.attention_scaling))
+        cases.append(dict(config=dict(rope_parameters=dict(**scaling, rope_theta=theta)), **common))
+        if scaling["rope_type"] != "default":
+            older = dict(rope_theta=theta, rope_scaling=scaling)
+            older["rope_scaling"] = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
+            cases.append(dict(config=older, **common))
+    (HERE / f"{name}.json").write_text(json.dumps(cases, indent=0) + "\n")
+
+
 MODELS = {
     "qwen3": lambda name: make(name, *QWEN3, torch.float16, sharded=False),
     "llama": lambda name: make(name, *LLAMA, torch.bfloat16, sharded=True),
+    "llama-biased": lambda name: make(name, *BIASED, torch.float16, sharded=False),
     "qwen2": lambda name: make(name, *QWEN2, torch.float32, sharded=False),
     "mistral": lambda name: make(name, *MISTRAL, torch.float16, sharded=False),
     "llama-gguf": lambda name: make_gguf(name, "llama", *GGUF_LLAMA, LLAMA_KINDS, sentence_piece),
     "qwen3-gguf": lambda name: make_gguf(name, "qwen3", *GGUF_QWEN3, QWEN3_KINDS, byte_level),
+    "blocks": make_blocks,
+    "rope": make_rope,
 }
 
 if __name__ == "__main__":

@@ -20,7 +20,30 @@ fn cases(system: &System) -> Vec<Case> {
         (chat, json!({"messages": []}), 400, "invalid_request", &["`messages`", "at least one"]),
         (chat, json!({"messages": user("x"), "modle": "tiny"}), 400, "unknown_field", &["modle"]),
         (chat, json!({"messages": user("x"), "model": "tinny"}), 404, "unknown_model", &["did you mean tiny?"]),
-        (chat, json!({"messages": user(&"word ".repeat(5_000))}), 413, "overflow", &["tokens", "larger window"]),
+        (
+            chat,
+            json!({"messages": user(&"word ".repeat(5_000))}),
+            413,
+            "overflow",
+            &["tokens, the window of tiny holds 1024", "larger window"],
+        ),
+        (
+            chat,
+            json!({"messages": user("x"), "temperature": 1e308}),
+            400,
+            "invalid_request",
+            &["`temperature`", "1e+308", "0 to 10"],
+        ),
+        (chat, json!({"messages": user("x"), "top_p": -1}), 400, "invalid_request", &["`top_p`"]),
+        (chat, json!({"messages": user("x"), "max_tokens": 1e18}), 400, "invalid_request", &["`max_tokens`"]),
+        (chat, json!({"messages": user("x"), "max_tokens": 0}), 400, "invalid_request", &["`max_tokens`"]),
+        (
+            chat,
+            json!({"messages": user("x"), "stop": vec!["x"; 100_000]}),
+            400,
+            "invalid_request",
+            &["`stop`", "at most 16"],
+        ),
         (chat, json!({"messages": user("x"), "temperature": -1}), 400, "invalid_request", &["`temperature`"]),
         (chat, json!({"messages": user("x"), "top_k": -3}), 400, "invalid_request", &["`top_k` is -3", "0 to "]),
         (chat, json!({"messages": user("x"), "max_tokens": "many"}), 400, "invalid_request", &["`max_tokens`"]),
@@ -82,6 +105,13 @@ async fn what_cannot_be_carried_out_is_refused_with_a_next_step() -> anyhow::Res
         let problem: Value = response.json().await?;
         assert_eq!(problem["code"], "malformed_json");
         assert!(problem["detail"].as_str().is_some_and(|d| d.contains(place)), "{problem}");
+    }
+    for body in [&b"{\"messages\": \"\xff\xfe\"}"[..], b"\xc3\x28", b"\xed\xa0\x80", b"\x00", b""] {
+        let request = client.post(format!("{}/internal/chat", system.http)).header("X-Internal-Auth", "test-secret");
+        let response = request.body(body).send().await?;
+        assert_eq!(response.status(), 400, "{body:?}");
+        let problem: Value = response.json().await?;
+        assert_eq!(problem["code"], "malformed_json", "{body:?}: {problem}");
     }
     for secret in [None, Some(""), Some("wrong"), Some("test-secret2")] {
         let response = post(secret, "{").send().await?;
