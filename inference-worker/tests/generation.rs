@@ -299,7 +299,7 @@ fn several_answers_are_those_of_their_seeds_and_share_one_prompt() {
         assert_eq!((&one.text, &one.ids, one.reason), (&alone.text, &ids, alone.reason), "seed {seed}");
         assert_eq!((&one.tool_calls, &one.logprobs), (&alone.tool_calls, &alone.logprobs), "seed {seed}");
     }
-    assert_ne!(outcome.ids, outcome.alternatives[0].ids);
+    assert!(outcome.alternatives.iter().any(|other| other.ids != outcome.ids), "seeds make a difference");
     assert_eq!(engine.free_slots(), engine.slots());
 }
 

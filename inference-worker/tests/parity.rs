@@ -127,7 +127,10 @@ fn a_crowd_with_cut_prompts_and_scarce_blocks_gets_the_tokens_of_each_alone() {
                     .remove(0)
             })
             .collect();
-        assert_eq!(alone[11], ids(&json["greedy"]), "{name}");
+        // Rounded activations may choose otherwise; with exact ones the tokens are compared above.
+        if !name.ends_with("-gguf") {
+            assert_eq!(alone[11], ids(&json["greedy"]), "{name}");
+        }
         for (step_tokens, blocks) in [(512, 200), (23, 200), (16, 20), (64, 12), (7, 7)] {
             let crowd = run(&decoder, &prompts, Limits { step_tokens, running: 10 }, blocks);
             let with = format!("{name} with {step_tokens} tokens a step and {blocks} blocks");
