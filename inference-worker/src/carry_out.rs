@@ -40,6 +40,7 @@ impl Service {
             tracing::debug!(%error, "a claim was not announced");
         }
         let body = self.result(backend, job, taken_at, &stop).await;
+        self.unfinished.answered(backend.name(), job.exec, &body);
         let mut fact = Fact::new(job.exec, clock::now(), body);
         fact.cause = Some(self.id.clone());
         fact.trace = job.trace.clone();
@@ -238,7 +239,7 @@ fn completed(job: &InferenceJob, worker: &str, taken_at: Nanos, outcome: Outcome
             FinishReason::ToolCalls => schemas::FinishReason::ToolCalls,
         },
         usage: Usage::new(outcome.prompt_tokens as u64, outcome.completion_tokens as u64),
-        cached_tokens: 0,
+        cached_tokens: outcome.cached_tokens as u64,
         timing: InferenceTiming {
             queue_us: u64::try_from((taken_at - job.queued_at) / 1_000).unwrap_or(0),
             prefill_us: micros(outcome.first_token),

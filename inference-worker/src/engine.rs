@@ -27,6 +27,7 @@ use crate::{
     kv::BLOCK,
     model::{Batch, Scratch},
     model_directory::Model,
+    prefixes::Prefixes,
     sample::{self, Sampling, Seen},
     scheduler::{Chunk, Limits, Scheduler, SequenceId},
     tool_calls::{Family, ToolCall},
@@ -114,6 +115,8 @@ pub struct Outcome {
     pub logprobs: Vec<TokenLogprob>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Tokens of the prompt that had been computed for an earlier request.
+    pub cached_tokens: usize,
     /// Tokens of the answer, those of earlier attempts included.
     pub completion_tokens: usize,
     /// From submission to the first new token.
@@ -187,6 +190,7 @@ impl Drop for CancelOnDrop {
 enum Command {
     Submit(Box<Active>),
     Cancel(SequenceId),
+    HandOver(mpsc::SyncSender<Prefixes>),
 }
 
 struct Active {
@@ -210,6 +214,14 @@ impl Engine {
     /// # Errors
     /// The system gives no threads.
     pub fn start(model: Arc<Model>, config: &EngineConfig) -> std::io::Result<Self> {
+        Self::start_with(model, config, None)
+    }
+
+    /// The same with the prefixes that an earlier engine of the same files left; those that do not fit are dropped.
+    ///
+    /// # Errors
+    /// The system gives no threads.
+    pub fn start_with(model: Arc<Model>, config: &EngineConfig, kept: Option<Prefixes>) -> std::io::Result<Self> {
         let blocks = (config.cache_bytes_max / model.decoder.block_bytes()).max(2);
         let window = model.decoder.architecture().window.min(blocks * BLOCK);
         let limits = Limits { step_tokens: config.step_tokens, running: config.slots };
@@ -220,9 +232,10 @@ impl Engine {
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(std::io::Error::other)?;
+        let Prefixes { blocks, cache } = Prefixes::or_empty(kept, model.decoder.cache(blocks), blocks);
         let worker = Worker {
-            scheduler: Scheduler::new(limits, blocks),
-            cache: model.decoder.cache(blocks),
+            scheduler: Scheduler::with_blocks(limits, blocks),
+            cache,
             model: Arc::clone(&model),
             scratch: Scratch::default(),
             requests: BTreeMap::new(),
@@ -230,8 +243,16 @@ impl Engine {
             cache_idle: config.cache_idle,
         };
         let name = format!("engine-{}", model.name);
-        std::thread::Builder::new().name(name).spawn(move || pool.install(move || worker.run(&inbox)))?;
+        std::thread::Builder::new().name(name).spawn(move || pool.install(move || worker.run(inbox)))?;
         Ok(Self { model, commands, active, next_id: Arc::default(), slots: config.slots, window })
+    }
+
+    /// Ends it, and returns what it has computed of prompts. Requests under way fail. None if it had ended already.
+    /// Blocks until its step is done.
+    pub fn hand_over(&self) -> Option<Prefixes> {
+        let (sender, prefixes) = mpsc::sync_channel(1);
+        self.commands.send(Command::HandOver(sender)).ok()?;
+        prefixes.recv().ok()
     }
 
     /// The model it runs.
@@ -379,16 +400,20 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, inbox: &mpsc::Receiver<Command>) {
+    fn run(mut self, inbox: mpsc::Receiver<Command>) {
         loop {
             if self.scheduler.is_idle() {
-                match self.wait(inbox) {
+                match self.wait(&inbox) {
+                    Some(Command::HandOver(to)) => return self.hand_over(inbox, &to),
                     Some(command) => self.take(command),
                     None => return,
                 }
             }
             while let Ok(command) = inbox.try_recv() {
-                self.take(command);
+                match command {
+                    Command::HandOver(to) => return self.hand_over(inbox, &to),
+                    command => self.take(command),
+                }
             }
             self.step();
         }
@@ -422,7 +447,21 @@ impl Worker {
                 }
             }
             Command::Cancel(id) => drop(self.forget(id)),
+            Command::HandOver(_) => unreachable!("it ends the loop"),
         }
+    }
+
+    fn hand_over(mut self, inbox: mpsc::Receiver<Command>, to: &mpsc::SyncSender<Prefixes>) {
+        // Whoever submits from now on is told that it has stopped.
+        drop(inbox);
+        for id in self.requests.keys().copied().collect::<Vec<_>>() {
+            if let Some(request) = self.forget(id) {
+                // A reader that has gone does not miss it.
+                let _ = request.events.send(Event::Failed("the model was unloaded".to_owned()));
+            }
+        }
+        // Whoever asked may have stopped waiting: then nothing is kept.
+        let _ = to.send(Prefixes { blocks: self.scheduler.into_blocks(), cache: self.cache });
     }
 
     fn step(&mut self) {
@@ -492,6 +531,7 @@ impl Worker {
     }
 
     fn finish(&mut self, id: SequenceId, reason: FinishReason) {
+        let cached_tokens = self.scheduler.cached(id);
         let Some(request) = self.forget(id) else {
             return;
         };
@@ -503,6 +543,7 @@ impl Worker {
             malformed: request.answer.malformed,
             logprobs: request.logprobs,
             prompt_tokens: request.prompt.len(),
+            cached_tokens: cached_tokens.min(request.prompt.len()),
             completion_tokens: request.answer.ids.len(),
             first_token: request.first_token.unwrap_or(total),
             total,

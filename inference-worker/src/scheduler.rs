@@ -56,6 +56,8 @@ struct Sequence {
     tokens: Vec<u32>,
     /// Tokens whose keys and values are stored.
     computed: usize,
+    /// Of these, how many were there when it was first admitted.
+    cached: Option<usize>,
     blocks: Vec<u32>,
     /// Hashes of the full blocks so far.
     hashes: Vec<PrefixHash>,
@@ -64,10 +66,15 @@ struct Sequence {
 impl Scheduler {
     /// A scheduler over that many free blocks.
     pub fn new(limits: Limits, blocks: usize) -> Self {
+        Self::with_blocks(limits, Blocks::new(blocks))
+    }
+
+    /// The same over blocks of which nobody holds any; what they hold may be found again.
+    pub fn with_blocks(limits: Limits, blocks: Blocks) -> Self {
         assert!(limits.step_tokens > 0 && limits.running > 0, "a step must be able to do something");
         Self {
             limits,
-            blocks: Blocks::new(blocks),
+            blocks,
             sequences: BTreeMap::new(),
             running: Vec::new(),
             preempted: VecDeque::new(),
@@ -84,7 +91,7 @@ impl Scheduler {
     /// Queues a sequence that will never grow beyond `capacity` tokens.
     pub fn add(&mut self, id: SequenceId, tenant: u64, tokens: Vec<u32>) {
         assert!(!tokens.is_empty() && tokens.len() <= self.capacity(), "the engine checks lengths before it adds");
-        let sequence = Sequence { tokens, computed: 0, blocks: Vec::new(), hashes: Vec::new() };
+        let sequence = Sequence { tokens, computed: 0, cached: None, blocks: Vec::new(), hashes: Vec::new() };
         assert!(self.sequences.insert(id, sequence).is_none(), "sequence ids are used once");
         self.waiting.entry(tenant).or_default().push_back(id);
     }
@@ -107,6 +114,17 @@ impl Scheduler {
     /// The accounts of the blocks.
     pub fn blocks(&self) -> &Blocks {
         &self.blocks
+    }
+
+    /// Tokens at the beginning of a sequence that were found in blocks when it was first admitted.
+    pub fn cached(&self, id: SequenceId) -> usize {
+        self.sequences.get(&id).and_then(|sequence| sequence.cached).unwrap_or(0)
+    }
+
+    /// Gives up the blocks, of which nobody may hold any.
+    pub fn into_blocks(self) -> Blocks {
+        assert!(self.is_idle(), "sequences are removed before their blocks are given up");
+        self.blocks
     }
 
     /// Plans the next step. Every chunk must be computed, then reported to `complete`.
@@ -225,6 +243,7 @@ impl Scheduler {
             sequence.hashes.push(hash);
             sequence.computed += BLOCK;
         }
+        sequence.cached.get_or_insert(sequence.computed);
         sequence.left()
     }
 

@@ -50,7 +50,7 @@ impl Block {
 }
 
 /// The dimensions attention needs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadShape {
     /// Query heads.
     pub heads: usize,
@@ -106,6 +106,26 @@ impl KvCache {
                 lane.0[..value.len()].copy_from_slice(value);
             }
         }
+    }
+
+    /// Bytes its blocks take now.
+    pub fn bytes(&self) -> usize {
+        self.blocks.iter().flatten().map(|block| block.0.len()).sum()
+    }
+
+    /// Bytes one of its blocks takes.
+    pub fn block_bytes(&self) -> usize {
+        self.shape.block_bytes(self.layers)
+    }
+
+    /// Whether a block takes memory now.
+    pub fn holds(&self, block: u32) -> bool {
+        self.blocks[block as usize].is_some()
+    }
+
+    /// Whether both were made for as many blocks of the same shape.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (self.blocks.len(), self.layers, self.shape) == (other.blocks.len(), other.layers, other.shape)
     }
 
     /// Gives back the memory of a block; what it held is gone.
