@@ -34,6 +34,20 @@ pub enum Matrix {
     Quantised(Quantised),
 }
 
+/// How a matrix lies in memory, known before it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Floats.
+    Float,
+    /// Bytes with scales.
+    Quantised {
+        /// Inputs that share a scale.
+        group: usize,
+        /// Scales of sixteen bits, and no offsets.
+        plain: bool,
+    },
+}
+
 impl Matrix {
     fn into_floats(self) -> Vec<f32> {
         match self {
@@ -103,6 +117,19 @@ impl Packed {
         match &self.weights {
             Weights::Float(lanes) => size_of_val(lanes.as_slice()),
             Weights::Quantised(panels) => panels.bytes(),
+        }
+    }
+
+    /// Bytes that matrices of these forms and outputs will take, packed one below the other.
+    pub fn bytes_of(parts: &[(Form, usize)], inputs: usize) -> usize {
+        let panels = parts.iter().map(|(_, outputs)| outputs).sum::<usize>().div_ceil(PANEL);
+        let groups = |(form, _): &(Form, usize)| match *form {
+            Form::Float => None,
+            Form::Quantised { group, plain } => Some((group, plain)),
+        };
+        match parts.iter().map(groups).collect::<Option<Vec<_>>>() {
+            None => panels * inputs * LANES * size_of::<Lane>(),
+            Some(groups) => quantised::Panels::bytes_of(panels, inputs, &groups),
         }
     }
 

@@ -176,6 +176,14 @@ impl Panels {
         }
     }
 
+    /// Bytes that so many panels will take, of matrices with these groups; `true` for plain scales.
+    pub(super) fn bytes_of(panels: usize, inputs: usize, parts: &[(usize, bool)]) -> usize {
+        let group = parts.iter().map(|(group, _)| *group).min().expect("at least one matrix");
+        let plain = parts.iter().all(|(_, plain)| *plain);
+        let scales = if plain { size_of::<[f16; PANEL]>() } else { size_of::<[[f32; PANEL]; 2]>() };
+        panels * (inputs * PANEL + inputs / group * scales)
+    }
+
     /// Bytes in memory.
     pub(super) fn bytes(&self) -> usize {
         let scales = match &self.scales {
