@@ -1,6 +1,9 @@
 //! What generates the answers of one model.
 
-use crate::engine::{Engine, Rejection, Request, Running};
+use crate::{
+    engine::{Engine, Rejection, Request, Running},
+    prefixes::Prefixes,
+};
 
 /// Serves one model. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -28,6 +31,21 @@ impl Backend {
     pub fn slots(&self) -> usize {
         match self {
             Self::Engine(engine) => engine.slots(),
+        }
+    }
+
+    /// Returns when it can answer: as long as it does not, no jobs are pulled for it.
+    pub async fn ready(&self) {
+        match self {
+            // Its weights are in memory.
+            Self::Engine(_) => {}
+        }
+    }
+
+    /// Ends it, and returns what it has computed of prompts, if it computes here. Blocks until its step is done.
+    pub fn hand_over(&self) -> Option<Prefixes> {
+        match self {
+            Self::Engine(engine) => engine.hand_over(),
         }
     }
 

@@ -3,8 +3,9 @@
 //! `scheduler` and `kv` decide what a step computes, `model` and `kernels` compute it, `constraint` says which tokens may
 //! come, `sample` picks one of them, `answer` turns them into text and tool calls, and `engine` runs the loop on a thread
 //! of its own.
-//! `service` is the shell on the bus: it consumes inference jobs and has `carry_out` publish their token frames and result
-//! facts; `backend` is what generates them. A result is in the log before its job is off the queue: a crash between the
+//! `service` is the shell on the bus: `pull` consumes inference jobs, and `carry_out` publishes their token frames and
+//! result facts; `backend` is what generates them. `models` loads and unloads while others answer: it reads `need` before it
+//! reads a model, keeps the `prefixes` of one that goes, and answers questions for changes. A result is in the log before its job is off the queue: a crash between the
 //! two repeats the job, and the log recognises the second result. An attempt after the first goes on behind the tokens
 //! already published.
 
@@ -22,6 +23,10 @@ pub mod kernels;
 pub mod kv;
 pub mod model;
 pub mod model_directory;
+mod models;
+pub mod need;
+pub mod prefixes;
+mod pull;
 pub mod sample;
 pub mod scheduler;
 mod service;

@@ -1,8 +1,9 @@
-//! The shell: takes jobs for free slots, has them carried out (`carry_out`), and says who it is.
+//! The shell: starts everything, answers what is asked, and says who it is. `models` holds what is loaded, `pull` takes
+//! jobs, `carry_out` carries them out.
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -15,15 +16,12 @@ use schemas::{
     rpc, stream, subject,
     wire::encode,
 };
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::Backend,
     config::Config,
     embed::Embedder,
-    engine::Engine,
-    model_directory::{self, Model},
+    models::{Announced, Models, Unfinished, catalogue::told},
 };
 
 /// How long to wait before a queue that broke is opened anew, and before a job whose result found no log comes again.
@@ -36,15 +34,28 @@ const PRESENCE_EVERY: Duration = Duration::from_millis(stream::WORKER_ENTRY_TTL.
 pub enum Error {
     /// A model cannot be loaded.
     #[error(
-        "load the model in {}: complete the directory (config.json, *.safetensors, tokenizer.json, tokenizer_config.json; an interrupted download leaves such files), or name another with --models",
+        "load the model in {}: complete the directory (config.json, *.safetensors, tokenizer.json, tokenizer_config.json; an interrupted download leaves such files), or name another with --models: {reason}",
         directory.display()
     )]
     Model {
         /// Its directory.
         directory: PathBuf,
         /// Which file, and what is wrong with it.
-        #[source]
-        source: model_directory::Error,
+        reason: String,
+    },
+    /// There is no room for a model, or it cannot be beside another.
+    #[error("load the model in {}: {reason}", directory.display())]
+    Refused {
+        /// Its directory.
+        directory: PathBuf,
+        /// Why, with the numbers.
+        reason: String,
+    },
+    /// Two models have one name.
+    #[error("two configured models are named {name}: rename the directory or file of one")]
+    Twice {
+        /// The name.
+        name: String,
     },
     /// The bus does not do what is asked.
     #[error(transparent)]
@@ -59,41 +70,35 @@ pub enum Error {
 /// # Errors
 /// A model cannot be loaded, or the bus cannot be reached.
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
-    let (backends, embedders) =
-        tokio::task::spawn_blocking(move || load(&config)).await.expect("loading returns errors and does not panic")?;
     let worker = Arc::new(Service {
         id: format!("inference-{}", clock::process_token()),
         runtime: runtime.clone(),
         held: Mutex::default(),
+        unfinished: Unfinished::default(),
     });
-    let embedding = embedders.iter().map(describe_embedder);
-    let models: Vec<rpc::Model> = backends.iter().map(describe).chain(embedding).collect();
-    worker.answer_questions(&models, embedders).await?;
+    let directories = config.embedding_models.clone();
+    let embedders = tokio::task::spawn_blocking(move || load_embedders(&directories)).await;
+    let embedders = embedders.expect("loading returns errors and does not panic")?;
+    // A missing queue is an error of the start.
+    runtime.bus.job_progress(stream::INFERENCE_JOBS).await?;
+    // Before the first job is taken, others must be able to ask about it.
+    worker.give_signs_of_life().await?;
     worker.listen_for_cancels().await?;
-    worker.announce(models, backends.iter().map(Backend::slots).sum()).await?;
-    for backend in backends {
-        // The queue is opened here once, so that a missing stream is an error of the start.
-        runtime.bus.inference_jobs(backend.name()).await?;
-        runtime.tasks.spawn(Arc::clone(&worker).pull(backend));
+    let models = Models::start(&config, &worker, embedders.iter().map(describe_embedder).collect()).await?;
+    worker.answer_questions(&models, embedders).await?;
+    models.serve().await?;
+    worker.announce(&models).await?;
+    if config.load_on_demand {
+        runtime.tasks.spawn(models.load_on_demand());
     }
     Ok(())
 }
 
-fn load(config: &Config) -> Result<(Vec<Backend>, Vec<Embedder>), Error> {
-    let engine_config = config.engine();
-    let unusable = |directory: &Path, source| Error::Model { directory: directory.to_owned(), source };
-    let start = |directory: &PathBuf| {
-        let family = config.tool_calls.get(&model_directory::name_of(directory)).copied();
-        let model = Arc::new(Model::load_as(directory, family).map_err(|source| unusable(directory, source))?);
-        tracing::info!(model = model.name, tool_calls = ?model.family, "loaded");
-        Engine::start(model, &engine_config).map(Backend::Engine).map_err(Error::Engine)
+fn load_embedders(directories: &[PathBuf]) -> Result<Vec<Embedder>, Error> {
+    let load = |directory: &PathBuf| {
+        Embedder::load(directory).map_err(|error| Error::Model { directory: directory.clone(), reason: told(&error) })
     };
-    let backends = config.models.iter().map(start).collect::<Result<_, _>>()?;
-    let embedders = config
-        .embedding_models
-        .iter()
-        .map(|directory| Embedder::load(directory).map_err(|source| unusable(directory, source)));
-    Ok((backends, embedders.collect::<Result<_, _>>()?))
+    directories.iter().map(load).collect()
 }
 
 pub(crate) struct Service {
@@ -101,11 +106,8 @@ pub(crate) struct Service {
     pub(crate) runtime: Runtime,
     /// What is being worked on, and how to stop it.
     pub(crate) held: Mutex<BTreeMap<(ExecutionId, EffectId), (u32, CancellationToken)>>,
-}
-
-fn describe(backend: &Backend) -> rpc::Model {
-    let window = u32::try_from(backend.window()).unwrap_or(u32::MAX);
-    rpc::Model { name: backend.name().to_owned(), kind: "chat".to_owned(), window }
+    /// Executions that will ask a model again.
+    pub(crate) unfinished: Unfinished,
 }
 
 fn describe_embedder(embedder: &Embedder) -> rpc::Model {
@@ -139,16 +141,21 @@ async fn embed(embedders: Arc<Vec<Embedder>>, question: rpc::Embed) -> rpc::Repl
 }
 
 impl Service {
-    async fn answer_questions(self: &Arc<Self>, models: &[rpc::Model], embedders: Vec<Embedder>) -> Result<(), Error> {
-        let Runtime { bus, tasks, .. } = &self.runtime;
+    async fn give_signs_of_life(self: &Arc<Self>) -> Result<(), Error> {
         let this = Arc::clone(self);
-        bus.serve_liveness(tasks, &self.id, move || this.holds()).await?;
+        self.runtime.bus.serve_liveness(&self.runtime.tasks, &self.id, move || this.holds()).await?;
+        Ok(())
+    }
+
+    async fn answer_questions(&self, models: &Models, embedders: Vec<Embedder>) -> Result<(), Error> {
+        let Runtime { bus, tasks, .. } = &self.runtime;
         if !embedders.is_empty() {
             let embedders = Arc::new(embedders);
             bus.serve(tasks, subject::RPC_EMBED, move |question| embed(Arc::clone(&embedders), question)).await?;
         }
-        let models = models.to_vec();
-        bus.serve(tasks, subject::RPC_MODELS, move |()| std::future::ready(rpc::Reply::Ok(models.clone()))).await?;
+        let announced = models.announced();
+        let offered = move |()| std::future::ready(rpc::Reply::Ok(announced.borrow().offered.clone()));
+        bus.serve(tasks, subject::RPC_MODELS, offered).await?;
         Ok(())
     }
 
@@ -168,24 +175,20 @@ impl Service {
         held.iter().filter(|((other, _), _)| *other == exec).for_each(|(_, (_, token))| token.cancel());
     }
 
-    /// Keeps the entry in the bucket of workers fresh; takes it out at the end.
-    async fn announce(self: &Arc<Self>, models: Vec<rpc::Model>, slots: usize) -> Result<(), Error> {
+    /// Keeps the entry in the bucket of workers fresh, and renews it at once when the models change; takes it out at the
+    /// end.
+    async fn announce(self: &Arc<Self>, models: &Models) -> Result<(), Error> {
         let bucket = self.runtime.bus.bucket(stream::BUCKET_WORKERS).await?;
-        let entry = Worker {
-            id: self.id.clone(),
-            role: "inference".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            slots: u32::try_from(slots).unwrap_or(u32::MAX),
-            models,
-            tools: Vec::new(),
-        };
-        let (soft, id) = (self.runtime.tasks.soft(), self.id.clone());
+        let (soft, id, mut announced) = (self.runtime.tasks.soft(), self.id.clone(), models.announced());
         self.runtime.tasks.spawn(async move {
             loop {
-                if let Err(error) = bucket.put(&id, encode(&entry).into()).await {
+                let entry = encode(&entry(&id, announced.borrow_and_update().clone()));
+                if let Err(error) = bucket.put(&id, entry.into()).await {
                     tracing::warn!(%error, "presence was not renewed");
                 }
-                if soft.run_until_cancelled(tokio::time::sleep(PRESENCE_EVERY)).await.is_none() {
+                let next = tokio::time::timeout(PRESENCE_EVERY, announced.changed());
+                // An error is the end of the models' task, which ends with the same token.
+                if !matches!(soft.run_until_cancelled(next).await, Some(Ok(Ok(())) | Err(_))) {
                     break;
                 }
             }
@@ -194,46 +197,6 @@ impl Service {
             }
         });
         Ok(())
-    }
-
-    /// Pulls one job for each free slot, until the soft token falls.
-    async fn pull(self: Arc<Self>, backend: Backend) {
-        let (soft, bus) = (self.runtime.tasks.soft(), &self.runtime.bus);
-        let slots = Arc::new(Semaphore::new(backend.slots()));
-        while !soft.is_cancelled() {
-            let mut queue = match bus.inference_jobs(backend.name()).await {
-                Ok(queue) => queue,
-                Err(error) => {
-                    tracing::warn!(%error, "the job queue cannot be opened; trying again");
-                    soft.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
-                    continue;
-                }
-            };
-            loop {
-                let next = async {
-                    let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
-                    (slot, queue.next().await)
-                };
-                let Some((slot, next)) = soft.run_until_cancelled(next).await else {
-                    return;
-                };
-                match next {
-                    Ok(Some(delivery)) => {
-                        let (this, backend) = (Arc::clone(&self), backend.clone());
-                        self.runtime.tasks.spawn(async move {
-                            this.carry_out(&backend, delivery).await;
-                            drop(slot);
-                        });
-                    }
-                    Ok(None) => {}
-                    Err(error) => {
-                        tracing::warn!(%error, "the job queue broke; opening it anew");
-                        soft.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
-                        break;
-                    }
-                }
-            }
-        }
     }
 
     fn holds(&self) -> Holds {
@@ -245,5 +208,17 @@ impl Service {
             worker: self.id.clone(),
         };
         Holds { effects: held.iter().map(hold).collect() }
+    }
+}
+
+fn entry(id: &str, announced: Announced) -> Worker {
+    Worker {
+        id: id.to_owned(),
+        role: "inference".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        slots: u32::try_from(announced.slots).unwrap_or(u32::MAX),
+        models: announced.offered,
+        tools: Vec::new(),
+        inference: Some(announced.state),
     }
 }
