@@ -5,7 +5,7 @@
 //! of its own.
 //! `service` is the shell on the bus: `pull` consumes inference jobs, and `carry_out` publishes their token frames and
 //! result facts; `backend` is what generates them. `models` loads and unloads while others answer: it reads `need` before it
-//! reads a model, keeps the `prefixes` of one that goes, and answers questions for changes. A result is in the log before its job is off the queue: a crash between the
+//! reads a model, keeps the `prefixes` of one that goes, and answers questions for changes; `gpus` measures. A result is in the log before its job is off the queue: a crash between the
 //! two repeats the job, and the log recognises the second result. An attempt after the first goes on behind the tokens
 //! already published.
 
@@ -19,6 +19,7 @@ pub mod detokenize;
 pub mod embed;
 pub mod engine;
 pub mod gguf;
+pub mod gpus;
 pub mod kernels;
 pub mod kv;
 pub mod model;

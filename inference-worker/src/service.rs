@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     embed::Embedder,
+    gpus,
     models::{Announced, Models, Unfinished, catalogue::told},
 };
 
@@ -88,6 +89,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     worker.answer_questions(&models, embedders).await?;
     models.serve().await?;
     worker.announce(&models).await?;
+    gpus::watch(&runtime, &models);
     if config.load_on_demand {
         runtime.tasks.spawn(models.load_on_demand());
     }
