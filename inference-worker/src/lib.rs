@@ -4,10 +4,11 @@
 //! come, `sample` picks one of them, `answer` turns them into text and tool calls, and `engine` runs the loop on a thread
 //! of its own.
 //! `service` is the shell on the bus: `pull` consumes inference jobs, and `carry_out` publishes their token frames and
-//! result facts; `backend` is what generates them. `models` loads and unloads while others answer: it reads `need` before it
-//! reads a model, keeps the `prefixes` of one that goes, and answers questions for changes; `gpus` measures. A result is in the log before its job is off the queue: a crash between the
-//! two repeats the job, and the log recognises the second result. An attempt after the first goes on behind the tokens
+//! result facts; `backend` is what generates them. A result is in the log before its job is off the queue: a crash between
+//! the two repeats the job, and the log recognises the second result. An attempt after the first goes on behind the tokens
 //! already published.
+//! `models` loads and unloads while others answer: it reads what a model will `need` before it reads the model, keeps the
+//! `prefixes` of one that goes, and answers questions for changes. `gpus` measures.
 
 pub mod answer;
 pub mod architecture;

@@ -4,7 +4,7 @@
 //! model's files.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Mutex,
     time::SystemTime,
@@ -47,22 +47,26 @@ pub(crate) struct Catalogue {
     directories: Vec<PathBuf>,
     cache_bytes_max: usize,
     read: Mutex<BTreeMap<PathBuf, Headers>>,
+    /// What was complained of: once is enough.
+    complained: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Catalogue {
     /// Models by path, which go before those in directories; of several of one name the first counts.
     pub(crate) fn new(named: Vec<PathBuf>, directories: Vec<PathBuf>, cache_bytes_max: usize) -> Self {
-        Self { named, directories, cache_bytes_max, read: Mutex::default() }
+        Self { named, directories, cache_bytes_max, read: Mutex::default(), complained: Mutex::default() }
     }
 
     /// What there is now. Reads directories, and the headers of files that are new or have changed.
     pub(crate) fn scan(&self) -> BTreeMap<String, Found> {
         let mut found = BTreeMap::new();
-        for path in self.named.iter().cloned().chain(self.directories.iter().flat_map(|directory| models_in(directory)))
-        {
+        let directories = self.directories.iter().flat_map(|directory| self.models_in(directory));
+        for path in self.named.iter().cloned().chain(directories) {
             let name = name_of(&path);
             if found.len() == MODELS_MAX && !found.contains_key(&name) {
-                tracing::warn!(path = %path.display(), "more than {MODELS_MAX} models; the rest is not known");
+                if self.is_news(&path) {
+                    tracing::warn!(path = %path.display(), "more than {MODELS_MAX} models; the rest is not known");
+                }
                 break;
             }
             found.entry(name).or_insert_with(|| Found { need: self.need(&path), path });
@@ -72,6 +76,28 @@ impl Catalogue {
             .expect("no panic while the lock is held")
             .retain(|path, _| found.values().any(|f| f.path == *path));
         found
+    }
+
+    /// The models in a directory, sorted; none when it cannot be read.
+    fn models_in(&self, directory: &Path) -> Vec<PathBuf> {
+        let entries = match std::fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) => {
+                if self.is_news(directory) {
+                    tracing::warn!(directory = %directory.display(), %error, "a directory of models cannot be read");
+                }
+                return Vec::new();
+            }
+        };
+        let mut found: Vec<PathBuf> =
+            entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| is_model(path)).collect();
+        // A directory goes before a file of its name.
+        found.sort_by_key(|path| (is_gguf(path), path.clone()));
+        found
+    }
+
+    fn is_news(&self, path: &Path) -> bool {
+        self.complained.lock().expect("no panic while the lock is held").insert(path.to_owned())
     }
 
     fn need(&self, path: &Path) -> Result<Need, String> {
@@ -126,22 +152,6 @@ pub(crate) fn told(error: &model_directory::Error) -> String {
         cause = next.source();
     }
     text
-}
-
-/// The models in a directory, sorted; none when it cannot be read, which is said once a scan.
-fn models_in(directory: &Path) -> Vec<PathBuf> {
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) => {
-            tracing::warn!(directory = %directory.display(), %error, "a directory of models cannot be read");
-            return Vec::new();
-        }
-    };
-    let mut found: Vec<PathBuf> =
-        entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| is_model(path)).collect();
-    // A directory goes before a file of its name.
-    found.sort_by_key(|path| (is_gguf(path), path.clone()));
-    found
 }
 
 #[cfg(test)]
