@@ -17,6 +17,8 @@ use crate::problem::Failure;
 
 /// How long an answer is remembered: a new worker is seen after that.
 const FRESH: Duration = Duration::from_secs(1);
+/// How long after a model was seen loaded a request for it is still accepted: its worker may be starting anew.
+const RECENTLY: Duration = Duration::from_secs(600);
 /// How long a worker may take to say what it has.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -35,6 +37,8 @@ pub(crate) struct Directory {
     tools: Remembered<Tool>,
     agents: Remembered<AgentType>,
     workers: Remembered<Worker>,
+    /// Models that were loaded, and when that was seen last.
+    seen: Mutex<BTreeMap<String, (Instant, Model)>>,
 }
 
 /// A list, bare or in a reply: workers answer in either way.
@@ -53,6 +57,7 @@ impl Directory {
             tools: Mutex::default(),
             agents: Mutex::default(),
             workers: Mutex::default(),
+            seen: Mutex::default(),
         }
     }
 
@@ -61,15 +66,37 @@ impl Directory {
         if let Some(models) = fresh(&self.models) {
             return Ok(models);
         }
-        let mut models = Vec::new();
-        // The one that answers may have none to offer now, and others have.
-        if let Some(answered) = self.ask::<Model>(subject::RPC_MODELS).await? {
-            models = answered;
-            models.extend(self.workers().await.unwrap_or_default().iter().flat_map(|w| w.models.clone()));
+        // Where nobody answers, entries are of workers that have gone. Who answers may have none, and others some.
+        let answered = self.ask::<Model>(subject::RPC_MODELS).await?;
+        let mut models = answered.clone().unwrap_or_default();
+        if answered.is_some() {
+            models.extend(self.workers_now().await.unwrap_or_default().iter().flat_map(|w| w.models.clone()));
             models.sort();
             models.dedup_by(|a, b| a.name == b.name);
         }
+        let now = clock::instant();
+        let mut seen = self.seen.lock().expect("no panic while the lock is held");
+        seen.extend(models.iter().map(|model| (model.name.clone(), (now, model.clone()))));
+        seen.retain(|_, (at, _)| now.duration_since(*at) < RECENTLY);
+        drop(seen);
         Ok(remember(&self.models, models))
+    }
+
+    /// Models that are not among the loaded ones: those that a worker could load, is loading or is about to give up, and
+    /// those that were loaded a while ago, whose worker may come back.
+    pub(crate) async fn loadable(&self, loaded: &[Model]) -> Vec<Model> {
+        let workers = self.workers().await.unwrap_or_default();
+        let known = workers.iter().filter_map(|worker| worker.inference.as_ref()).flat_map(|state| &state.models);
+        let known =
+            known.map(|known| Model { name: known.name.clone(), kind: known.kind.clone(), window: known.window });
+        let seen = self.seen.lock().expect("no panic while the lock is held");
+        let mut models: Vec<Model> = known.chain(seen.values().map(|(_, model)| model.clone())).collect();
+        drop(seen);
+        models.retain(|model| loaded.iter().all(|there| there.name != model.name));
+        // The smallest window that any worker would give it: a prompt that fits there fits everywhere.
+        models.sort_by_key(|model| (model.name.clone(), if model.window == 0 { u32::MAX } else { model.window }));
+        models.dedup_by(|a, b| a.name == b.name);
+        models
     }
 
     /// Registered tools, or none when no tool worker is there.
@@ -137,8 +164,19 @@ impl Directory {
         if let Some(workers) = fresh(&self.workers) {
             return Ok(workers);
         }
+        self.workers_now().await
+    }
+
+    /// The same as it is at this moment.
+    pub(crate) async fn workers_now(&self) -> Result<Arc<Vec<Worker>>, Failure> {
         let found = self.bucket::<Worker>(stream::BUCKET_WORKERS, ">").await?;
         Ok(remember(&self.workers, found.into_values().collect()))
+    }
+
+    /// Looks again at the models when they are asked for next: they have just changed.
+    pub(crate) fn forget_models(&self) {
+        forget(&self.models);
+        forget(&self.workers);
     }
 
     /// Refuses a workspace in which no tool may work. Where nobody can say, the tool worker will, at the call.

@@ -44,8 +44,9 @@ pub(crate) async fn fork(
         Err(error) => return Err(error.into()),
     };
     let models = gateway.directory.models().await?;
+    let loadable = gateway.directory.loadable(&models).await;
     let now = clock::now();
-    let mut submitted = submitted(forked, wanted, &models, now).map_err(|failure| failure.about(from))?;
+    let mut submitted = submitted(forked, wanted, &models, &loadable, now).map_err(|failure| failure.about(from))?;
     objects::move_out(&gateway.runtime.bus, &mut submitted.messages).await?;
     let exec = clock::execution_id();
     let mut fact = Fact::new(exec, now, FactBody::ExecutionSubmitted(Box::new(submitted)));
@@ -73,7 +74,13 @@ fn refused(refusal: Refusal) -> Failure {
 }
 
 /// The new request: the old one's context and limits, from now on, with another model or something more to say.
-fn submitted(forked: Forked, wanted: ForkRequest, models: &[Model], now: Nanos) -> Result<ExecutionSubmitted, Failure> {
+fn submitted(
+    forked: Forked,
+    wanted: ForkRequest,
+    models: &[Model],
+    loadable: &[Model],
+    now: Nanos,
+) -> Result<ExecutionSubmitted, Failure> {
     let mut request = forked.request;
     match wanted.message {
         Some(text) if text.trim().is_empty() => {
@@ -87,9 +94,7 @@ fn submitted(forked: Forked, wanted: ForkRequest, models: &[Model], now: Nanos) 
         None => {}
     }
     if let Some(name) = wanted.model {
-        let chat = || models.iter().filter(|m| m.kind != "embedding");
-        let names: Vec<String> = chat().map(|m| m.name.clone()).collect();
-        let model = chat().find(|m| m.name == name).ok_or_else(|| Failure::unknown("model", &name, &names))?;
+        let model = submission::models::find(&name, models, loadable)?;
         (request.model, request.window) = (model.name.clone(), model.window);
     }
     request.limits.deadline = submission::after(now, forked.duration_ms);
@@ -111,7 +116,7 @@ mod tests {
         };
         let models = [Model { name: "large".into(), kind: "chat".into(), window: 9 }];
         let wanted = serde_json::from_value(body).expect("well formed");
-        submitted(Forked { request, duration_ms: 2 }, wanted, &models, 5)
+        submitted(Forked { request, duration_ms: 2 }, wanted, &models, &[], 5)
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod directory;
 mod follow;
 mod forks;
 mod metrics;
+mod models;
 mod objects;
 mod problem;
 mod requests;

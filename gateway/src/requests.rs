@@ -18,6 +18,7 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::follow::Follow;
+use crate::models;
 use crate::objects;
 use crate::problem::Failure;
 use crate::service::Gateway;
@@ -39,8 +40,9 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request<B
         return Err(Failure::new(404, "unknown_conversation", detail, "send the whole conversation in `messages`"));
     }
     let (agent, models) = (gateway.directory.agent("chat").await?, gateway.directory.models().await?);
+    let loadable = gateway.directory.loadable(&models).await;
     let (now, seed) = (clock::now(), seed());
-    let with = Surroundings { agent: &agent, agents: &[], models: &models, tools: &[], now, seed };
+    let with = Surroundings { agent: &agent, agents: &[], models: &models, loadable: &loadable, tools: &[], now, seed };
     let stream = request.stream;
     let submitted = submission::chat(request, &with)?;
     run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
@@ -57,8 +59,10 @@ pub(crate) async fn agent(State(gateway): State<Arc<Gateway>>, request: Request<
         None if agent.tools.is_empty() && agent.agents.is_empty() => Arc::default(),
         None => return Err(no_tool_worker()),
     };
+    let loadable = gateway.directory.loadable(&models).await;
     let (now, seed) = (clock::now(), seed());
-    let with = Surroundings { agent: &agent, agents: &agents, models: &models, tools: &tools, now, seed };
+    let with =
+        Surroundings { agent: &agent, agents: &agents, models: &models, loadable: &loadable, tools: &tools, now, seed };
     let stream = request.stream;
     let submitted = submission::agent(request, &with)?;
     run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
@@ -143,14 +147,18 @@ async fn run<T: Serialize>(
     }
     if stream {
         let first_token = Some((since, gateway.metrics.clone()));
-        let streamed = Streamed { exec, follow, cancel, first_token, _permit: Some(permit) };
+        let gateway_ = Arc::clone(gateway);
+        let streamed = Streamed { exec, follow, cancel, first_token, gateway: gateway_, _permit: Some(permit) };
         return Ok(sse::respond(streamed, Duration::from_secs(gateway.config.keep_alive_s)));
     }
     wait(&mut follow, exec, deadline).await?;
     if let Some(cancel) = &mut cancel {
         cancel.disarm();
     }
-    let answer = answer(&follow, exec)?;
+    let answer = match answer(&follow, exec) {
+        Ok(answer) => answer,
+        Err(failure) => return Err(models::explained(gateway, &follow.execution, failure).await),
+    };
     Ok(([("x-execution-id", exec.to_string())], Json(answer)).into_response())
 }
 

@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
-use crate::{agents, control, dead_letters, forks, objects, requests};
+use crate::{agents, control, dead_letters, forks, models, objects, requests};
 
 /// What `/health` says to do about dead letters.
 const LETTERS_NEXT: &str = "look at them: `vlinders dead-letters ls`, or GET /internal/dead-letters";
@@ -115,7 +115,11 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/internal/dead-letters/{id}", get(dead_letters::show).delete(dead_letters::remove))
         .route("/internal/dead-letters/{id}/redrive", post(dead_letters::redrive))
         .route("/internal/objects/{sha256}", get(objects::get))
-        .route("/internal/models", get(models))
+        .route("/internal/models", get(models::list))
+        .route("/internal/models/switch", post(models::switch))
+        .route("/internal/models/{name}/load", post(models::load))
+        .route("/internal/models/{name}/unload", post(models::unload))
+        .route("/internal/model-operations/{id}", get(models::operation))
         .route("/internal/agents", get(agents::list))
         .route("/internal/agents/{name}", get(agents::show).put(agents::put).delete(agents::delete))
         .route("/internal/tools", get(tools))
@@ -194,10 +198,6 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Response, Failur
     let text = prometheus::TextEncoder::new().encode_to_string(&gateway.runtime.metrics.gather());
     let text = text.map_err(|e| Failure::new(500, "metrics", e.to_string(), "report it"))?;
     Ok(([("content-type", "text/plain; version=0.0.4")], text).into_response())
-}
-
-async fn models(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Failure> {
-    Ok(Json(json!({"models": *gateway.directory.models().await?})))
 }
 
 async fn tools(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Failure> {
@@ -308,8 +308,9 @@ async fn stream(
     let seen = headers.get("last-event-id").and_then(|v| v.to_str().ok()).map(position).transpose()?;
     let mut follow = Follow::start(&gateway.runtime.bus, exec, true).await?;
     follow.catch_up_from(seen).await?;
-    let streamed = Streamed { exec, follow, cancel: None, first_token: None, _permit: None };
-    Ok(sse::respond(streamed, Duration::from_secs(gateway.config.keep_alive_s)))
+    let keep_alive = Duration::from_secs(gateway.config.keep_alive_s);
+    let streamed = Streamed { exec, follow, cancel: None, first_token: None, gateway, _permit: None };
+    Ok(sse::respond(streamed, keep_alive))
 }
 
 /// `<effect>.<n>`.

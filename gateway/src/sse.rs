@@ -1,6 +1,7 @@
 //! An execution as server-sent events.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -14,8 +15,10 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::follow::Follow;
 use crate::metrics::Metrics;
+use crate::models;
 use crate::problem::Failure;
 use crate::requests::{self, CancelOnDrop, GRACE};
+use crate::service::Gateway;
 use crate::transcript::Update;
 use crate::view::rfc3339;
 
@@ -26,6 +29,7 @@ pub(crate) struct Streamed {
     pub(crate) cancel: Option<CancelOnDrop>,
     /// When the request came and where to count its first token; none for a stream taken up later.
     pub(crate) first_token: Option<(Instant, Metrics)>,
+    pub(crate) gateway: Arc<Gateway>,
     /// Counts it among the open requests while it lives.
     pub(crate) _permit: Option<OwnedSemaphorePermit>,
 }
@@ -56,7 +60,7 @@ fn events(streamed: Streamed) -> impl Stream<Item = Result<Event, Infallible>> {
                     if let Some(cancel) = &mut s.cancel {
                         cancel.disarm();
                     }
-                    Some((Ok(last(&s)), At::End))
+                    Some((Ok(last(&s).await), At::End))
                 }
                 Ok(Some(update)) => {
                     if matches!(update, Update::Token { .. })
@@ -85,7 +89,7 @@ async fn next(streamed: &mut Streamed) -> Result<Option<Update>, Failure> {
     }
 }
 
-fn last(streamed: &Streamed) -> Event {
+async fn last(streamed: &Streamed) -> Event {
     let execution = &streamed.follow.execution;
     let answer = if execution.is_tool() {
         execution.tool_answer(streamed.exec).map(|a| json!(a))
@@ -94,7 +98,10 @@ fn last(streamed: &Streamed) -> Event {
     };
     match answer {
         Ok(answer) => event("done", None, &answer),
-        Err(failure) => event("error", None, &json!(failure.0)),
+        Err(failure) => {
+            let failure = models::explained(&streamed.gateway, execution, failure).await;
+            event("error", None, &json!(failure.0))
+        }
     }
 }
 

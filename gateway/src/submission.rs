@@ -3,7 +3,7 @@
 
 mod binding;
 mod delegation;
-mod models;
+pub(crate) mod models;
 mod sampling;
 
 use schemas::api::{AgentConfig, AgentRequest, ChatRequest, ToolRequest};
@@ -42,6 +42,8 @@ pub(crate) struct Surroundings<'a> {
     /// All registered agent types, for those that it may delegate to.
     pub(crate) agents: &'a [AgentType],
     pub(crate) models: &'a [Model],
+    /// Models that are not loaded and could be, or were a while ago.
+    pub(crate) loadable: &'a [Model],
     pub(crate) tools: &'a [Tool],
     pub(crate) now: Nanos,
     pub(crate) seed: u64,

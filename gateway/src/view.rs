@@ -113,6 +113,8 @@ pub(crate) struct Execution {
     ended: Option<(Nanos, Option<Ended>)>,
     decisions: u64,
     waiting: Waiting,
+    /// The newest inference that was asked for, until its answer is there.
+    asked: Option<EffectId>,
 }
 
 impl Execution {
@@ -165,6 +167,12 @@ impl Execution {
         self.open.keys()
     }
 
+    /// The model that an execution asked in vain until its deadline.
+    pub(crate) fn asked_in_vain(&self) -> Option<&str> {
+        let timed_out = self.status == Some(Status::TimedOut) && self.asked.is_some();
+        self.submitted.as_ref().filter(|_| timed_out).map(|submitted| submitted.model.as_str())
+    }
+
     pub(crate) fn deadline(&self) -> Option<Nanos> {
         self.submitted.as_ref().map(|s| s.limits.deadline)
     }
@@ -188,6 +196,7 @@ impl Execution {
             }
             FactBody::InferenceCompleted(f) if self.is_current(&f.effect, f.attempt) => {
                 self.open.remove(&f.effect);
+                self.asked = None;
                 self.iterations += 1;
                 self.usage = self.usage.plus(f.usage);
                 self.cached_tokens += f.cached_tokens;
@@ -242,6 +251,7 @@ impl Execution {
         match event {
             Event::ExecutionStarted(_) => self.status = Some(Status::Running),
             Event::InferenceRequested(e) => {
+                self.asked = Some(e.effect.clone());
                 self.open.insert(e.effect.clone(), e.attempt);
             }
             Event::RetryScheduled(e) => {

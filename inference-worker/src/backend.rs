@@ -4,6 +4,7 @@ use tokio::sync::watch;
 
 use crate::{
     engine::{Engine, Rejection, Request, Running},
+    prefixes::Prefixes,
     remote::Remote,
 };
 
@@ -79,6 +80,14 @@ impl Backend {
     /// Whether it can go on behind the tokens of an earlier attempt. Else an attempt starts over.
     pub const fn continues(&self) -> bool {
         matches!(self, Self::Engine(_))
+    }
+
+    /// Ends it, and returns what it has computed of prompts, if it computes here. Blocks until its step is done.
+    pub fn hand_over(&self) -> Option<Prefixes> {
+        match self {
+            Self::Engine(engine) => engine.hand_over(),
+            Self::Remote(_) => None,
+        }
     }
 
     /// Takes a request; its events begin when there is room. The end brings as many answers as were asked for; one that

@@ -38,6 +38,7 @@ impl Service {
             tracing::debug!(%error, "a claim was not announced");
         }
         let body = self.result(backend, job, taken_at, &stop).await;
+        self.unfinished.answered(backend.name(), job.exec, &body);
         let mut fact = Fact::new(job.exec, clock::now(), body);
         fact.cause = Some(self.id.clone());
         fact.trace = job.trace.clone();

@@ -19,6 +19,20 @@ pub struct Config {
     /// Chat models: directories in Hugging Face's layout or with one GGUF file, or GGUF files. A model is named after its
     /// directory or file.
     pub models: Vec<PathBuf>,
+    /// Directories in which models lie that may be loaded by name while the worker runs, each in Hugging Face's layout, or
+    /// GGUF files.
+    pub models_dirs: Vec<PathBuf>,
+    /// Memory that all models together may take, bytes: their weights, and keys and values up to `cache_bytes_max` for each.
+    /// Default: four fifths of what the system has, or its control group may take.
+    pub memory_bytes_max: Option<u64>,
+    /// Whether a model is loaded when a job for it waits, it is in a directory, and there is room. Default false.
+    pub load_on_demand: bool,
+    /// How long a model that is unloaded goes on answering what was asked of it, seconds. Default 60.
+    pub drain_s_max: u64,
+    /// Memory for what unloaded models had computed of prompts, bytes, for when they are loaded again. Default 64 MiB.
+    pub cache_kept_bytes_max: u64,
+    /// How long that is kept, seconds. Default 300.
+    pub cache_kept_s: u64,
     /// Directories of embedding models (BERT family); a model is named after its directory.
     pub embedding_models: Vec<PathBuf>,
     /// Requests of one model that run at the same time. Default 100.
@@ -50,6 +64,12 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             models: Vec::new(),
+            models_dirs: Vec::new(),
+            memory_bytes_max: None,
+            load_on_demand: false,
+            drain_s_max: 60,
+            cache_kept_bytes_max: 64 << 20,
+            cache_kept_s: 300,
             embedding_models: Vec::new(),
             slots: 100,
             step_tokens: 512,

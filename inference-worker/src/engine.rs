@@ -29,6 +29,7 @@ use crate::{
     kv::BLOCK,
     model::{Batch, Scratch},
     model_directory::Model,
+    prefixes::Prefixes,
     sample::{self, Sampling, Seen},
     scheduler::{Chunk, Limits, Scheduler, SequenceId},
     tool_calls::{Family, ToolCall},
@@ -230,6 +231,7 @@ enum Command {
     Submit(Vec<Active>),
     /// The first answer's sequence; it stands for all.
     Cancel(SequenceId),
+    HandOver(mpsc::SyncSender<Prefixes>),
 }
 
 /// One answer in the making.
@@ -258,14 +260,28 @@ impl Engine {
     /// # Errors
     /// The system gives no threads.
     pub fn start(model: Arc<Model>, team: Arc<Team>, config: &EngineConfig) -> std::io::Result<Self> {
+        Self::start_with(model, team, config, None)
+    }
+
+    /// The same with the prefixes that an earlier engine of the same files left; those that do not fit are dropped.
+    ///
+    /// # Errors
+    /// The system gives no threads.
+    pub fn start_with(
+        model: Arc<Model>,
+        team: Arc<Team>,
+        config: &EngineConfig,
+        kept: Option<Prefixes>,
+    ) -> std::io::Result<Self> {
         let blocks = (config.cache_bytes_max / model.decoder.block_bytes()).max(2);
         let window = model.decoder.architecture().window.min(blocks * BLOCK);
         let limits = Limits { step_tokens: config.step_tokens, running: config.slots };
         let (commands, inbox) = mpsc::channel();
         let (active, computed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+        let Prefixes { blocks, cache } = Prefixes::or_empty(kept, model.decoder.cache(blocks), blocks);
         let worker = Worker {
-            scheduler: Scheduler::new(limits, blocks),
-            cache: model.decoder.cache(blocks),
+            scheduler: Scheduler::with_blocks(limits, blocks),
+            cache,
             model: Arc::clone(&model),
             team,
             scratch: Scratch::default(),
@@ -276,8 +292,16 @@ impl Engine {
             cache_idle: config.cache_idle,
         };
         let name = format!("engine-{}", model.name);
-        std::thread::Builder::new().name(name).spawn(move || worker.run(&inbox))?;
+        std::thread::Builder::new().name(name).spawn(move || worker.run(inbox))?;
         Ok(Self { model, commands, active, computed, next_id: Arc::default(), slots: config.slots, window })
+    }
+
+    /// Ends it, and returns what it has computed of prompts. Requests under way fail. None if it had ended already.
+    /// Blocks until its step is done.
+    pub fn hand_over(&self) -> Option<Prefixes> {
+        let (sender, prefixes) = mpsc::sync_channel(1);
+        self.commands.send(Command::HandOver(sender)).ok()?;
+        prefixes.recv().ok()
     }
 
     /// The model it runs.
@@ -503,16 +527,20 @@ struct Group {
 }
 
 impl Worker {
-    fn run(mut self, inbox: &mpsc::Receiver<Command>) {
+    fn run(mut self, inbox: mpsc::Receiver<Command>) {
         loop {
             if self.scheduler.is_idle() {
-                match self.wait(inbox) {
+                match self.wait(&inbox) {
+                    Some(Command::HandOver(to)) => return self.hand_over(inbox, &to),
                     Some(command) => self.take(command),
                     None => return,
                 }
             }
             while let Ok(command) = inbox.try_recv() {
-                self.take(command);
+                match command {
+                    Command::HandOver(to) => return self.hand_over(inbox, &to),
+                    command => self.take(command),
+                }
             }
             self.step();
         }
@@ -541,6 +569,7 @@ impl Worker {
                 self.begin(first);
             }
             Command::Cancel(first) => self.forget(first),
+            Command::HandOver(_) => unreachable!("it ends the loop"),
         }
     }
 
@@ -558,6 +587,20 @@ impl Worker {
     fn begin_others(&mut self, first: SequenceId) {
         let waiting = self.groups.get_mut(&first).map(|group| std::mem::take(&mut group.waiting));
         waiting.into_iter().flatten().for_each(|other| self.begin(other));
+    }
+
+    fn hand_over(mut self, inbox: mpsc::Receiver<Command>, to: &mpsc::SyncSender<Prefixes>) {
+        // Whoever submits from now on is told that it has stopped.
+        drop(inbox);
+        for first in self.groups.keys().copied().collect::<Vec<_>>() {
+            if let Some(request) = self.requests.range(first..).next().map(|(_, request)| request) {
+                // A reader that has gone does not miss it.
+                let _ = request.events.send(Event::Failed("the model was unloaded".to_owned()));
+            }
+            self.forget(first);
+        }
+        // Whoever asked may have stopped waiting: then nothing is kept.
+        let _ = to.send(Prefixes { blocks: self.scheduler.into_blocks(), cache: self.cache });
     }
 
     fn step(&mut self) {

@@ -19,7 +19,7 @@ use crate::{
     architecture::{Architecture, Rope, RopeScaling},
     kernels::matrix::{Matrix, SixteenKind},
     model_directory::Error,
-    weights::Weights,
+    weights::{Stored, Weights},
 };
 
 mod alignment;
@@ -167,6 +167,11 @@ impl Weights for GgufFile {
             }
             None => values,
         })
+    }
+
+    fn stored(&self, name: &str) -> Option<Stored> {
+        let info = self.content.tensor_infos.get(&gguf_name(name)?)?;
+        Some(Stored { form: blocks::form(info.ggml_dtype), bytes: bytes(info)? })
     }
 
     fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error> {

@@ -110,6 +110,32 @@ impl Blocks {
         unused
     }
 
+    /// Blocks that can be found by their hash.
+    pub fn findable(&self) -> usize {
+        self.by_hash.len()
+    }
+
+    /// Unused blocks that no hash leads to.
+    pub fn unfindable(&self) -> Vec<u32> {
+        (0..self.counts.len() as u32)
+            .filter(|block| self.counts[*block as usize] == 0 && self.hashes[*block as usize].is_none())
+            .collect()
+    }
+
+    /// Forgets what the longest unused blocks hold, `count` of those that hold something, and names them.
+    pub fn forget_oldest(&mut self, count: usize) -> Vec<u32> {
+        let current = |&&(block, generation): &&(u32, u64)| {
+            self.generations[block as usize] == generation && self.hashes[block as usize].is_some()
+        };
+        let oldest: Vec<u32> = self.free.iter().filter(current).take(count).map(|(block, _)| *block).collect();
+        for block in &oldest {
+            if let Some(hash) = self.hashes[*block as usize].take() {
+                self.by_hash.remove(&hash);
+            }
+        }
+        oldest
+    }
+
     /// How many hold this block.
     pub fn holders(&self, block: u32) -> u32 {
         self.counts[block as usize]

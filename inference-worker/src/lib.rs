@@ -1,13 +1,15 @@
 //! Turns inference jobs into tokens.
 //!
-//! `scheduler`, `waiting` and `kv` decide what a step computes, `model` and `kernels` compute it, `constraint` says which tokens may
-//! come, `sample` picks one of them, `answer` turns them into text and tool calls, and `engine` runs the loop on a thread
+//! `scheduler`, `waiting` and `kv` decide what a step computes, `model` and `kernels` compute it, `constraint` says which
+//! tokens may come, `sample` picks one of them, `answer` turns them into text and tool calls, and `engine` runs the loop on a thread
 //! of its own.
-//! `service` is the shell on the bus: it consumes inference jobs and has `carry_out` publish their token frames and result
-//! facts; `backend` is what generates them: the engine, or `remote`, a server that speaks OpenAI's API. A result is in
-//! the log before its job is off the queue: a crash between the two repeats the job, and the log recognises the second
+//! `service` is the shell on the bus: `pull` consumes inference jobs, and `carry_out` publishes their token frames and
+//! result facts; `backend` is what generates them: the engine, or `remote`, a server that speaks OpenAI's API. A result is
+//! in the log before its job is off the queue: a crash between the two repeats the job, and the log recognises the second
 //! result. An attempt after the first goes on behind the tokens already published. `results` knows answers that would
 //! come out the same again. `embed` turns texts into vectors, with which `embeddings` answers questions.
+//! `models` loads and unloads while others answer: it reads what a model will `need` before it reads the model, keeps the
+//! `prefixes` of one that goes, and answers questions for changes. `gpus` measures.
 
 pub mod answer;
 mod answered;
@@ -21,12 +23,17 @@ pub mod embed;
 mod embeddings;
 pub mod engine;
 pub mod gguf;
+pub mod gpus;
 mod identity;
 pub mod kernels;
 pub mod kv;
 pub mod model;
 pub mod model_directory;
+mod models;
+pub mod need;
 pub mod parallel;
+pub mod prefixes;
+mod pull;
 pub mod remote;
 mod results;
 pub mod sample;

@@ -133,6 +133,21 @@ impl Decoder {
         &self.architecture
     }
 
+    /// Bytes its weights take.
+    pub fn bytes(&self) -> usize {
+        let floats = |values: &Option<Vec<f32>>| values.as_ref().map_or(0, |values| size_of_val(values.as_slice()));
+        let layer = |layer: &Layer| {
+            let packed = [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down];
+            let small = [&layer.qkv_bias, &layer.query_norm, &layer.key_norm, &layer.attention_output_bias];
+            let norms = size_of_val(layer.attention_norm.as_slice()) + size_of_val(layer.feed_forward_norm.as_slice());
+            packed.iter().map(|packed| packed.bytes()).sum::<usize>() + small.map(floats).iter().sum::<usize>() + norms
+        };
+        self.embeddings.bytes()
+            + self.output.as_ref().map_or(0, Packed::bytes)
+            + self.layers.iter().map(layer).sum::<usize>()
+            + size_of_val(self.norm.as_slice())
+    }
+
     /// A cache of `blocks` blocks for this decoder.
     pub fn cache(&self, blocks: usize) -> KvCache {
         KvCache::new(blocks, self.architecture.layers, self.head_shape())

@@ -13,10 +13,11 @@ use crate::{
     gguf::GgufFile,
     identity,
     model::Decoder,
+    need::Need,
     template::ChatTemplate,
     tokenizer::Tokenizer,
     tool_calls::Family,
-    weights::SafetensorsFiles,
+    weights::{Progress, SafetensorsFiles, Watched, Weights},
 };
 
 /// Why a model cannot be loaded; the text names the file and the reason.
@@ -86,9 +87,17 @@ impl Model {
     /// # Errors
     /// Any file is missing or unusable, or the tokenizer does not fit the model; the error names the file.
     pub fn load_as(path: &Path, family: Option<Family>) -> Result<Self, Error> {
+        Self::load_watched(path, family, &Progress::default())
+    }
+
+    /// The same, and says on the way how much of it was read.
+    ///
+    /// # Errors
+    /// Any file is missing or unusable, or the tokenizer does not fit the model; the error names the file.
+    pub fn load_watched(path: &Path, family: Option<Family>, progress: &Progress) -> Result<Self, Error> {
         let parts = match gguf_in(path)? {
-            Some(file) => Parts::of_gguf(&file)?,
-            None => Parts::of_directory(path)?,
+            Some(file) => Parts::of_gguf(&file, progress)?,
+            None => Parts::of_directory(path, progress)?,
         };
         let Parts { decoder, mut tokenizer, template, end_tokens } = parts;
         let vocabulary = decoder.architecture().vocabulary;
@@ -126,7 +135,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn of_directory(directory: &Path) -> Result<Self, Error> {
+    fn of_directory(directory: &Path, progress: &Progress) -> Result<Self, Error> {
         let config_path = directory.join("config.json");
         let architecture = Architecture::read(&config_path)?;
         let weights = SafetensorsFiles::open(directory)?;
@@ -135,12 +144,12 @@ impl Parts {
         let tokenizer_config = read_json(&tokenizer_config_path)?;
         let template = ChatTemplate::load(&tokenizer_config_path, &tokenizer_config)?;
         let end_tokens = end_tokens(directory, &config_path, &tokenizer_config, &tokenizer)?;
-        let decoder = Decoder::load(&architecture, &weights)?;
+        let decoder = decoder(&architecture, &weights, progress)?;
         Ok(Self { decoder, tokenizer, template, end_tokens })
     }
 
     /// Tokenizer and template lie beside the file, or in it.
-    fn of_gguf(path: &Path) -> Result<Self, Error> {
+    fn of_gguf(path: &Path, progress: &Progress) -> Result<Self, Error> {
         let file = GgufFile::open(path)?;
         let architecture = file.architecture().clone();
         let beside = path.with_file_name("tokenizer.json");
@@ -156,9 +165,23 @@ impl Parts {
             config["chat_template"] = file.tokenizer_config()["chat_template"].clone();
         }
         let template = ChatTemplate::load(config_path, &config)?;
-        let decoder = Decoder::load(&architecture, &file)?;
+        let decoder = decoder(&architecture, &file, progress)?;
         Ok(Self { decoder, tokenizer, template, end_tokens: file.end_tokens() })
     }
+}
+
+fn decoder(architecture: &Architecture, weights: &impl Weights, progress: &Progress) -> Result<Decoder, Error> {
+    progress.expect(Need::measure(architecture, weights, 0).stored_bytes);
+    Decoder::load(architecture, &Watched { weights, progress })
+}
+
+/// Whether a model lies there: a GGUF file, or a directory that holds a `config.json` or a GGUF file.
+pub fn is_model(path: &Path) -> bool {
+    let holds_gguf = || {
+        let entries = std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+        entries.map(|entry| entry.path()).any(|path| is_gguf(&path) && path.is_file())
+    };
+    if path.is_file() { is_gguf(path) } else { path.join("config.json").is_file() || holds_gguf() }
 }
 
 /// The name under which the model at that path is served.
@@ -173,7 +196,7 @@ pub fn is_gguf(path: &Path) -> bool {
 }
 
 /// The GGUF file at this path: itself, or the only one in a directory that has no `config.json`.
-fn gguf_in(path: &Path) -> Result<Option<PathBuf>, Error> {
+pub(crate) fn gguf_in(path: &Path) -> Result<Option<PathBuf>, Error> {
     if is_gguf(path) {
         return Ok(Some(path.to_owned()));
     }

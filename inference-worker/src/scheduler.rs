@@ -72,15 +72,13 @@ struct Sequence {
 impl Scheduler {
     /// A scheduler over that many free blocks.
     pub fn new(limits: Limits, blocks: usize) -> Self {
+        Self::with_blocks(limits, Blocks::new(blocks))
+    }
+
+    /// The same over blocks of which nobody holds any; what they hold may be found again.
+    pub fn with_blocks(limits: Limits, blocks: Blocks) -> Self {
         assert!(limits.step_tokens > 0 && limits.running > 0, "a step must be able to do something");
-        Self {
-            limits,
-            blocks: Blocks::new(blocks),
-            sequences: BTreeMap::new(),
-            running: Vec::new(),
-            waiting: Waiting::default(),
-            added: 0,
-        }
+        Self { limits, blocks, sequences: BTreeMap::new(), running: Vec::new(), waiting: Waiting::default(), added: 0 }
     }
 
     /// Tokens that one sequence can reach when it has all blocks.
@@ -121,6 +119,12 @@ impl Scheduler {
     /// The accounts of the blocks.
     pub fn blocks(&self) -> &Blocks {
         &self.blocks
+    }
+
+    /// Gives up the blocks, of which nobody may hold any.
+    pub fn into_blocks(self) -> Blocks {
+        assert!(self.is_idle(), "sequences are removed before their blocks are given up");
+        self.blocks
     }
 
     /// Plans the next step. Every chunk must be computed, then reported to `complete`.

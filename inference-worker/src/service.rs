@@ -1,8 +1,9 @@
-//! The shell: takes jobs for free slots, has them carried out (`carry_out`), and says who it is.
+//! The shell: starts everything, answers what is asked, and says who it is. `models` holds what is loaded, `pull` takes
+//! jobs, `carry_out` carries them out.
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -15,7 +16,7 @@ use schemas::{
     rpc, stream, subject,
     wire::encode,
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -23,8 +24,8 @@ use crate::{
     config::Config,
     embed::Embedder,
     embeddings::Embeddings,
-    engine::Engine,
-    model_directory::{self, Model},
+    gpus,
+    models::{Announced, Models, Unfinished, catalogue::told},
     remote,
     results::Results,
 };
@@ -39,15 +40,28 @@ const PRESENCE_EVERY: Duration = Duration::from_millis(stream::WORKER_ENTRY_TTL.
 pub enum Error {
     /// A model cannot be loaded.
     #[error(
-        "load the model in {}: complete the directory (config.json, *.safetensors, tokenizer.json, tokenizer_config.json; an interrupted download leaves such files), or name another with --models",
+        "load the model in {}: complete the directory (config.json, *.safetensors, tokenizer.json, tokenizer_config.json; an interrupted download leaves such files), or name another with --models: {reason}",
         directory.display()
     )]
     Model {
         /// Its directory.
         directory: PathBuf,
         /// Which file, and what is wrong with it.
-        #[source]
-        source: model_directory::Error,
+        reason: String,
+    },
+    /// There is no room for a model, or it cannot be beside another.
+    #[error("load the model in {}: {reason}", directory.display())]
+    Refused {
+        /// Its directory.
+        directory: PathBuf,
+        /// Why, with the numbers.
+        reason: String,
+    },
+    /// Two models have one name.
+    #[error("two configured models are named {name}: rename the directory or file of one")]
+    Twice {
+        /// The name.
+        name: String,
     },
     /// A setting is wrong; the text names it.
     #[error("{0}")]
@@ -70,51 +84,45 @@ pub enum Error {
 /// The configuration is wrong, a model cannot be loaded, or the bus cannot be reached.
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let remotes = config.remotes().map_err(Error::Setting)?;
-    let kept_for = config.cache_results();
-    let (mut backends, embeddings) =
-        tokio::task::spawn_blocking(move || load(&config)).await.expect("loading returns errors and does not panic")?;
-    remote::watch(&remotes, &runtime.tasks).await;
-    backends.extend(remotes.into_iter().map(Backend::Remote));
     let worker = Arc::new(Service {
         id: format!("inference-{}", clock::process_token()),
         runtime: runtime.clone(),
-        results: Arc::new(Results::new(runtime.clone(), kept_for)?),
+        results: Arc::new(Results::new(runtime.clone(), config.cache_results())?),
         held: Mutex::default(),
+        unfinished: Unfinished::default(),
     });
-    let embedding = embeddings.models().iter().map(describe_embedder).collect();
-    let offer = Offer { backends: backends.clone(), embedding };
-    worker.answer_questions(offer.clone(), embeddings).await?;
+    let (directories, threads) = (config.embedding_models.clone(), config.threads());
+    let embeddings = tokio::task::spawn_blocking(move || load_embeddings(&directories, threads)).await;
+    let embeddings = embeddings.expect("loading returns errors and does not panic")?;
+    // A missing queue is an error of the start.
+    runtime.bus.job_progress(stream::INFERENCE_JOBS).await?;
+    // Before the first job is taken, others must be able to ask about it.
+    worker.give_signs_of_life().await?;
     worker.listen_for_cancels().await?;
+    let embedding = embeddings.models().iter().map(describe_embedder).collect();
+    let models = Models::start(&config, &worker, embedding).await?;
+    remote::watch(&remotes, &runtime.tasks).await;
+    let remotes: Vec<Backend> = remotes.into_iter().map(Backend::Remote).collect();
+    let offer = Offer { announced: models.announced(), remotes: remotes.clone() };
+    worker.answer_questions(&offer, embeddings).await?;
+    models.serve().await?;
     worker.announce(offer).await?;
-    for backend in backends {
-        // The queue is opened here once, so that a missing stream is an error of the start.
-        runtime.bus.inference_jobs(backend.name()).await?;
-        runtime.tasks.spawn(Arc::clone(&worker).pull(backend));
+    for remote in remotes {
+        runtime.tasks.spawn(Arc::clone(&worker).pull(remote, runtime.tasks.soft().child_token()));
+    }
+    gpus::watch(&runtime, &models);
+    if config.load_on_demand {
+        runtime.tasks.spawn(models.load_on_demand());
     }
     Ok(())
 }
 
-fn load(config: &Config) -> Result<(Vec<Backend>, Embeddings), Error> {
-    let engine_config = config.engine();
-    let team = Arc::new(config.team().map_err(Error::Engine)?);
-    let unusable = |directory: &Path, source| Error::Model { directory: directory.to_owned(), source };
-    let start = |directory: &PathBuf| {
-        let family = config.tool_calls.get(&model_directory::name_of(directory)).copied();
-        let mut model = Model::load_as(directory, family).map_err(|source| unusable(directory, source))?;
-        if config.exact_activations {
-            model.decoder.be_exact();
-        }
-        let model = Arc::new(model);
-        tracing::info!(model = model.name, tool_calls = ?model.family, "loaded");
-        Engine::start(model, Arc::clone(&team), &engine_config).map(Backend::Engine).map_err(Error::Engine)
+fn load_embeddings(directories: &[PathBuf], threads: usize) -> Result<Embeddings, Error> {
+    let load = |directory: &PathBuf| {
+        Embedder::load(directory).map_err(|error| Error::Model { directory: directory.clone(), reason: told(&error) })
     };
-    let backends = config.models.iter().map(start).collect::<Result<_, _>>()?;
-    let embedders = config
-        .embedding_models
-        .iter()
-        .map(|directory| Embedder::load(directory).map_err(|source| unusable(directory, source)));
-    let embedders = embedders.collect::<Result<_, _>>()?;
-    Ok((backends, Embeddings::start(embedders, config.threads()).map_err(Error::Engine)?))
+    let embedders = directories.iter().map(load).collect::<Result<_, _>>()?;
+    Embeddings::start(embedders, threads).map_err(Error::Engine)
 }
 
 pub(crate) struct Service {
@@ -124,39 +132,8 @@ pub(crate) struct Service {
     pub(crate) results: Arc<Results>,
     /// What is being worked on, and how to stop it.
     pub(crate) held: Mutex<BTreeMap<(ExecutionId, EffectId), (u32, CancellationToken)>>,
-}
-
-/// What this worker serves.
-#[derive(Clone)]
-struct Offer {
-    backends: Vec<Backend>,
-    embedding: Vec<rpc::Model>,
-}
-
-impl Offer {
-    /// The models that can be asked now.
-    fn models(&self) -> Vec<rpc::Model> {
-        let chat = self.backends.iter().filter(|backend| backend.is_ready()).map(describe);
-        chat.chain(self.embedding.iter().cloned()).collect()
-    }
-
-    fn slots(&self) -> usize {
-        self.backends.iter().filter(|backend| backend.is_ready()).map(Backend::slots).sum()
-    }
-
-    /// Waits until one of these changes.
-    async fn changed(ready: &mut [watch::Receiver<bool>]) {
-        if ready.is_empty() {
-            return std::future::pending().await;
-        }
-        // The backends hold the other ends, so none is closed.
-        let _ = futures::future::select_all(ready.iter_mut().map(|ready| Box::pin(ready.changed()))).await;
-    }
-}
-
-fn describe(backend: &Backend) -> rpc::Model {
-    let window = u32::try_from(backend.window()).unwrap_or(u32::MAX);
-    rpc::Model { name: backend.name().to_owned(), kind: "chat".to_owned(), window }
+    /// Executions that will ask a model again.
+    pub(crate) unfinished: Unfinished,
 }
 
 fn describe_embedder(embedder: &Embedder) -> rpc::Model {
@@ -164,16 +141,57 @@ fn describe_embedder(embedder: &Embedder) -> rpc::Model {
     rpc::Model { name: embedder.name.clone(), kind: "embedding".to_owned(), window }
 }
 
+/// What this worker serves: models that are loaded here, and those of other servers.
+#[derive(Clone)]
+struct Offer {
+    announced: watch::Receiver<Announced>,
+    remotes: Vec<Backend>,
+}
+
+impl Offer {
+    /// What there is now; of remote models those whose server answers.
+    fn now(&self) -> Announced {
+        let mut all = self.announced.borrow().clone();
+        for remote in self.remotes.iter().filter(|remote| remote.is_ready()) {
+            let window = u32::try_from(remote.window()).unwrap_or(u32::MAX);
+            all.offered.push(rpc::Model { name: remote.name().to_owned(), kind: "chat".to_owned(), window });
+            all.slots += remote.slots();
+        }
+        all
+    }
+
+    /// Waits until it changes. Says whether it can change again.
+    async fn changed(&mut self, ready: &mut [watch::Receiver<bool>]) -> bool {
+        let one_comes_or_goes = async {
+            if ready.is_empty() {
+                return std::future::pending().await;
+            }
+            // The backends hold the other ends, so none is closed.
+            let _ = futures::future::select_all(ready.iter_mut().map(|ready| Box::pin(ready.changed()))).await;
+        };
+        tokio::select! {
+            changed = self.announced.changed() => changed.is_ok(),
+            () = one_comes_or_goes => true,
+        }
+    }
+}
+
 impl Service {
-    async fn answer_questions(self: &Arc<Self>, offer: Offer, embeddings: Embeddings) -> Result<(), Error> {
-        let Runtime { bus, tasks, .. } = &self.runtime;
+    async fn give_signs_of_life(self: &Arc<Self>) -> Result<(), Error> {
         let this = Arc::clone(self);
-        bus.serve_liveness(tasks, &self.id, move || this.holds()).await?;
+        self.runtime.bus.serve_liveness(&self.runtime.tasks, &self.id, move || this.holds()).await?;
+        Ok(())
+    }
+
+    async fn answer_questions(&self, offer: &Offer, embeddings: Embeddings) -> Result<(), Error> {
+        let Runtime { bus, tasks, .. } = &self.runtime;
         if !embeddings.models().is_empty() {
             let embeddings = Arc::new(embeddings);
             bus.serve(tasks, subject::RPC_EMBED, move |question| Arc::clone(&embeddings).answer(question)).await?;
         }
-        bus.serve(tasks, subject::RPC_MODELS, move |()| std::future::ready(rpc::Reply::Ok(offer.models()))).await?;
+        let offer = offer.clone();
+        let offered = move |()| std::future::ready(rpc::Reply::Ok(offer.now().offered));
+        bus.serve(tasks, subject::RPC_MODELS, offered).await?;
         Ok(())
     }
 
@@ -193,29 +211,22 @@ impl Service {
         held.iter().filter(|((other, _), _)| *other == exec).for_each(|(_, (_, token))| token.cancel());
     }
 
-    /// Keeps the entry in the bucket of workers fresh and true; takes it out at the end.
-    async fn announce(self: &Arc<Self>, offer: Offer) -> Result<(), Error> {
+    /// Keeps the entry in the bucket of workers fresh, and renews it at once when the models change; takes it out at the
+    /// end.
+    async fn announce(self: &Arc<Self>, mut offer: Offer) -> Result<(), Error> {
         let bucket = self.runtime.bus.bucket(stream::BUCKET_WORKERS).await?;
-        let mut entry = Worker {
-            id: self.id.clone(),
-            role: "inference".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            slots: 0,
-            models: Vec::new(),
-            tools: Vec::new(),
-        };
-        let mut ready: Vec<_> = offer.backends.iter().filter_map(Backend::ready).collect();
         let (soft, id) = (self.runtime.tasks.soft(), self.id.clone());
+        let mut ready: Vec<_> = offer.remotes.iter().filter_map(Backend::ready).collect();
         self.runtime.tasks.spawn(async move {
             loop {
                 ready.iter_mut().for_each(|ready| drop(ready.borrow_and_update()));
-                entry.models = offer.models();
-                entry.slots = u32::try_from(offer.slots()).unwrap_or(u32::MAX);
-                if let Err(error) = bucket.put(&id, encode(&entry).into()).await {
+                offer.announced.mark_unchanged();
+                if let Err(error) = bucket.put(&id, encode(&entry(&id, offer.now())).into()).await {
                     tracing::warn!(%error, "presence was not renewed");
                 }
-                let due = tokio::time::timeout(PRESENCE_EVERY, Offer::changed(&mut ready));
-                if soft.run_until_cancelled(due).await.is_none() {
+                let next = tokio::time::timeout(PRESENCE_EVERY, offer.changed(&mut ready));
+                // Nothing changes any more once the models' task has ended, which it does with the same token.
+                if !matches!(soft.run_until_cancelled(next).await, Some(Ok(true) | Err(_))) {
                     break;
                 }
             }
@@ -224,53 +235,6 @@ impl Service {
             }
         });
         Ok(())
-    }
-
-    /// Pulls one job for each free slot while the backend is ready, until the soft token falls.
-    async fn pull(self: Arc<Self>, backend: Backend) {
-        let (soft, bus) = (self.runtime.tasks.soft(), &self.runtime.bus);
-        let slots = Arc::new(Semaphore::new(backend.slots()));
-        while !soft.is_cancelled() {
-            let mut queue = match bus.inference_jobs(backend.name()).await {
-                Ok(queue) => queue,
-                Err(error) => {
-                    tracing::warn!(%error, "the job queue cannot be opened; trying again");
-                    soft.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
-                    continue;
-                }
-            };
-            loop {
-                let next = async {
-                    backend.until_ready().await;
-                    let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
-                    (slot, queue.next().await)
-                };
-                let Some((slot, next)) = soft.run_until_cancelled(next).await else {
-                    return;
-                };
-                match next {
-                    // Asked for while the backend was ready: it waits in the queue again, also for another worker.
-                    Ok(Some(delivery)) if !backend.is_ready() => {
-                        if let Err(error) = delivery.retry(RETRY_AFTER).await {
-                            tracing::debug!(%error, "a job was not given back; it comes again by itself");
-                        }
-                    }
-                    Ok(Some(delivery)) => {
-                        let (this, backend) = (Arc::clone(&self), backend.clone());
-                        self.runtime.tasks.spawn(async move {
-                            this.carry_out(&backend, delivery).await;
-                            drop(slot);
-                        });
-                    }
-                    Ok(None) => {}
-                    Err(error) => {
-                        tracing::warn!(%error, "the job queue broke; opening it anew");
-                        soft.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
-                        break;
-                    }
-                }
-            }
-        }
     }
 
     fn holds(&self) -> Holds {
@@ -282,5 +246,17 @@ impl Service {
             worker: self.id.clone(),
         };
         Holds { effects: held.iter().map(hold).collect() }
+    }
+}
+
+fn entry(id: &str, announced: Announced) -> Worker {
+    Worker {
+        id: id.to_owned(),
+        role: "inference".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        slots: u32::try_from(announced.slots).unwrap_or(u32::MAX),
+        models: announced.offered,
+        tools: Vec::new(),
+        inference: Some(announced.state),
     }
 }

@@ -10,13 +10,14 @@ use std::{
     fs::File,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use safetensors::{Dtype, tensor::Metadata};
 use serde_json::Value;
 
 use crate::{
-    kernels::matrix::{Matrix, SixteenKind},
+    kernels::matrix::{Form, Matrix, SixteenKind},
     model_directory::{Error, read_json},
 };
 
@@ -36,6 +37,72 @@ pub trait Weights {
     /// # Errors
     /// The tensor is missing, has another shape, or cannot be read.
     fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error>;
+
+    /// How a tensor lies in the file, without reading it; `None` where there is none.
+    fn stored(&self, name: &str) -> Option<Stored>;
+}
+
+/// A tensor as its file holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// How it will lie in memory.
+    pub form: Form,
+    /// Bytes in the file.
+    pub bytes: u64,
+}
+
+/// How much of a model was read, for whoever watches from another thread.
+#[derive(Debug, Default)]
+pub struct Progress {
+    read: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// The part that was read, 0 to 1; 0 while nobody knows how much there is.
+    pub fn fraction(&self) -> f64 {
+        let (read, total) = (self.read.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
+        if total == 0 { 0.0 } else { (read as f64 / total as f64).min(1.0) }
+    }
+
+    pub(crate) fn expect(&self, bytes: u64) {
+        self.total.store(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Weights whose reading is watched.
+pub(crate) struct Watched<'a, W> {
+    pub(crate) weights: &'a W,
+    pub(crate) progress: &'a Progress,
+}
+
+impl<W: Weights> Watched<'_, W> {
+    fn count(&self, name: &str) {
+        let bytes = self.weights.stored(name).map_or(0, |stored| stored.bytes);
+        self.progress.read.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl<W: Weights> Weights for Watched<'_, W> {
+    fn refuse(&self, reason: &str) -> Error {
+        self.weights.refuse(reason)
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let tensor = self.weights.tensor(name, shape)?;
+        self.count(name);
+        Ok(tensor)
+    }
+
+    fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error> {
+        let matrix = self.weights.matrix(name, outputs, inputs)?;
+        self.count(name);
+        Ok(matrix)
+    }
+
+    fn stored(&self, name: &str) -> Option<Stored> {
+        self.weights.stored(name)
+    }
 }
 
 /// The safetensors files of a model directory, opened and checked.
@@ -113,6 +180,17 @@ impl Weights for SafetensorsFiles {
 
     fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error> {
         self.read(name, &[outputs, inputs])
+    }
+
+    fn stored(&self, name: &str) -> Option<Stored> {
+        let info = self.shards[*self.by_tensor.get(name)?].metadata.info(name)?;
+        let (start, end) = info.data_offsets;
+        let form = match info.dtype {
+            Dtype::F16 => Form::Sixteen(SixteenKind::Half),
+            Dtype::BF16 => Form::Sixteen(SixteenKind::Brain),
+            _ => Form::Float,
+        };
+        Some(Stored { form, bytes: (end - start) as u64 })
     }
 }
 

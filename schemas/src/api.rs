@@ -181,6 +181,34 @@ pub struct AgentConfig {
     pub cache: Option<bool>,
 }
 
+/// Body of `POST /internal/models/{name}/load` and `/unload`; it may be missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelRequest {
+    /// The worker that should do it.
+    #[serde(default)]
+    pub worker: Option<String>,
+    /// Unload: only what is in hand is finished; what is queued waits for another worker.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Body of `POST /internal/models/switch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchRequest {
+    /// The model that goes.
+    pub from: String,
+    /// The model that comes.
+    pub to: String,
+    /// The worker that should do it; all that have `from` when missing.
+    #[serde(default)]
+    pub worker: Option<String>,
+    /// Of the one that goes only what is in hand is finished.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// The answer of chat and agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {

@@ -16,6 +16,7 @@
 //! | [`dead_letter`] | copies of messages that were given up, and why |
 //! | [`object`] | content that is too large for a message, by reference |
 //! | [`token`] | the fast, lossy path beside the log |
+//! | [`models`] | models at run time: what is known, loaded and asked for |
 //! | [`presence`] | which workers are there and what they hold |
 //! | [`rpc`] | stateless questions between services |
 //! | [`api`] | bodies of the HTTP edge |
@@ -30,6 +31,7 @@ pub mod fact;
 pub mod ids;
 pub mod job;
 pub mod json_schema;
+pub mod models;
 pub mod object;
 pub mod presence;
 pub mod rpc;

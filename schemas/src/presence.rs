@@ -21,6 +21,9 @@ pub struct Worker {
     /// Tools it carries out.
     #[serde(default)]
     pub tools: Vec<crate::rpc::Tool>,
+    /// An inference worker's models, loaded or not, and what it does with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inference: Option<crate::models::InferenceState>,
 }
 
 /// Answer to a request on `vl.v1.ctl.worker.<id>` (with an empty body): the worker lives and holds these.

@@ -111,6 +111,15 @@ pub const ADVISORIES: [&str; 2] =
 pub const RPC_EMBED: &str = "vl.v1.rpc.embed";
 /// Question: loaded models.
 pub const RPC_MODELS: &str = "vl.v1.rpc.models";
+/// Question: load, unload or switch models. Whoever is asked does it or finds the workers that do.
+pub const RPC_MODELS_CHANGE: &str = "vl.v1.rpc.models.change";
+
+/// The same, for one worker and nobody else.
+#[must_use]
+pub fn rpc_models_change(worker: &str) -> String {
+    format!("{RPC_MODELS_CHANGE}.{}", token(worker))
+}
+
 /// Question: registered tools.
 pub const RPC_TOOLS: &str = "vl.v1.rpc.tools";
 /// Question: whether tools may work in a workspace.

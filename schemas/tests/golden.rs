@@ -12,6 +12,9 @@ use schemas::dead_letter::{DeadLetter, Reason, Settled, Settlement};
 use schemas::decision::*;
 use schemas::fact::*;
 use schemas::job::{InferenceJob, Purpose, ToolJob};
+use schemas::models::{
+    Change, ChangeModels, Gpu, HostMemory, InferenceState, KnownModel, ModelState, Operation, OperationState,
+};
 use schemas::object::{self, Reference};
 use schemas::presence::{Hold, Holds, Worker};
 use schemas::rpc;
@@ -476,6 +479,62 @@ fn a_hash_covers_facts_events_and_the_previous_hash() {
     assert_ne!(base, hash(b"a", "", vec![]));
 }
 
+/// An inference worker's entry with everything it may say, and what changes it.
+fn models_at_run_time() {
+    let known = |name: &str, state| KnownModel {
+        name: name.into(),
+        kind: "chat".into(),
+        window: 1024,
+        state,
+        weights_bytes: 14_000_000,
+        cache_bytes_max: 67_108_864,
+    };
+    let broken = "use /models/broken/config.json: malformed JSON".to_owned();
+    let models = vec![
+        known("broken", ModelState::Failed { reason: broken.clone() }),
+        known("large", ModelState::Loading { progress: 0.25 }),
+        known("old", ModelState::Draining),
+        known("other", ModelState::Known),
+        known("tiny", ModelState::Ready),
+    ];
+    let operation = |n: u32, change, state, ended_at| Operation {
+        id: format!("inference-1.{n}"),
+        worker: "inference-1".into(),
+        change,
+        state,
+        started_at: 5,
+        ended_at,
+    };
+    let switch = Change::Switch { from: "old".into(), to: "large".into(), force: false };
+    let operations = vec![
+        operation(1, Change::Load { model: "broken".into() }, OperationState::Failed { reason: broken }, Some(6)),
+        operation(2, Change::Unload { model: "other".into(), force: true }, OperationState::Done, Some(7)),
+        operation(3, switch.clone(), OperationState::Running, None),
+    ];
+    check("rpc.models.change", &ChangeModels { change: switch, worker: Some("inference-1".into()) });
+    check("rpc.models.changed", &rpc::Reply::Ok(operations.clone()));
+    let gpu = Gpu {
+        id: 0,
+        name: "NVIDIA H200".into(),
+        utilization: Some(0.5),
+        memory_used_bytes: Some(1 << 30),
+        memory_total_bytes: None,
+    };
+    let memory = HostMemory { max_bytes: 1 << 32, taken_bytes: 162_217_728, kept_bytes: 4_096 };
+    check(
+        "presence.inference",
+        &Worker {
+            id: "inference-1".into(),
+            role: "inference".into(),
+            version: "0.1.0".into(),
+            slots: 8,
+            models: Vec::new(),
+            tools: Vec::new(),
+            inference: Some(InferenceState { models, operations, memory, gpus: vec![gpu] }),
+        },
+    );
+}
+
 #[test]
 fn jobs_tokens_presence_and_questions() {
     check(
@@ -554,8 +613,10 @@ fn jobs_tokens_presence_and_questions() {
             slots: 8,
             models: vec![model],
             tools: vec![registered],
+            inference: None,
         },
     );
+    models_at_run_time();
     check("rpc.embed", &rpc::Embed { model: None, input: vec!["text".into()] });
     check(
         "rpc.embeddings",

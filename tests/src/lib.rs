@@ -218,16 +218,23 @@ impl System {
     /// # Errors
     /// When it ends or says nothing.
     pub async fn start_role(&mut self, role: &str) -> anyhow::Result<()> {
-        self.start_role_with(role, &[]).await
+        let models = repository().join("inference-worker/models/tiny").display().to_string();
+        let arguments: &[&str] = if role == "inference-worker" { &["--models", &models] } else { &[] };
+        self.start_role_with(role, arguments, &[]).await
     }
 
-    /// The same with more arguments.
+    /// The same with more arguments, and settings from the environment.
     ///
     /// # Errors
     /// When it ends or says nothing.
-    pub async fn start_role_with(&mut self, role: &str, more: &[&str]) -> anyhow::Result<()> {
+    pub async fn start_role_with(
+        &mut self,
+        role: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
         let mut command = Command::new(program::program()?);
-        command.arg(role).args(["--json", "--nats", &self.nats_url()]).args(more);
+        command.arg(role).args(["--json", "--nats", &self.nats_url()]);
         if let Some(config) = &self.config {
             command.arg("--config").arg(config);
         }
@@ -238,11 +245,9 @@ impl System {
             "tool-worker" => {
                 command.arg("--workspace").arg(repository()).arg("--workspace").arg(self.workspace());
             }
-            "inference-worker" => {
-                command.arg("--models").arg(repository().join("inference-worker/models/tiny"));
-            }
             _ => {}
         }
+        command.args(arguments).envs(environment.iter().copied());
         let log = std::fs::File::options().append(true).create(true).open(self.directory.path().join("log"))?;
         let mut child = command
             .env("VLINDERS_SECRET", SECRET)

@@ -81,6 +81,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         slots,
         models: Vec::new(),
         tools: listing,
+        inference: None,
     };
     announce(&bus, &tasks, worker).await?;
     let queue = bus.tool_jobs().await?;

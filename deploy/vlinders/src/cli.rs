@@ -56,6 +56,8 @@ pub(crate) enum Command {
     DeadLetters(DeadLetters),
     /// Read an object: content of the log that is too large for a message.
     Object(Object),
+    /// Look at the models, load, unload or switch them.
+    Models(Models),
     /// Ask many chats at once and say how long the first token and the answer took, and where the time went.
     Bench(Bench),
     /// Say what is here, what is missing, and what to do about it.
@@ -79,6 +81,10 @@ pub(crate) struct Up {
     /// An embedding model (a directory with `config.json` or `modules.json`), or a directory of such.
     #[arg(long, value_name = "PATH")]
     pub(crate) embedding_models: Option<PathBuf>,
+    /// A directory of models that may be loaded by name later (`vlinders models load`); repeatable. With it and without
+    /// --models none is loaded at the start.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) models_dir: Vec<PathBuf>,
     /// A directory of agent types, one TOML file each; taken up again whenever it changes.
     #[arg(long, value_name = "DIR")]
     pub(crate) agents: Option<PathBuf>,
@@ -117,6 +123,10 @@ pub(crate) struct Role {
     /// inference-worker: an embedding model (a directory with `config.json` or `modules.json`), or a directory of such.
     #[arg(long, value_name = "PATH")]
     pub(crate) embedding_models: Option<PathBuf>,
+    /// inference-worker: a directory of models that may be loaded by name later (`vlinders models load`); repeatable. With
+    /// it and without --models none is loaded at the start.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) models_dir: Vec<PathBuf>,
     /// orchestrator: a directory of agent types, one TOML file each; taken up again whenever it changes.
     #[arg(long, value_name = "DIR")]
     pub(crate) agents: Option<PathBuf>,
@@ -444,6 +454,80 @@ pub(crate) struct RemoveLetter {
     /// Who says so.
     #[arg(long, value_name = "NAME", default_value = "command-line")]
     pub(crate) by: String,
+}
+
+#[derive(Args)]
+pub(crate) struct Models {
+    #[command(subcommand)]
+    pub(crate) what: ModelsWhat,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ModelsWhat {
+    /// List what each worker has loaded and could load, and the memory it has for models.
+    Ls(ListModels),
+    /// Load a model that lies in a worker's directories.
+    Load(LoadModel),
+    /// Let a model finish what waits for it, then give its memory back.
+    Unload(UnloadModel),
+    /// Load one model, then unload another; no request fails meanwhile.
+    Switch(SwitchModels),
+}
+
+#[derive(Args)]
+pub(crate) struct ListModels {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct ChangeOptions {
+    /// The worker that should do it. Otherwise one with room takes a load, and all that have the model do an unload.
+    #[arg(long, value_name = "ID")]
+    pub(crate) worker: Option<String>,
+    /// Return once it has begun.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct LoadModel {
+    /// The model's name, as `ls` shows it.
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) options: ChangeOptions,
+}
+
+#[derive(Args)]
+pub(crate) struct UnloadModel {
+    /// The model's name.
+    pub(crate) model: String,
+    /// Finish only what is in hand; what is queued waits for another worker.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) options: ChangeOptions,
+}
+
+#[derive(Args)]
+pub(crate) struct SwitchModels {
+    /// The model that goes.
+    pub(crate) from: String,
+    /// The model that comes.
+    pub(crate) to: String,
+    /// Of the one that goes finish only what is in hand.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) options: ChangeOptions,
 }
 
 #[derive(Args)]

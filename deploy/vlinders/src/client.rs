@@ -147,3 +147,9 @@ pub(crate) fn report(problem: &Value, otherwise: &str) {
         eprintln!("  next: {next}");
     }
 }
+
+/// A value as it stands in a part of a URL.
+pub(crate) fn escaped(value: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    value.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}

@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::cli::{DeadLetters, DeadLettersWhat, Target};
-use crate::client::report;
+use crate::client::{escaped, report};
 
 /// Does what was asked; exit code 1 when the gateway refuses.
 pub(crate) async fn run(options: DeadLetters) -> anyhow::Result<ExitCode> {
@@ -116,10 +116,4 @@ fn settled(letter: &Value) {
 
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or_default()
-}
-
-/// A value as it stands in a URL's query.
-fn escaped(value: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
-    value.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }

@@ -16,7 +16,7 @@ struct Finding {
 /// Looks and reports; exit code 1 when something needed is missing.
 pub(crate) async fn run(options: Doctor) -> anyhow::Result<ExitCode> {
     let data = options.target.data.clone().unwrap_or_else(settings::default_data);
-    let mut findings = vec![nats_server(), bubblewrap(), models(&data)];
+    let mut findings = vec![nats_server(), bubblewrap(), models(&data), gpus()];
     findings.extend(remotes(&options).await);
     findings.push(gateway(&options).await);
     for finding in &findings {
@@ -97,6 +97,21 @@ async fn remotes(options: &Doctor) -> Vec<Finding> {
         findings.push(Finding { what: "remote", ok, found: format!("{}: {found}", remote.name()) });
     }
     findings
+}
+
+/// No GPU is nothing that is missing: models run on CPUs.
+fn gpus() -> Finding {
+    let found = match inference_worker::gpus::Gpus::open() {
+        Err(why) => format!("none is measured: {why}"),
+        Ok(gpus) => {
+            let each = gpus.sample().into_iter().map(|gpu| {
+                let memory = gpu.memory_total_bytes.map(|bytes| format!(" with {} MiB", bytes >> 20));
+                format!("{} {}{}", gpu.id, gpu.name, memory.unwrap_or_default())
+            });
+            each.collect::<Vec<_>>().join(", ")
+        }
+    };
+    Finding { what: "gpus", ok: true, found }
 }
 
 async fn gateway(options: &Doctor) -> Finding {

@@ -10,6 +10,7 @@ mod control;
 mod dead_letters;
 mod doctor;
 mod endpoint;
+mod models;
 mod nats;
 mod object;
 mod replay;
@@ -80,6 +81,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Grant(options) => control::grant(options).await,
         Command::DeadLetters(options) => dead_letters::run(options).await,
         Command::Object(options) => object::run(options).await,
+        Command::Models(options) => models::run(options).await,
         Command::Bench(options) => bench::run(options).await,
         Command::Doctor(options) => doctor::run(options).await,
     }

@@ -53,9 +53,7 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     if !options.workspace.is_empty() {
         flags.push(("tools", "workspaces", settings::path_list(&options.workspace)));
     }
-    if let Some(models) = &options.models {
-        flags.push(("inference", "models", settings::path_list(&settings::model_directories(models)?)));
-    }
+    flags.extend(settings::model_flags(options.models.as_deref(), &options.models_dir)?);
     if let Some(models) = &options.embedding_models {
         let found = settings::model_directories(models)?;
         flags.push(("inference", "embedding_models", settings::path_list(&found)));
@@ -67,9 +65,8 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     if options.json {
         settings.telemetry.format = telemetry::Format::Json;
     }
-    if role == Role::Inference && settings.inference.is_empty() {
-        let shipped = settings::shipped_models(&settings::default_data());
-        settings.inference.models = shipped.map(|d| settings::model_directories(&d)).transpose()?.unwrap_or_default();
+    if role == Role::Inference {
+        settings::add_shipped_models(&mut settings.inference, &settings::default_data())?;
     }
     if role == Role::Orchestrator {
         settings.orchestrator.check().map_err(Usage)?;

@@ -143,6 +143,42 @@ pub(crate) fn model_directories(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// The flags that name models as settings: those to load, and the directories in which more lie. The directory of
+/// `--models` is one of them, unless it is a model itself.
+pub(crate) fn model_flags(
+    models: Option<&Path>,
+    directories: &[PathBuf],
+) -> anyhow::Result<Vec<(&'static str, &'static str, toml::Value)>> {
+    let mut flags = Vec::new();
+    let mut directories = directories.to_vec();
+    if let Some(path) = models {
+        let found = model_directories(path)?;
+        if found != [path] {
+            directories.insert(0, path.to_owned());
+        }
+        flags.push(("inference", "models", path_list(&found)));
+    }
+    if let Some(missing) = directories.iter().find(|directory| !directory.is_dir()) {
+        return Err(Usage(format!("--models-dir {}: there is no such directory", missing.display())).into());
+    }
+    if !directories.is_empty() {
+        flags.push(("inference", "models_dirs", path_list(&directories)));
+    }
+    Ok(flags)
+}
+
+/// The models that come with the program, where nothing else is configured.
+pub(crate) fn add_shipped_models(inference: &mut inference_worker::Config, data: &Path) -> anyhow::Result<()> {
+    if inference.is_empty()
+        && inference.models_dirs.is_empty()
+        && let Some(shipped) = shipped_models(data)
+    {
+        inference.models = model_directories(&shipped)?;
+        inference.models_dirs = vec![shipped];
+    }
+    Ok(())
+}
+
 /// Where the models that come with the program lie: beside the data, or in the source tree it was built from.
 pub(crate) fn shipped_models(data: &Path) -> Option<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../inference-worker/models");

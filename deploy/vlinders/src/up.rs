@@ -90,9 +90,7 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
     if !options.workspace.is_empty() {
         flags.push(("tools", "workspaces", settings::path_list(&options.workspace)));
     }
-    if let Some(models) = &options.models {
-        flags.push(("inference", "models", settings::path_list(&settings::model_directories(models)?)));
-    }
+    flags.extend(settings::model_flags(options.models.as_deref(), &options.models_dir)?);
     if let Some(models) = &options.embedding_models {
         let found = settings::model_directories(models)?;
         flags.push(("inference", "embedding_models", settings::path_list(&found)));
@@ -101,11 +99,7 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
         flags.push(("orchestrator", "agents_dir", toml::Value::String(agents.display().to_string())));
     }
     let mut settings = Settings::load(options.config.as_deref(), flags)?;
-    if settings.inference.is_empty()
-        && let Some(shipped) = settings::shipped_models(data)
-    {
-        settings.inference.models = settings::model_directories(&shipped)?;
-    }
+    settings::add_shipped_models(&mut settings.inference, data)?;
     if options.json {
         settings.telemetry.format = telemetry::Format::Json;
     }

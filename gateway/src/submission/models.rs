@@ -1,5 +1,5 @@
 //! Which model serves an agent: the one that was named, or the first of the agent type's preferences that is loaded
-//! and whose window fits the prompt.
+//! and whose window fits the prompt. Only a model that was named may still have to be loaded.
 
 use schemas::rpc::{AgentType, Model};
 use schemas::{Message, ToolSpec};
@@ -26,9 +26,22 @@ pub(super) fn named_or_preferred<'a>(
     let Some(name) = name else {
         return preferred(with.agent, with.models, tokens);
     };
-    let chat = chat_models(with.models)?;
-    let names = || chat.iter().map(|m| m.name.clone()).collect::<Vec<_>>();
-    chat.iter().copied().find(|m| m.name == name).ok_or_else(|| Failure::unknown("model", name, &names()))
+    find(name, with.models, with.loadable)
+}
+
+/// The chat model of that name: a loaded one, or one that a worker could load, for which the request waits.
+pub(crate) fn find<'a>(name: &str, loaded: &'a [Model], loadable: &'a [Model]) -> Result<&'a Model, Failure> {
+    let all = || loaded.iter().chain(loadable).filter(|m| m.kind != "embedding");
+    if let Some(model) = all().find(|m| m.name == name) {
+        return Ok(model);
+    }
+    if all().next().is_none() {
+        chat_models(loaded)?;
+    }
+    let mut names: Vec<String> = all().map(|m| m.name.clone()).collect();
+    names.sort();
+    names.dedup();
+    Err(Failure::unknown("model", name, &names))
 }
 
 /// The first of the agent type's preferences that is loaded and whose window holds so many tokens; where none does, the

@@ -39,9 +39,22 @@ fn models() -> Vec<Model> {
     ]
 }
 
+/// Models that are not loaded.
+fn loadable() -> Vec<Model> {
+    vec![Model { name: "large".into(), kind: "chat".into(), window: 4_096 }]
+}
+
 fn submit_chat(body: &Value) -> Result<ExecutionSubmitted, Failure> {
     let (agent, models, tools) = (agent_type(), models(), tools());
-    let with = Surroundings { agent: &agent, agents: &[], models: &models, tools: &tools, now: 5, seed: 7 };
+    let with = Surroundings {
+        agent: &agent,
+        agents: &[],
+        models: &models,
+        loadable: &loadable(),
+        tools: &tools,
+        now: 5,
+        seed: 7,
+    };
     read::<ChatRequest>(body.to_string().as_bytes()).and_then(|r| chat(r, &with))
 }
 
@@ -52,7 +65,15 @@ fn submit_agent(body: &Value) -> Result<ExecutionSubmitted, Failure> {
 /// Submits to the first of these agent types.
 fn submit_to(agents: &[AgentType], body: &Value) -> Result<ExecutionSubmitted, Failure> {
     let (models, tools) = (models(), tools());
-    let with = Surroundings { agent: &agents[0], agents, models: &models, tools: &tools, now: 5, seed: 7 };
+    let with = Surroundings {
+        agent: &agents[0],
+        agents,
+        models: &models,
+        loadable: &loadable(),
+        tools: &tools,
+        now: 5,
+        seed: 7,
+    };
     read::<AgentRequest>(body.to_string().as_bytes()).and_then(|r| agent(r, &with))
 }
 
@@ -70,6 +91,18 @@ fn a_chat_is_completed_with_system_message_model_window_seed_and_limits() {
         chat.limits,
         Limits { iterations: 4, tokens: 100, tool_calls: 8, deadline: 1_000_000_005, ..Limits::default() }
     );
+}
+
+#[test]
+fn a_model_that_must_be_loaded_first_serves_only_who_names_it() {
+    let hi = json!([{"role": "user", "content": "hi"}]);
+    let chat = submit_chat(&json!({"messages": hi, "model": "large"})).expect("it waits");
+    assert_eq!((chat.model.as_str(), chat.window), ("large", 4_096));
+    assert_eq!(submit_chat(&json!({"messages": hi})).expect("valid").model, "tiny");
+    let problem = submit_chat(&json!({"messages": hi, "model": "lrge"})).expect_err("unknown").0;
+    assert_eq!(problem.next_step, "did you mean large? there are: large, tiny");
+    let nothing = models::find("large", &[], &[]).expect_err("nobody is there").0;
+    assert_eq!((nothing.status, nothing.code.as_str()), (503, "workers_absent"));
 }
 
 #[test]

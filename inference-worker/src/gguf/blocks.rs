@@ -3,7 +3,10 @@
 use candle_core::quantized::GgmlDType;
 use half::f16;
 
-use crate::kernels::quantised::Quantised;
+use crate::kernels::{
+    matrix::{Form, SixteenKind, ValueRange},
+    quantised::Quantised,
+};
 
 /// Unpacks whole blocks of rows of `inputs` weights; `None` for a format that is not known.
 pub(super) fn unpack(kind: GgmlDType, bytes: &[u8], inputs: usize) -> Option<Quantised> {
@@ -21,12 +24,40 @@ pub(super) fn unpack(kind: GgmlDType, bytes: &[u8], inputs: usize) -> Option<Qua
     }
     Some(Quantised {
         inputs,
-        group: if kind == GgmlDType::Q6K { 16 } else { 32 },
+        group: group(kind),
         values: out.values,
         scales: out.scales,
         offsets: (!out.offsets.is_empty()).then_some(out.offsets),
-        half_scales: matches!(kind, GgmlDType::Q4_0 | GgmlDType::Q5_0 | GgmlDType::Q8_0),
+        half_scales: has_half_scales(kind),
     })
+}
+
+/// Inputs that share a scale.
+fn group(kind: GgmlDType) -> usize {
+    if kind == GgmlDType::Q6K { 16 } else { 32 }
+}
+
+/// How tensors of this kind will lie in memory.
+pub(super) fn form(kind: GgmlDType) -> Form {
+    match kind {
+        GgmlDType::F32 => Form::Float,
+        GgmlDType::F16 => Form::Sixteen(SixteenKind::Half),
+        GgmlDType::BF16 => Form::Sixteen(SixteenKind::Brain),
+        kind => Form::Quantised { group: group(kind), plain: has_half_scales(kind), values: values(kind) },
+    }
+}
+
+fn values(kind: GgmlDType) -> ValueRange {
+    match kind {
+        GgmlDType::Q4_0 => ValueRange::SignedFour,
+        GgmlDType::Q4_1 | GgmlDType::Q4K => ValueRange::Four,
+        _ => ValueRange::Eight,
+    }
+}
+
+/// Scales of sixteen bits, and no offsets.
+fn has_half_scales(kind: GgmlDType) -> bool {
+    matches!(kind, GgmlDType::Q4_0 | GgmlDType::Q5_0 | GgmlDType::Q8_0)
 }
 
 #[derive(Default)]

@@ -24,7 +24,7 @@ pub struct KvCache {
 }
 
 /// The dimensions attention needs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadShape {
     /// Query heads.
     pub heads: usize,
@@ -80,6 +80,26 @@ impl KvCache {
                 lane.0[..value.len()].copy_from_slice(value);
             }
         }
+    }
+
+    /// Bytes its blocks take now.
+    pub fn bytes(&self) -> usize {
+        self.blocks.iter().flatten().map(|block| size_of_val(&**block)).sum()
+    }
+
+    /// Bytes one of its blocks takes.
+    pub fn block_bytes(&self) -> usize {
+        self.shape.block_bytes(self.layers)
+    }
+
+    /// Whether a block takes memory now.
+    pub fn holds(&self, block: u32) -> bool {
+        self.blocks[block as usize].is_some()
+    }
+
+    /// Whether both were made for as many blocks of the same shape.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (self.blocks.len(), self.layers, self.shape) == (other.blocks.len(), other.layers, other.shape)
     }
 
     /// Gives back the memory of a block; what it held is gone.

@@ -10,7 +10,7 @@ use half::f16;
 
 use crate::kernels::{
     Isa, Lane, isa,
-    matrix::{Matrix, SixteenKind},
+    matrix::{Form, Matrix, SixteenKind},
     pages::Pages,
     quantised::{self, Activations},
     team::Team,
@@ -137,6 +137,21 @@ impl Packed {
             Weights::Sixteen(_, lanes) => size_of_val(&**lanes),
             Weights::Quantised(panels) => panels.bytes(),
         }
+    }
+
+    /// Bytes that matrices of these forms and outputs will take, packed one below the other.
+    pub fn bytes_of(parts: &[(Form, usize)], inputs: usize) -> usize {
+        let panels = parts.iter().map(|(_, outputs)| outputs).sum::<usize>().div_ceil(PANEL);
+        let quantised = |(form, _): &(Form, usize)| match *form {
+            Form::Float | Form::Sixteen(_) => None,
+            Form::Quantised { group, plain, values } => Some((group, plain, values)),
+        };
+        if let Some(quantised) = parts.iter().map(quantised).collect::<Option<Vec<_>>>() {
+            return quantised::Panels::bytes_of(panels, inputs, &quantised);
+        }
+        let all_sixteen = |kind| parts.iter().all(|(form, _)| *form == Form::Sixteen(kind));
+        let sixteen = all_sixteen(SixteenKind::Brain) || all_sixteen(SixteenKind::Half);
+        panels * inputs * PANEL * if sixteen { size_of::<f16>() } else { size_of::<f32>() }
     }
 
     /// Copies one row of the matrix, of `inputs` values.

@@ -17,6 +17,35 @@ pub enum Matrix {
     Quantised(Quantised),
 }
 
+/// How a matrix lies in memory, known before it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Floats of 32 bits.
+    Float,
+    /// Floats of 16 bits.
+    Sixteen(SixteenKind),
+    /// Bytes with scales.
+    Quantised {
+        /// Inputs that share a scale.
+        group: usize,
+        /// Scales of sixteen bits, and no offsets.
+        plain: bool,
+        /// The range of its values.
+        values: ValueRange,
+    },
+}
+
+/// The values of quantised weights; those of four bits share a byte if all that lie together have the same range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueRange {
+    /// -8 to 7.
+    SignedFour,
+    /// 0 to 15.
+    Four,
+    /// More.
+    Eight,
+}
+
 /// Which floats of 16 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SixteenKind {

@@ -13,6 +13,7 @@ use half::f16;
 use crate::kernels::{
     Isa, Lane,
     matmul::{LANES, PANEL},
+    matrix::ValueRange,
     pages::{Pages, Plain},
     team::Team,
 };
@@ -209,6 +210,16 @@ impl Panels {
             Scales::Half(all) => (all[at].map(f16::to_f32), [0.0; PANEL]),
             Scales::Full(all) => (all[at][0], all[at][1]),
         }
+    }
+
+    /// Bytes that so many panels will take, of matrices with these groups; `true` for plain scales.
+    pub(super) fn bytes_of(panels: usize, inputs: usize, parts: &[(usize, bool, ValueRange)]) -> usize {
+        let group = parts.iter().map(|(group, ..)| *group).min().expect("at least one matrix");
+        let plain = parts.iter().all(|(_, plain, _)| *plain);
+        let scales = if plain { size_of::<[f16; PANEL]>() } else { size_of::<[[f32; PANEL]; 2]>() };
+        let all_are = |range| parts.iter().all(|(.., values)| *values == range);
+        let nibbles = all_are(ValueRange::SignedFour) || all_are(ValueRange::Four);
+        panels * (inputs * PANEL / if nibbles { 2 } else { 1 } + inputs / group * scales)
     }
 
     /// Bytes in memory.

@@ -20,7 +20,7 @@ async fn thousands_of_chats_at_once_are_answered_or_told_to_come_again() -> anyh
     let mut system = System::start_without(&["gateway"]).await?;
     let config = system.directory().join("gateway.toml");
     std::fs::write(&config, format!("[gateway]\nrequests_open_max = {OPEN_MAX}\n"))?;
-    system.start_role_with("gateway", &["--config", &config.display().to_string()]).await?;
+    system.start_role_with("gateway", &["--config", &config.display().to_string()], &[]).await?;
     let chat = json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1});
     let one = || async {
         let response = tokio::time::timeout(PATIENCE, system.post("/internal/chat", &chat).send()).await??;

@@ -23,7 +23,7 @@ async fn with_embeddings() -> anyhow::Result<Option<System>> {
     let Some(model) = model() else { return Ok(None) };
     let mut system = System::start_without(&["inference-worker"]).await?;
     let model = model.display().to_string();
-    system.start_role_with("inference-worker", &["--embedding-models", &model]).await?;
+    system.start_role_with("inference-worker", &["--embedding-models", &model], &[]).await?;
     Ok(Some(system))
 }
 

@@ -11,6 +11,7 @@ mod full_queue;
 mod generation;
 mod interruptions;
 mod kill;
+mod models;
 mod moments;
 mod objects;
 mod people;

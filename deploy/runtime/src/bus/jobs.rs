@@ -84,7 +84,7 @@ impl Bus {
     /// When the stream is missing or the server does not answer.
     pub async fn inference_jobs(&self, pool: &str) -> Result<JobQueue<schemas::InferenceJob>, Error> {
         let pool = subject::token(pool);
-        self.job_queue(stream::INFERENCE_JOBS, format!("pool-{pool}"), format!("vl.v1.job.infer.{pool}.>")).await
+        self.job_queue(stream::INFERENCE_JOBS, pool_consumer(&pool), format!("vl.v1.job.infer.{pool}.>")).await
     }
 
     /// Jobs of all tools.
@@ -104,6 +104,26 @@ impl Bus {
         super::provision::job_consumer(self, stream, &consumer, &filter).await?;
         let pull = Pull::new(&self.jobs, stream, &consumer, None, 1, PULL_EXPIRES).await?;
         Ok(JobQueue { bus: self.clone(), stream, pull, job: PhantomData })
+    }
+
+    /// Jobs of a model's pool that no worker was given yet.
+    ///
+    /// # Errors
+    /// When the pool has no consumer, because no worker ever served it, or the server does not answer.
+    pub async fn inference_jobs_waiting(&self, pool: &str) -> Result<u64, Error> {
+        let stream = self.js.get_stream_no_info(stream::INFERENCE_JOBS).await.map_err(Error::broken)?;
+        let info = stream.consumer_info(pool_consumer(&subject::token(pool))).await.map_err(Error::broken)?;
+        Ok(info.num_pending)
+    }
+
+    /// Whether a job of a model's pool is in the queue, waiting or in hand. One cheap question.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn has_inference_job(&self, pool: &str) -> Result<bool, Error> {
+        let filter = format!("vl.v1.job.infer.{}.>", subject::token(pool));
+        let request = serde_json::json!({"next_by_subj": filter, "seq": 1, "batch": 1});
+        Ok(!super::log::direct_get(&self.log, stream::INFERENCE_JOBS, &request).await?.is_empty())
     }
 
     /// How far the jobs of `stream` have been handed to workers.
@@ -150,6 +170,11 @@ impl Bus {
     }
 }
 
+/// The consumer that the workers of a pool share.
+fn pool_consumer(pool: &str) -> String {
+    format!("pool-{pool}")
+}
+
 /// A queue as one worker sees it.
 pub struct JobQueue<J> {
     bus: Bus,
@@ -176,6 +201,17 @@ impl<J: Job> JobQueue<J> {
                 Ok(None)
             }
         }
+    }
+
+    /// Takes nothing more off the queue; returns the jobs that were on their way already.
+    ///
+    /// # Errors
+    /// When the connection is closed. What was on its way is handed out again.
+    pub async fn close(self) -> Result<Vec<Delivery<J>>, Error> {
+        let messages = self.pull.close().await?;
+        // One that is no job is handed out again, and given up by whoever gets it.
+        let jobs = messages.iter().filter_map(|message| Some((J::read(&message.payload).ok()?, message)));
+        Ok(jobs.map(|(job, message)| Delivery::new(job, &self.bus.jobs, message)).collect())
     }
 
     /// First quarantined, then taken off: what happens in between is that it comes again.

@@ -11,6 +11,8 @@ use super::Error;
 
 /// The id a pinned client repeats with every request.
 const PIN: &str = "Nats-Pin-Id";
+/// How long the server may take to confirm that it sends nothing more.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Pulls messages of one durable consumer.
 pub(super) struct Pull {
@@ -96,6 +98,20 @@ impl Pull {
                 message.description.unwrap_or_default()
             ))),
         }
+    }
+
+    /// Asks for nothing more, and returns what the server had sent already.
+    ///
+    /// # Errors
+    /// When the connection is closed.
+    pub(super) async fn close(mut self) -> Result<Vec<Message>, Error> {
+        self.replies.drain().await.map_err(Error::broken)?;
+        let mut left = Vec::new();
+        // The subscription ends once the server has confirmed it; what is no message says how a request went.
+        while let Ok(Some(reply)) = tokio::time::timeout(CLOSE_TIMEOUT, self.replies.next()).await {
+            left.extend(reply.status.is_none().then_some(reply));
+        }
+        Ok(left)
     }
 
     async fn ask(&mut self) -> Result<(), Error> {

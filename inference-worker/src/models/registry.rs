@@ -1,0 +1,379 @@
+//! What this worker has of each model, and what follows from what people ask and from what came of it. Pure: it holds no
+//! model, only names, states and bytes; the shell does what it returns.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use schemas::{
+    models::{Change, HostMemory, InferenceState, KnownModel, ModelState, Operation, OperationState},
+    rpc::{Model, Refusal},
+    subject,
+    wire::Nanos,
+};
+
+use super::{catalogue::Found, plan::Plan};
+use crate::need::Need;
+
+/// Operations that ended and are still told about: whoever asked for one reads its end within seconds.
+const ENDED_MAX: usize = 16;
+
+/// What the shell should do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// Read this model, then say `loaded`.
+    Load(String),
+    /// Let what waits for this model finish (with `force` only what is in hand), give it back, then say `unloaded`.
+    Drain {
+        /// Which.
+        model: String,
+        /// Only what is in hand.
+        force: bool,
+    },
+}
+
+/// All models of this worker.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    worker: String,
+    plan: Plan,
+    models: BTreeMap<String, Entry>,
+    operations: VecDeque<Operation>,
+    counted: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    kind: &'static str,
+    window: u32,
+    /// What its headers say, as long as they can be read.
+    need: Need,
+    state: ModelState,
+    /// Loaded at the start, for as long as the process lives.
+    fixed: bool,
+    /// Its files are there.
+    found: bool,
+    /// It is wanted again as soon as it is gone.
+    again: bool,
+}
+
+impl Entry {
+    /// Whether it takes memory.
+    const fn is_held(&self) -> bool {
+        matches!(self.state, ModelState::Loading { .. } | ModelState::Ready | ModelState::Draining)
+    }
+}
+
+impl Registry {
+    pub(crate) const fn new(worker: String, plan: Plan) -> Self {
+        Self { worker, plan, models: BTreeMap::new(), operations: VecDeque::new(), counted: 0 }
+    }
+
+    /// Brings the models that are not held up to date with what lies in the directories.
+    pub(crate) fn know(&mut self, found: &BTreeMap<String, Found>) {
+        for entry in self.models.values_mut() {
+            entry.found = false;
+        }
+        for (name, found) in found {
+            let entry = self.models.entry(name.clone()).or_insert_with(|| Entry {
+                kind: "chat",
+                window: 0,
+                need: Need::default(),
+                state: ModelState::Known,
+                fixed: false,
+                found: true,
+                again: false,
+            });
+            entry.found = true;
+            if !entry.is_held() {
+                entry.need = found.need.as_ref().copied().unwrap_or_default();
+                entry.window = u32::try_from(entry.need.window).unwrap_or(u32::MAX);
+            }
+        }
+        self.models.retain(|_, entry| entry.found || entry.is_held());
+    }
+
+    /// Takes in a model that is there for as long as the process lives, and whose memory is nobody's to plan.
+    pub(crate) fn fix(&mut self, model: Model) {
+        let kind = if model.kind == "embedding" { "embedding" } else { "chat" };
+        let (state, need) = (ModelState::Ready, Need::default());
+        let entry = Entry { kind, window: model.window, need, state, fixed: true, found: false, again: false };
+        self.models.insert(model.name, entry);
+    }
+
+    /// Begins what is asked, joins what goes on already, or refuses.
+    pub(crate) fn ask(&mut self, change: &Change, now: Nanos) -> Result<(Operation, Vec<Act>), Refusal> {
+        let goes_on =
+            |operation: &&Operation| operation.state == OperationState::Running && operation.change == *change;
+        if let Some(same) = self.operations.iter().find(goes_on) {
+            return Ok((same.clone(), Vec::new()));
+        }
+        let (acts, done) = match change {
+            Change::Load { model } => self.load(model)?,
+            Change::Unload { model, force } => self.unload(model, *force)?,
+            Change::Switch { from, to, force } => self.switch(from, to, *force)?,
+        };
+        self.counted += 1;
+        let operation = Operation {
+            id: format!("{}.{}", self.worker, self.counted),
+            worker: self.worker.clone(),
+            change: change.clone(),
+            state: if done { OperationState::Done } else { OperationState::Running },
+            started_at: now,
+            ended_at: done.then_some(now),
+        };
+        self.operations.push_back(operation.clone());
+        self.forget_ended();
+        Ok((operation, acts))
+    }
+
+    /// A model was read: so many bytes of weights and such a window, or why not.
+    pub(crate) fn loaded(&mut self, model: &str, result: &Result<(u64, u32), String>, now: Nanos) -> Vec<Act> {
+        let Some(entry) = self.models.get_mut(model) else { return Vec::new() };
+        entry.state = match result {
+            Ok((bytes, window)) => {
+                entry.window = *window;
+                entry.need = Need { weights_bytes: *bytes, reading_bytes: 0, ..entry.need };
+                ModelState::Ready
+            }
+            Err(reason) => ModelState::Failed { reason: reason.clone() },
+        };
+        let mut acts = Vec::new();
+        for mut operation in self.running(|change| !matches!(change, Change::Unload { .. }) && change.model() == model)
+        {
+            operation.state = match (result, &operation.change) {
+                (Err(reason), _) => OperationState::Failed { reason: reason.clone() },
+                (Ok(_), Change::Switch { from, force, .. }) => match self.unload(from, *force) {
+                    Ok((more, _)) => {
+                        acts.extend(more);
+                        OperationState::Running
+                    }
+                    // Somebody else has unloaded it meanwhile.
+                    Err(_) => OperationState::Done,
+                },
+                (Ok(_), _) => OperationState::Done,
+            };
+            self.put(operation, now);
+        }
+        acts
+    }
+
+    /// A model is gone.
+    pub(crate) fn unloaded(&mut self, model: &str, now: Nanos) -> Vec<Act> {
+        let Some(entry) = self.models.get_mut(model) else { return Vec::new() };
+        entry.state = ModelState::Known;
+        let again = std::mem::take(&mut entry.again);
+        let ends = |change: &Change| match change {
+            Change::Unload { model: gone, .. } | Change::Switch { from: gone, .. } => gone == model,
+            Change::Load { .. } => false,
+        };
+        for mut operation in self.running(ends) {
+            // A switch whose new model is still being read goes on until that is there.
+            let waits = matches!(&operation.change, Change::Switch { to, .. } if !self.is_ready(to));
+            if !waits {
+                operation.state = OperationState::Done;
+                self.put(operation, now);
+            }
+        }
+        if !again {
+            return Vec::new();
+        }
+        match self.load(model) {
+            Ok((acts, _)) => acts,
+            Err(refusal) => {
+                for mut operation in self.running(|change| !ends(change) && change.model() == model) {
+                    operation.state = OperationState::Failed { reason: refusal.detail.clone() };
+                    self.put(operation, now);
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    /// So much of a model was read.
+    pub(crate) fn progress(&mut self, model: &str, fraction: f64) {
+        if let Some(Entry { state: ModelState::Loading { progress }, .. }) = self.models.get_mut(model) {
+            *progress = fraction;
+        }
+    }
+
+    /// Bytes that models take or may take.
+    pub(crate) fn taken(&self) -> u64 {
+        self.each_taken().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Bytes for models altogether.
+    pub(crate) const fn max(&self) -> u64 {
+        self.plan.max_bytes
+    }
+
+    /// What this worker says of itself.
+    pub(crate) fn state(&self, kept_bytes: u64) -> InferenceState {
+        let known = |(name, entry): (&String, &Entry)| KnownModel {
+            name: name.clone(),
+            kind: entry.kind.to_owned(),
+            window: entry.window,
+            state: entry.state.clone(),
+            weights_bytes: entry.need.weights_bytes,
+            cache_bytes_max: if entry.fixed { 0 } else { self.plan.cache_bytes_max },
+        };
+        InferenceState {
+            models: self.models.iter().map(known).collect(),
+            operations: self.operations.iter().cloned().collect(),
+            memory: HostMemory { max_bytes: self.plan.max_bytes, taken_bytes: self.taken(), kept_bytes },
+            gpus: Vec::new(),
+        }
+    }
+
+    /// The models that are offered.
+    pub(crate) fn offered(&self) -> Vec<Model> {
+        let ready = self.models.iter().filter(|(_, entry)| entry.state == ModelState::Ready);
+        let model = |(name, entry): (&String, &Entry)| Model {
+            name: name.clone(),
+            kind: entry.kind.to_owned(),
+            window: entry.window,
+        };
+        ready.map(model).collect()
+    }
+
+    /// What happened so far is nobody's business: the start.
+    pub(crate) fn forget_operations(&mut self) {
+        self.operations.retain(|operation| operation.state == OperationState::Running);
+    }
+
+    /// What must be done, and whether that was all.
+    fn load(&mut self, model: &str) -> Result<(Vec<Act>, bool), Refusal> {
+        let Some(entry) = self.models.get_mut(model) else {
+            return Err(self.unknown(model));
+        };
+        match entry.state {
+            ModelState::Ready => return Ok((Vec::new(), true)),
+            ModelState::Loading { .. } => return Ok((Vec::new(), false)),
+            ModelState::Draining => {
+                entry.again = true;
+                return Ok((Vec::new(), false));
+            }
+            ModelState::Known | ModelState::Failed { .. } => {}
+        }
+        let need = entry.need;
+        // Jobs are queued under the name's token: two models of one token would take each other's.
+        let twin = |(name, entry): &(&String, &Entry)| {
+            *name != model && entry.is_held() && subject::token(name) == subject::token(model)
+        };
+        if let Some((twin, _)) = self.models.iter().find(twin) {
+            let detail = format!("{model} and {twin}, which is loaded, have the same queue; rename one of them");
+            return Err(refusal("name_taken", detail));
+        }
+        self.plan.admit(model, &need, self.each_taken()).map_err(|no_room| {
+            let next = "unload a model (`vlinders models unload NAME`), or raise inference.memory_bytes_max";
+            refusal("no_room", format!("{no_room}; {next}"))
+        })?;
+        let entry = self.models.get_mut(model).expect("it was just found");
+        entry.state = ModelState::Loading { progress: 0.0 };
+        Ok((vec![Act::Load(model.to_owned())], false))
+    }
+
+    fn unload(&mut self, model: &str, force: bool) -> Result<(Vec<Act>, bool), Refusal> {
+        let drain = || vec![Act::Drain { model: model.to_owned(), force }];
+        match self.models.get_mut(model) {
+            Some(Entry { fixed: true, kind, .. }) => {
+                let detail =
+                    format!("{model} ({kind}) is there as long as its worker runs; stop that, or start it without");
+                Err(refusal("fixed_model", detail))
+            }
+            Some(entry @ Entry { state: ModelState::Ready, .. }) => {
+                entry.state = ModelState::Draining;
+                Ok((drain(), false))
+            }
+            // In a hurry after all.
+            Some(entry @ Entry { state: ModelState::Draining, .. }) => {
+                entry.again = false;
+                Ok((if force { drain() } else { Vec::new() }, false))
+            }
+            Some(Entry { state: ModelState::Loading { .. }, .. }) => {
+                Err(refusal("model_busy", format!("{model} is being loaded; unload it when that is done")))
+            }
+            Some(_) => {
+                let loaded = names(self.offered().iter().map(|model| model.name.as_str()));
+                Err(refusal("not_loaded", format!("{model} is not loaded; loaded are: {loaded}")))
+            }
+            None => Err(self.unknown(model)),
+        }
+    }
+
+    fn switch(&mut self, from: &str, to: &str, force: bool) -> Result<(Vec<Act>, bool), Refusal> {
+        if from == to {
+            return Err(refusal("same_model", format!("{from} cannot be switched to itself; name two models")));
+        }
+        match self.models.get(from) {
+            Some(Entry { fixed: false, state: ModelState::Ready | ModelState::Draining, .. }) => {}
+            // Refused for the same reasons, and nothing was begun.
+            _ => return self.unload(from, force),
+        }
+        let (acts, ready) = self.load(to).map_err(|mut refusal| {
+            if refusal.code == "no_room" {
+                let both = format!(
+                    "; a switch needs room for both: where requests for {from} may wait or fail meanwhile, unload it first"
+                );
+                refusal.detail.push_str(&both);
+            }
+            refusal
+        })?;
+        if ready { self.unload(from, force) } else { Ok((acts, false)) }
+    }
+
+    fn unknown(&self, model: &str) -> Refusal {
+        let known = names(self.models.keys().map(String::as_str));
+        refusal(
+            "unknown_model",
+            format!("there is no model {model:?} in the directories of {}; there are: {known}", self.worker),
+        )
+    }
+
+    fn is_ready(&self, model: &str) -> bool {
+        self.models.get(model).is_some_and(|entry| entry.state == ModelState::Ready)
+    }
+
+    fn each_taken(&self) -> Vec<(String, u64)> {
+        let held = self.models.iter().filter(|(_, entry)| entry.is_held() && !entry.fixed);
+        held.map(|(name, entry)| (name.clone(), self.plan.counted(entry.need.weights_bytes) + entry.need.reading_bytes))
+            .collect()
+    }
+
+    /// Copies of the operations under way whose change is of interest.
+    fn running(&self, of: impl Fn(&Change) -> bool) -> Vec<Operation> {
+        let running = |operation: &&Operation| operation.state == OperationState::Running && of(&operation.change);
+        self.operations.iter().filter(running).cloned().collect()
+    }
+
+    fn put(&mut self, mut changed: Operation, now: Nanos) {
+        if changed.state != OperationState::Running {
+            changed.ended_at = Some(now);
+        }
+        if let Some(operation) = self.operations.iter_mut().find(|operation| operation.id == changed.id) {
+            *operation = changed;
+        }
+        self.forget_ended();
+    }
+
+    fn forget_ended(&mut self) {
+        let ended = |operation: &Operation| operation.state != OperationState::Running;
+        let mut more = self.operations.iter().filter(|operation| ended(operation)).count().saturating_sub(ENDED_MAX);
+        self.operations.retain(|operation| {
+            let goes = more > 0 && ended(operation);
+            more -= usize::from(goes);
+            !goes
+        });
+    }
+}
+
+pub(crate) fn refusal(code: &str, detail: impl Into<String>) -> Refusal {
+    Refusal { code: code.to_owned(), detail: detail.into() }
+}
+
+/// Names for people.
+pub(crate) fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests;
