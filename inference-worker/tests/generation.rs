@@ -277,7 +277,7 @@ fn finish(engine: &Engine, request: Request) -> Outcome {
 }
 
 fn hot(seed: u64) -> Sampling {
-    Sampling { temperature: 1.5, seed, logprobs: Some(1), ..Sampling::default() }
+    Sampling { temperature: 3.0, seed, logprobs: Some(1), ..Sampling::default() }
 }
 
 #[test]
