@@ -107,7 +107,9 @@ pub(crate) async fn explained(gateway: &Gateway, execution: &Execution, mut fail
     failure.0.detail = format!(
         "the deadline passed while the request waited for the model {model}, which no worker has loaded; loaded are: {loaded}"
     );
-    failure.0.next_step = format!("load it (`vlinders models load {model}`), or name one that is loaded");
+    failure.0.next_step = format!(
+        "`vlinders models ls` says what is with it, `vlinders models load {model}` loads what lies in a worker's directories; or name one that is loaded"
+    );
     failure
 }
 

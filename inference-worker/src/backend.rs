@@ -33,7 +33,8 @@ impl Backend {
             Self::Engine(engine) => {
                 let model = engine.model();
                 let exact = model.decoder.is_exact();
-                Some(format!("{} {:?} {} {exact}", model.identity, model.family, engine.window()))
+                let identity = model.identity.as_ref()?;
+                Some(format!("{identity} {:?} {} {exact}", model.family, engine.window()))
             }
             // Who knows what that server has loaded meanwhile.
             Self::Remote(_) => None,

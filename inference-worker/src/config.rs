@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use schemas::subject;
 use serde::Deserialize;
 
 use crate::{
@@ -93,14 +94,23 @@ impl Config {
     /// # Errors
     /// The text names the key, what is wrong with it, and what belongs there.
     pub fn check(&self) -> Result<(), String> {
-        let local: Vec<String> =
-            self.models.iter().chain(&self.embedding_models).map(|path| model_directory::name_of(path)).collect();
+        let chat = self.models.iter().map(|path| model_directory::name_of(path));
+        let embedding: Vec<String> = self.embedding_models.iter().map(|path| model_directory::name_of(path)).collect();
+        if let Some(name) = chat.clone().find(|name| embedding.contains(name)) {
+            return Err(format!("inference.embedding_models: a chat model is named {name}, too; rename one of them"));
+        }
+        // Jobs are queued under the name's token: two models of one token would take each other's.
+        let mut taken: Vec<(String, String)> =
+            chat.chain(embedding).map(|name| (subject::token(&name), name)).collect();
         for (name, remote) in &self.remote {
-            if local.contains(name) {
+            let token = subject::token(name);
+            if let Some((_, twin)) = taken.iter().find(|(other, _)| *other == token) {
+                let how = if twin == name { "of this name" } else { "of the same queue" };
                 return Err(format!(
-                    "inference.remote.{name}: a model of this name is loaded here, too; serve one of them under another name"
+                    "inference.remote.{name}: a model {how} ({twin}) is served here, too; serve one of them under another name"
                 ));
             }
+            taken.push((token, name.clone()));
             remote.check(name)?;
         }
         Ok(())
@@ -166,6 +176,13 @@ mod tests {
         assert_eq!(config.model_names(), ["tiny", "large"]);
         config.models.push("/models/large.gguf".into());
         let why = config.check().expect_err("two of one name");
-        assert!(why.starts_with("inference.remote.large: a model of this name is loaded here, too"), "{why}");
+        assert!(why.starts_with("inference.remote.large: a model of this name (large) is served here"), "{why}");
+        config.models = vec!["/models/l_arge".into()];
+        config.remote = BTreeMap::from([("l.arge".to_owned(), RemoteConfig::default())]);
+        let why = config.check().expect_err("two of one queue");
+        assert!(why.contains("of the same queue (l_arge)"), "{why}");
+        config.embedding_models = vec!["/other/l_arge".into()];
+        let why = config.check().expect_err("a chat and an embedding model of one name");
+        assert!(why.contains("a chat model is named l_arge"), "{why}");
     }
 }

@@ -599,8 +599,11 @@ impl Worker {
             }
             self.forget(first);
         }
+        let Self { scheduler, cache, model, .. } = self;
+        // Who hears of the end may count on the memory.
+        drop(model);
         // Whoever asked may have stopped waiting: then nothing is kept.
-        let _ = to.send(Prefixes { blocks: self.scheduler.into_blocks(), cache: self.cache });
+        let _ = to.send(Prefixes { blocks: scheduler.into_blocks(), cache });
     }
 
     fn step(&mut self) {

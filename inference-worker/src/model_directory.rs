@@ -67,8 +67,8 @@ pub struct Model {
     pub end_tokens: Vec<u32>,
     /// How it writes calls.
     pub family: Family,
-    /// What its files are told apart by.
-    pub identity: String,
+    /// What its files are told apart by; none when they changed while they were read.
+    pub identity: Option<String>,
     grammars: OnceLock<Result<Grammars, Refused>>,
 }
 
@@ -95,6 +95,7 @@ impl Model {
     /// # Errors
     /// Any file is missing or unusable, or the tokenizer does not fit the model; the error names the file.
     pub fn load_watched(path: &Path, family: Option<Family>, progress: &Progress) -> Result<Self, Error> {
+        let before = identity::of(path);
         let parts = match gguf_in(path)? {
             Some(file) => Parts::of_gguf(&file, progress)?,
             None => Parts::of_directory(path, progress)?,
@@ -110,7 +111,7 @@ impl Model {
         // Without a word about it: most models that are trained for calls write them as Hermes does.
         let family = family.or(template.family).unwrap_or(Family::Hermes);
         tokenizer.show(family.visible());
-        let (identity, grammars) = (identity::of(path), OnceLock::new());
+        let (identity, grammars) = ((identity::of(path) == before).then_some(before), OnceLock::new());
         Ok(Self { name: name_of(path), decoder, tokenizer, template, end_tokens, family, identity, grammars })
     }
 

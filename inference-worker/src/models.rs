@@ -111,9 +111,11 @@ impl Models {
             running: BTreeMap::new(),
             hurry: BTreeMap::new(),
             gpus: Vec::new(),
+            scanning: false,
             messages: messages.clone(),
             announcing,
         };
+        config.remote.keys().for_each(|name| task.registry.reserve(name.clone()));
         task.know(scan(&catalogue).await);
         for path in &config.models {
             task.load_at_start(path).await?;
@@ -177,6 +179,8 @@ struct Task {
     /// How models that go are told to go faster.
     hurry: BTreeMap<String, CancellationToken>,
     gpus: Vec<Gpu>,
+    /// Somebody looks at the directories already: a file system that hangs holds up one thread, not one more each time.
+    scanning: bool,
     messages: mpsc::Sender<Message>,
     announcing: watch::Sender<Announced>,
 }
@@ -224,6 +228,7 @@ impl Task {
                 acts
             }
             Message::Found(found) => {
+                self.scanning = false;
                 self.know(found);
                 Vec::new()
             }
@@ -265,7 +270,10 @@ impl Task {
         self.found = found;
     }
 
-    fn look_around(&self) {
+    fn look_around(&mut self) {
+        if std::mem::replace(&mut self.scanning, true) {
+            return;
+        }
         let (catalogue, messages) = (Arc::clone(&self.catalogue), self.messages.clone());
         self.service.runtime.tasks.spawn(async move {
             let found = scan(&catalogue).await;

@@ -55,11 +55,7 @@ impl Service {
             };
             match next {
                 // Asked for while the backend was ready: it waits in the queue again, also for another worker.
-                Ok(Some(delivery)) if !backend.is_ready() => {
-                    if let Err(error) = delivery.retry(RETRY_AFTER).await {
-                        tracing::debug!(%error, "a job was not given back; it comes again by itself");
-                    }
-                }
+                Ok(Some(delivery)) if !backend.is_ready() => give_back(delivery).await,
                 Ok(Some(delivery)) => self.take(backend, slot, delivery),
                 Ok(None) => {}
                 Err(error) => {
@@ -80,7 +76,11 @@ impl Service {
     ) {
         for delivery in deliveries {
             let slot = Arc::clone(slots).acquire_owned().await.expect("the semaphore is never closed");
-            self.take(backend, slot, delivery);
+            if backend.is_ready() {
+                self.take(backend, slot, delivery);
+            } else {
+                give_back(delivery).await;
+            }
         }
     }
 
@@ -91,5 +91,12 @@ impl Service {
             drop(backend);
             drop(slot);
         });
+    }
+}
+
+/// Puts a job back into its queue, for another worker or for later.
+async fn give_back(delivery: Delivery<InferenceJob>) {
+    if let Err(error) = delivery.retry(RETRY_AFTER).await {
+        tracing::debug!(%error, "a job was not given back; it comes again by itself");
     }
 }

@@ -12,6 +12,7 @@ use futures::StreamExt;
 use runtime::{Runtime, bus, clock};
 use schemas::{
     EffectId, ExecutionId,
+    models::{KnownModel, ModelState},
     presence::{Hold, Holds, Worker},
     rpc, stream, subject,
     wire::encode,
@@ -152,10 +153,17 @@ impl Offer {
     /// What there is now; of remote models those whose server answers.
     fn now(&self) -> Announced {
         let mut all = self.announced.borrow().clone();
-        for remote in self.remotes.iter().filter(|remote| remote.is_ready()) {
+        for remote in &self.remotes {
+            let (name, kind) = (remote.name().to_owned(), "chat".to_owned());
             let window = u32::try_from(remote.window()).unwrap_or(u32::MAX);
-            all.offered.push(rpc::Model { name: remote.name().to_owned(), kind: "chat".to_owned(), window });
-            all.slots += remote.slots();
+            let state = if remote.is_ready() {
+                all.offered.push(rpc::Model { name: name.clone(), kind: kind.clone(), window });
+                all.slots += remote.slots();
+                ModelState::Ready
+            } else {
+                ModelState::Failed { reason: "its server does not answer".to_owned() }
+            };
+            all.state.models.push(KnownModel { name, kind, window, state, weights_bytes: 0, cache_bytes_max: 0 });
         }
         all
     }

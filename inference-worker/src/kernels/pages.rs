@@ -1,5 +1,5 @@
 //! Large arrays in memory of their own: given back, they are the system's again at once, which an allocator does not
-//! promise.
+//! promise (weights on x86-64 only; elsewhere with the model).
 //!
 //! Weights are read from end to end for every token. With pages of 4 KiB the hardware looks ahead in vain and half the
 //! bandwidth is lost, so they lie side by side in mappings that the system may back with large pages.
@@ -19,7 +19,7 @@ use crate::kernels::Lane;
 const LARGE_PAGE: usize = 2 << 20;
 /// What is mapped at a time for weights; only what is used takes memory.
 const CHUNK: usize = 64 << 20;
-/// Arrays begin at a page of any usual system, so that each can be given back by itself.
+/// Arrays begin at a page of x86-64, so that there each can be given back by itself.
 const PAGE: usize = 4096;
 
 /// `count` values, zero at first.
@@ -113,7 +113,10 @@ fn mapped(map: std::io::Result<MmapMut>) -> MmapMut {
 impl<T> Drop for Pages<T> {
     #[expect(unsafe_code, reason = "gives a part of a mapping back")]
     fn drop(&mut self) {
-        if let Place::Shared { chunk, start, bytes } = &self.place {
+        // Elsewhere pages may be larger and hold parts of two arrays: the memory goes with the chunk.
+        if let Place::Shared { chunk, start, bytes } = &self.place
+            && cfg!(target_arch = "x86_64")
+        {
             // SAFETY: the part begins at a page and its pages hold nothing else (see `zeros_for_weights`), and it is not read
             // again. If the system refuses, the memory goes with the chunk.
             let _ = unsafe { chunk.unchecked_advise_range(UncheckedAdvice::DontNeed, *start, *bytes) };

@@ -36,6 +36,8 @@ pub(crate) struct Registry {
     worker: String,
     plan: Plan,
     models: BTreeMap<String, Entry>,
+    /// Names of models that this worker serves from elsewhere.
+    reserved: Vec<String>,
     operations: VecDeque<Operation>,
     counted: u64,
 }
@@ -64,7 +66,12 @@ impl Entry {
 
 impl Registry {
     pub(crate) const fn new(worker: String, plan: Plan) -> Self {
-        Self { worker, plan, models: BTreeMap::new(), operations: VecDeque::new(), counted: 0 }
+        Self { worker, plan, models: BTreeMap::new(), reserved: Vec::new(), operations: VecDeque::new(), counted: 0 }
+    }
+
+    /// Keeps a name for a model that is not loaded here but served by this worker.
+    pub(crate) fn reserve(&mut self, name: String) {
+        self.reserved.push(name);
     }
 
     /// Brings the models that are not held up to date with what lies in the directories.
@@ -101,6 +108,7 @@ impl Registry {
 
     /// Begins what is asked, joins what goes on already, or refuses.
     pub(crate) fn ask(&mut self, change: &Change, now: Nanos) -> Result<(Operation, Vec<Act>), Refusal> {
+        self.take_back(change, now);
         let goes_on =
             |operation: &&Operation| operation.state == OperationState::Running && operation.change == *change;
         if let Some(same) = self.operations.iter().find(goes_on) {
@@ -123,6 +131,28 @@ impl Registry {
         self.operations.push_back(operation.clone());
         self.forget_ended();
         Ok((operation, acts))
+    }
+
+    /// The last word counts: a model that was to come back once it is gone, and is now to go after all, does not come back,
+    /// and whoever waited for it is told.
+    fn take_back(&mut self, change: &Change, now: Nanos) {
+        let gone = match change {
+            Change::Unload { model, .. } => model,
+            Change::Switch { from, .. } => from,
+            Change::Load { .. } => return,
+        };
+        if !self.models.get_mut(gone).is_some_and(|entry| std::mem::take(&mut entry.again)) {
+            return;
+        }
+        let comes = |change: &Change| match change {
+            Change::Load { model } => model == gone,
+            Change::Switch { to, .. } => to == gone,
+            Change::Unload { .. } => false,
+        };
+        for mut operation in self.running(comes) {
+            operation.state = OperationState::Failed { reason: format!("{gone} was unloaded meanwhile") };
+            self.put(operation, now);
+        }
     }
 
     /// A model was read: so many bytes of weights and such a window, or why not.
@@ -258,8 +288,9 @@ impl Registry {
         let twin = |(name, entry): &(&String, &Entry)| {
             *name != model && entry.is_held() && subject::token(name) == subject::token(model)
         };
-        if let Some((twin, _)) = self.models.iter().find(twin) {
-            let detail = format!("{model} and {twin}, which is loaded, have the same queue; rename one of them");
+        let reserved = self.reserved.iter().find(|name| subject::token(name) == subject::token(model));
+        if let Some(twin) = self.models.iter().find(twin).map(|(name, _)| name).or(reserved) {
+            let detail = format!("{model} and {twin}, which is served here, have the same queue; rename one of them");
             return Err(refusal("name_taken", detail));
         }
         self.plan.admit(model, &need, self.each_taken()).map_err(|no_room| {
@@ -284,10 +315,7 @@ impl Registry {
                 Ok((drain(), false))
             }
             // In a hurry after all.
-            Some(entry @ Entry { state: ModelState::Draining, .. }) => {
-                entry.again = false;
-                Ok((if force { drain() } else { Vec::new() }, false))
-            }
+            Some(Entry { state: ModelState::Draining, .. }) => Ok((if force { drain() } else { Vec::new() }, false)),
             Some(Entry { state: ModelState::Loading { .. }, .. }) => {
                 Err(refusal("model_busy", format!("{model} is being loaded; unload it when that is done")))
             }

@@ -21,6 +21,8 @@ fn request(stream: usize, more: &Value) -> Value {
         "messages": [{"role": "user", "content": format!("Give me numbers for list {stream}, please.")}],
         "response_format": {"type": "json_schema", "json_schema": {"schema": numbers}},
         "frequency_penalty": 0.4, "max_tokens": 120, "logprobs": true,
+        // What was computed undisturbed must not stand in for what is taken over.
+        "cache": false,
     });
     body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
     body

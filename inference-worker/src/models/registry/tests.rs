@@ -204,3 +204,42 @@ fn old_ends_are_forgotten_and_what_goes_on_is_not() {
     assert_eq!(operations.len(), ENDED_MAX + 1);
     assert!(operations.iter().any(|operation| operation.id == running.id));
 }
+
+#[test]
+fn the_last_word_about_a_model_that_goes_counts() {
+    let mut registry = worker(&[("a", 20)]);
+    loaded(&mut registry, "a", 20);
+    let gone = registry.ask(&unload("a"), 3).expect("it is loaded").0;
+    let back = registry.ask(&load("a"), 4).expect("it comes back").0;
+    let (again, acts) = registry.ask(&unload("a"), 5).expect("it goes after all");
+    assert_eq!((again.id, acts), (gone.id.clone(), vec![]));
+    assert!(matches!(ended(&registry, &back.id), OperationState::Failed { .. }), "nobody waits for it any more");
+    assert_eq!(registry.unloaded("a", 6), []);
+    assert_eq!((state(&registry, "a"), ended(&registry, &gone.id)), (ModelState::Known, OperationState::Done));
+    // And it can be loaded again.
+    assert_eq!(registry.ask(&load("a"), 7).expect("it fits").1, [Act::Load("a".into())]);
+}
+
+#[test]
+fn a_hurry_does_not_leave_a_load_behind_that_never_ends() {
+    let mut registry = worker(&[("a", 20), ("b", 20)]);
+    loaded(&mut registry, "a", 20);
+    loaded(&mut registry, "b", 20);
+    registry.ask(&unload("a"), 3).expect("it is loaded");
+    let back = registry.ask(&switch("b", "a"), 4).expect("it comes back").0;
+    let hurry = Change::Unload { model: "a".into(), force: true };
+    assert_eq!(registry.ask(&hurry, 5).expect("it goes").1, [Act::Drain { model: "a".into(), force: true }]);
+    assert!(matches!(ended(&registry, &back.id), OperationState::Failed { .. }));
+    assert_eq!(registry.unloaded("a", 6), []);
+    assert!(registry.state(0).operations.iter().all(|operation| operation.state != OperationState::Running));
+    assert_eq!(state(&registry, "b"), ModelState::Ready);
+}
+
+#[test]
+fn the_name_of_a_model_from_elsewhere_is_taken() {
+    let mut registry = worker(&[("l_arge", 20)]);
+    registry.reserve("l.arge".into());
+    let (code, detail) = code(registry.ask(&load("l_arge"), 1));
+    assert_eq!(code, "name_taken");
+    assert!(detail.contains("l.arge"), "{detail}");
+}
