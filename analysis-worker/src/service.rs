@@ -35,6 +35,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         slots,
         models: Vec::new(),
         tools: Vec::new(),
+        sandbox: None,
     };
     // Questions are no effects: an orchestrator has nothing to ask this worker back.
     let alive = Tasks::new();

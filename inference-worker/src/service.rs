@@ -183,6 +183,7 @@ impl Service {
             slots: u32::try_from(slots).unwrap_or(u32::MAX),
             models,
             tools: Vec::new(),
+            sandbox: None,
         };
         let (soft, id) = (self.runtime.tasks.soft(), self.id.clone());
         self.runtime.tasks.spawn(async move {

@@ -13,7 +13,7 @@ use schemas::decision::*;
 use schemas::fact::*;
 use schemas::job::{InferenceJob, Purpose, ToolJob};
 use schemas::object::{self, Reference};
-use schemas::presence::{Hold, Holds, Worker};
+use schemas::presence::{Confinement, Hold, Holds, Worker};
 use schemas::rpc;
 use schemas::token::{Frame, FrameKind};
 use schemas::wire::{Schema, decode, encode};
@@ -538,7 +538,16 @@ fn jobs_tokens_presence_and_questions() {
             slots: 8,
             models: vec![model],
             tools: vec![registered],
+            sandbox: None,
         },
+    );
+    check(
+        "presence.sandbox",
+        &Confinement { tier: "docker".into(), enforced: vec!["container".into(), "seccomp".into()], refused: None },
+    );
+    check(
+        "presence.no_sandbox",
+        &Confinement { tier: "none".into(), enforced: vec![], refused: Some("no engine".into()) },
     );
     check("rpc.embed", &rpc::Embed { model: None, input: vec!["text".into()] });
     check(

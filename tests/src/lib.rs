@@ -195,6 +195,8 @@ impl System {
             }
             "tool-worker" => {
                 command.arg("--workspace").arg(repository()).arg("--workspace").arg(self.workspace());
+                // The same on every machine; what containers add is tested where they are made.
+                command.env("VLINDERS_TOOLS__SANDBOX", "bubblewrap");
             }
             "inference-worker" => {
                 command.arg("--models").arg(repository().join("inference-worker/models/tiny"));

@@ -485,6 +485,9 @@ pub(crate) struct BenchEngine {
 
 #[derive(Args)]
 pub(crate) struct Doctor {
+    /// A configuration file (TOML).
+    #[arg(long, value_name = "FILE", env = "VLINDERS_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -101,6 +101,11 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
     {
         settings.inference.models = settings::model_directories(&shipped)?;
     }
+    // A box of bubblewrap starts in milliseconds and loads nothing between calls, which suits one person's machine; a
+    // server's worker, a process of its own, prefers containers.
+    if !settings.says("tools.sandbox") && settings.tools.bubblewrap.exists() {
+        settings.tools.sandbox = tool_worker::sandbox::Choice::Bubblewrap;
+    }
     if options.json {
         settings.telemetry.format = telemetry::Format::Json;
     }
