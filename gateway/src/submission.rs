@@ -9,7 +9,7 @@ mod sampling;
 use schemas::api::{AgentConfig, AgentRequest, ChatRequest, ToolRequest};
 use schemas::chat::DELEGATE;
 use schemas::fact::{AgentSpec, ExecutionSubmitted, Kind, Limits, Policy};
-use schemas::rpc::{AgentType, Model, Tool};
+use schemas::rpc::{AgentType, Approval, Model, Tool};
 use schemas::wire::Nanos;
 use schemas::{Message, Role, Sampling, ToolCall, ToolSpec};
 use serde::de::DeserializeOwned;
@@ -101,6 +101,7 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
     }
     let mut policy = policy(with.agent, with.models);
     approve(&config.approve, &tools, &mut policy, &mut agents)?;
+    approve_always(with.tools, &mut policy, &mut agents);
     let model = models::named_or_preferred(config.model.as_deref(), with, models::tokens(&messages, &tools))?;
     Ok(ExecutionSubmitted {
         model: model.name.clone(),
@@ -137,6 +138,7 @@ pub(crate) fn tool(
         call: Some(ToolCall::new("call-0", &request.tool_name, request.arguments.to_string())),
         workspace: request.workspace,
         user_id: request.user_id,
+        fresh_tools: request.cache == Some(false),
         ..ExecutionSubmitted::new(Kind::Tool, "tool", limits)
     })
 }
@@ -237,6 +239,17 @@ fn approve(names: &[String], tools: &[ToolSpec], policy: &mut Policy, agents: &m
         }
     }
     Ok(())
+}
+
+/// Whoever runs the tools says of some that a person must allow each call, whatever agent types say.
+fn approve_always(tools: &[Tool], policy: &mut Policy, agents: &mut [AgentSpec]) {
+    let always = |tool: &&Tool| tool.approval == Some(Approval::Always);
+    let names: Vec<&String> = tools.iter().filter(always).map(|tool| &tool.name).collect();
+    for policy in agents.iter_mut().map(|agent| &mut agent.policy).chain([policy]) {
+        let missing: Vec<String> =
+            names.iter().filter(|n| !policy.approve.contains(**n)).map(|n| (*n).clone()).collect();
+        policy.approve.extend(missing);
+    }
 }
 
 fn check_limits(config: &AgentConfig) -> Result<(), Failure> {

@@ -20,6 +20,7 @@ pub mod engine;
 pub mod gguf;
 pub mod kernels;
 pub mod kv;
+mod marks;
 pub mod model;
 pub mod model_directory;
 pub mod parallel;

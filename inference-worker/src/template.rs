@@ -3,13 +3,13 @@
 //! Templates are written for Jinja2 inside Python; what they rely on is provided here: blocks trimmed, `tojson` with
 //! Python's separators, `raise_exception`, and the methods of Python's strings and dictionaries.
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde};
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use crate::{model_directory::Error, tool_calls::Family};
+use crate::{marks::Marks, model_directory::Error, tokenizer::Tokenizer, tool_calls::Family};
 
 /// A compiled template with the special tokens it may name.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub struct ChatTemplate {
     pub family: Option<Family>,
     bos_token: String,
     eos_token: String,
+    marks: Option<Marks>,
 }
 
 impl ChatTemplate {
@@ -57,7 +58,14 @@ impl ChatTemplate {
         });
         let family = Family::of_template(&source);
         environment.add_template_owned("chat", source)?;
-        Ok(Self { environment, family, bos_token, eos_token })
+        Ok(Self { environment, family, bos_token, eos_token, marks: None })
+    }
+
+    /// Keeps messages and tools from writing the marks that become this tokenizer's own tokens: they come out cut, and
+    /// [`Tokenizer::encode`] takes the pieces.
+    pub fn guard(&mut self, tokenizer: &Tokenizer) {
+        let template = self.environment.get_template("chat").expect("the template was added when compiled");
+        self.marks = Some(tokenizer.marks(template.source()));
     }
 
     /// The prompt for these messages and tools, both in OpenAI's shape, up to where the answer begins.
@@ -65,9 +73,14 @@ impl ChatTemplate {
     /// # Errors
     /// The template refuses the conversation; the text is the template's.
     pub fn render(&self, messages: &[Json], tools: &[Json]) -> Result<String, String> {
-        let messages: Vec<Json> = messages.iter().map(for_template).collect();
+        let mut messages: Vec<Json> = messages.iter().map(for_template).collect();
+        let mut tools = Cow::Borrowed(tools);
+        if let Some(marks) = &self.marks {
+            messages.iter_mut().for_each(|message| marks.cut_message(message));
+            tools = marks.cut_tools(&tools).into_owned().into();
+        }
         let template = self.environment.get_template("chat").expect("the template was added when compiled");
-        let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools)) };
+        let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools.as_ref())) };
         template
             .render(context! {
                 messages => Value::from(Serde(&messages)),

@@ -72,6 +72,7 @@ pub fn order(execution: &Execution, id: &EffectId, effect: &Effect, history: &[M
             workspace: request.workspace.clone(),
             user_id: request.user_id.clone(),
             result_bytes_max: result_bytes_max(request.window),
+            fresh: request.fresh_tools,
         })),
         Work::Child { call, child, agent, limits } => {
             let parent = Parent { exec, effect: id.clone(), attempt: effect.attempt };
@@ -122,6 +123,7 @@ fn submission(
         depth: request.depth + 1,
         policy: spec.policy.clone(),
         agents: request.agents.clone(),
+        fresh_tools: request.fresh_tools,
         ..ExecutionSubmitted::new(Kind::Agent, agent, limits)
     })
 }

@@ -240,6 +240,9 @@ pub struct ExecutionSubmitted {
     /// Agent types that it, and those below it, may delegate to: complete, so that replaying needs nothing else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub agents: Vec<AgentSpec>,
+    /// Tools are called, even if a result is known; by the executions below it, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh_tools: bool,
 }
 
 impl ExecutionSubmitted {
@@ -264,6 +267,7 @@ impl ExecutionSubmitted {
             depth: 0,
             policy: Policy::default(),
             agents: Vec::new(),
+            fresh_tools: false,
         }
     }
 }

@@ -151,6 +151,9 @@ pub struct ToolJob {
     /// Bytes of result text at most; the rest is cut and said to be. 0 means the tool's own limit.
     #[serde(default)]
     pub result_bytes_max: u64,
+    /// The call is carried out, even if its result is known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
 }
 
 impl Schema for ToolJob {

@@ -70,6 +70,41 @@ pub struct Tool {
     /// Why it cannot be used here; none when it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unavailable: Option<String>,
+    /// JSON schema of its result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+    /// What a call changes or reaches beyond its own answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<SideEffect>,
+    /// Who must allow a call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+    /// What it is permitted, for example `workspace:read`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub permissions: Vec<String>,
+    /// Wall time of one call at most, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// What a call of a tool changes or reaches beyond its own answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SideEffect {
+    /// Reads the workspace and nothing else: the same call gives the same result until a file changes.
+    ReadsWorkspace,
+    /// Reaches the network.
+    ReachesNetwork,
+}
+
+/// Who must allow a call of a tool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Approval {
+    /// Nobody, unless the agent type says so.
+    AgentType,
+    /// A person, each time an agent calls it.
+    Always,
 }
 
 /// Question on `vl.v1.rpc.workspace`, answered by a tool worker; the answer is [`Workspace`], or a refusal of code

@@ -82,9 +82,14 @@ pub const BUCKET_WORKERS: &str = "vl_workers";
 /// Bucket of agent types and tool manifests.
 pub const BUCKET_CONFIG: &str = "vl_config";
 
+/// Bucket of results of tools that only read: a cache, never the truth.
+pub const BUCKET_TOOL_RESULTS: &str = "vl_tool_results";
+
 /// Bucket of objects: content of the log that is too large for a message, by the hash of its bytes.
 pub const BUCKET_OBJECTS: &str = "vl_objects";
 
+/// How long a tool's result is kept for equal calls.
+pub const TOOL_RESULT_TTL: Duration = Duration::from_secs(300);
 /// How long a worker's entry lives without being renewed.
 pub const WORKER_ENTRY_TTL: Duration = Duration::from_secs(15);
 /// How long a job may be held without a sign of life before it is handed to another worker.
@@ -209,13 +214,27 @@ pub struct BucketDefinition {
     pub storage: Storage,
     /// Age at which entries go; none means never.
     pub max_age: Option<Duration>,
+    /// Bytes at most, beyond which the oldest entries go; none means no bound.
+    pub max_bytes: Option<i64>,
 }
 
 /// All buckets.
-pub const BUCKETS: [BucketDefinition; 3] = [
-    BucketDefinition { name: BUCKET_OPEN, storage: Storage::File, max_age: None },
-    BucketDefinition { name: BUCKET_WORKERS, storage: Storage::Memory, max_age: Some(WORKER_ENTRY_TTL) },
-    BucketDefinition { name: BUCKET_CONFIG, storage: Storage::File, max_age: None },
+pub const BUCKETS: [BucketDefinition; 4] = [
+    BucketDefinition { name: BUCKET_OPEN, storage: Storage::File, max_age: None, max_bytes: None },
+    BucketDefinition {
+        name: BUCKET_WORKERS,
+        storage: Storage::Memory,
+        max_age: Some(WORKER_ENTRY_TTL),
+        max_bytes: None,
+    },
+    BucketDefinition { name: BUCKET_CONFIG, storage: Storage::File, max_age: None, max_bytes: None },
+    // Losing them costs calling again, so they are not worth a write to disk.
+    BucketDefinition {
+        name: BUCKET_TOOL_RESULTS,
+        storage: Storage::Memory,
+        max_age: Some(TOOL_RESULT_TTL),
+        max_bytes: Some(32 * MIB),
+    },
 ];
 
 /// The account mapping that lets a plain NATS client submit with one publish, as a line of NATS configuration.

@@ -220,6 +220,7 @@ fn facts() {
             limits: limits(),
             reply: Some("_INBOX.x".into()),
             parent: Some(Parent { exec: exec(), effect: EffectId::child(1, 0), attempt: 1 }),
+            fresh_tools: true,
             depth: 1,
             policy: policy(),
             agents: vec![AgentSpec {
@@ -502,6 +503,7 @@ fn jobs_tokens_presence_and_questions() {
             workspace: Some("repo".into()),
             user_id: None,
             result_bytes_max: 1024,
+            fresh: true,
         },
     );
     check("token.delta", &Frame { ids: vec![5, 6], text: "he".into(), ..Frame::new(1, 3, FrameKind::Delta) });
@@ -528,6 +530,11 @@ fn jobs_tokens_presence_and_questions() {
         description: "Searches the web.".into(),
         parameters: json!({"type": "object"}),
         unavailable: Some("no provider is configured".into()),
+        result: Some(json!({"type": "string"})),
+        effect: Some(rpc::SideEffect::ReachesNetwork),
+        approval: Some(rpc::Approval::Always),
+        permissions: vec!["network".into()],
+        timeout_ms: Some(10_000),
     };
     check(
         "presence.worker",

@@ -1,8 +1,12 @@
 //! The knobs of the tool worker.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::permission::User;
+use crate::{fetch, web};
 
 /// Section `tools`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +22,16 @@ pub struct Config {
     pub runner: Option<PathBuf>,
     /// Arguments that make it the runner.
     pub runner_arguments: Vec<String>,
+    /// What requests to the web may do, `[tools.fetch]`.
+    pub fetch: fetch::Settings,
+    /// Tools whose calls by agents a person must allow each time, whatever the agent type says.
+    pub approve: Vec<String>,
+    /// What users may call, `[tools.users.NAME]`.
+    pub users: BTreeMap<String, User>,
+    /// Whether results of tools that only read are kept for five minutes, or until a file changes.
+    pub cache: bool,
+    /// Who answers `web_search`, `[tools.search]`. None: nobody.
+    pub search: Option<web::Settings>,
 }
 
 impl Default for Config {
@@ -28,6 +42,11 @@ impl Default for Config {
             bubblewrap: PathBuf::from("/usr/bin/bwrap"),
             runner: None,
             runner_arguments: vec!["tool-runner".to_owned()],
+            fetch: fetch::Settings::default(),
+            approve: Vec::new(),
+            users: BTreeMap::new(),
+            cache: true,
+            search: None,
         }
     }
 }

@@ -17,11 +17,18 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::registry::{Registry, Tool};
+use crate::registry::{Registry, SideEffect, Tool};
 use crate::sandbox::bubblewrap::{Bubblewrap, ENFORCED};
 use crate::sandbox::{BoxedAnswer, BoxedCall, PROBE, TIER, probe};
 use crate::tools::{self, outline_text};
+use crate::visible::visible_owned;
+use crate::web::Web;
 use crate::workspace::{self, Roots, Workspace};
+
+mod web;
+
+/// Wall time of taking a page apart.
+const PARSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Wall time of the self-test: a box on a busy machine, many times over.
 const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,6 +76,7 @@ pub struct Executor {
     sandbox: Result<Bubblewrap, String>,
     analyst: Analyst,
     library: Library,
+    web: Option<Web>,
     slots: Semaphore,
 }
 
@@ -79,7 +87,7 @@ impl Executor {
         let roots = Roots::open(&config.workspaces)?;
         let sandbox = tested_sandbox(config).await;
         let slots = Semaphore::new(config.slots.clamp(1, 64) as usize);
-        Ok(Self { registry: Registry::built_in(), roots, sandbox, analyst, library, slots })
+        Ok(Self { registry: Registry::built_in(), roots, sandbox, analyst, library, web: None, slots })
     }
 
     /// The tools.
@@ -106,7 +114,7 @@ impl Executor {
         let shown = self.result(call, &mut sandbox).await;
         let (result, full) = match shown {
             Ok(Shown { text, full }) => (Ok(text), full),
-            Err(failure) => (Err(failure), None),
+            Err(Failure { class, detail }) => (Err(Failure { class, detail: visible_owned(detail) }), None),
         };
         Outcome { result, full, duration: started.elapsed(), sandbox }
     }
@@ -122,6 +130,9 @@ impl Executor {
             let text = (self.library)(object.to_owned()).await?;
             return Ok(Shown { text: tools::object_lines(&text, &arguments, bytes_max)?, full: None });
         }
+        if tool.effect == SideEffect::ReachesNetwork {
+            return self.from_the_web(tool, &arguments, bytes_max, report).await;
+        }
         let workspace = self.roots.find(call.workspace.as_deref())?;
         let sandbox = self.sandbox.as_ref().map_err(|reason| Failure::refused(format!("no sandbox: {reason}")))?;
         let path = arguments.get("path").and_then(|path| path.as_str()).unwrap_or_default().to_owned();
@@ -131,7 +142,7 @@ impl Executor {
         report.enforced = ENFORCED.map(str::to_owned).to_vec();
         let BoxedAnswer { enforced, outcome } = outcome?;
         report.enforced.extend(enforced);
-        let text = Result::from(outcome)?;
+        let text = visible_owned(Result::from(outcome)?);
         let text = if tool.name == "analyze_code" { self.outlined(tool, path, text).await? } else { text };
         let text = if tool.name == "read_file" { cut_lines(&text, bytes_max / LINE_SHARE) } else { text };
         Ok(Shown::of(text, bytes_max))

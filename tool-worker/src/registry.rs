@@ -9,6 +9,7 @@ use std::time::Duration;
 use jsonschema::Validator;
 use jsonschema::error::ValidationErrorKind;
 use schemas::rpc;
+pub use schemas::rpc::{Approval, SideEffect};
 use serde_json::{Map, Value, json};
 
 use crate::failure::Failure;
@@ -30,21 +31,29 @@ pub struct Tool {
     pub result_bytes_max: usize,
     /// Why it cannot be used here; none when it can.
     pub unavailable: Option<String>,
+    /// What its result text says, for people.
+    pub result: &'static str,
+    /// Who must allow a call.
+    pub approval: Approval,
 }
 
-/// What a call changes or reaches beyond its own answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SideEffect {
-    /// Reads the workspace and nothing else; a repeated call does no harm.
-    ReadsWorkspace,
-    /// Reaches the network.
-    ReachesNetwork,
+impl Tool {
+    /// What a call is permitted, by name.
+    fn permissions(&self) -> Vec<String> {
+        let permitted = match self.effect {
+            SideEffect::ReadsWorkspace => "workspace:read",
+            SideEffect::ReachesNetwork => "network:public",
+        };
+        vec![permitted.to_owned()]
+    }
 }
 
 /// Longest arguments accepted, as JSON text. The longest useful one is a regex.
 const ARGUMENTS_BYTES_MAX: usize = 64 * 1024;
 /// Wall time of a built-in: a large repository is searched in a second or two.
 const BUILT_IN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Wall time of a tool that waits for others: the longest that fetching may be allowed, and what is made of it.
+const NETWORK_TIMEOUT: Duration = Duration::from_secs(130);
 /// Result text of a built-in; a model's window is the scarce thing.
 const RESULT_BYTES_MAX: usize = 32 * 1024;
 
@@ -66,6 +75,25 @@ impl Registry {
         Self { tools: built_ins().into_iter().map(with_validator).collect() }
     }
 
+    /// Has a person allow each call of these tools.
+    ///
+    /// # Errors
+    /// One of them is not there.
+    pub(crate) fn require_approval(&mut self, names: &[String]) -> Result<(), String> {
+        for name in names {
+            let no_such = || format!("tools.approve: there is no tool {name:?}");
+            self.tools.get_mut(name.as_str()).ok_or_else(no_such)?.0.approval = Approval::Always;
+        }
+        Ok(())
+    }
+
+    /// Says why a tool cannot be used here, or that it can.
+    pub(crate) fn set_unavailable(&mut self, name: &str, reason: Option<String>) {
+        if let Some((tool, _)) = self.tools.get_mut(name) {
+            tool.unavailable = reason;
+        }
+    }
+
     /// Every tool in alphabetical order.
     pub fn tools(&self) -> impl Iterator<Item = &Tool> {
         self.tools.values().map(|(tool, _)| tool)
@@ -79,6 +107,11 @@ impl Registry {
             description: tool.description.to_owned(),
             parameters: tool.parameters.clone(),
             unavailable: tool.unavailable.clone(),
+            result: Some(json!({"type": "string", "description": tool.result})),
+            effect: Some(tool.effect),
+            approval: Some(tool.approval),
+            permissions: tool.permissions(),
+            timeout_ms: u64::try_from(tool.timeout.as_millis()).ok(),
         };
         self.tools().map(listed).collect()
     }
@@ -176,9 +209,11 @@ fn usage(tool: &Tool) -> String {
 fn built_ins() -> Vec<Tool> {
     let path = |what: &str| json!({"type": "string", "minLength": 1, "description": what});
     let query = |what: &str| json!({"type": "string", "minLength": 1, "maxLength": 1000, "description": what});
-    let reads = |name, description, properties: Value, required: Value| Tool {
+    let reads = |name, description, result, properties: Value, required: Value| Tool {
         name,
         description,
+        result,
+        approval: Approval::AgentType,
         parameters: json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false}),
         effect: SideEffect::ReadsWorkspace,
         timeout: BUILT_IN_TIMEOUT,
@@ -188,14 +223,32 @@ fn built_ins() -> Vec<Tool> {
     let semantic = reads(
         "semantic_search",
         "Find code by meaning.",
+        "Places, best first.",
         json!({"query": query("what the code is about")}),
         json!(["query"]),
     );
-    let web = reads("web_search", "Search the web.", json!({"query": query("what to look for")}), json!(["query"]));
+    let web = reads(
+        "web_search",
+        "Search the web.",
+        "Titles, addresses and excerpts.",
+        json!({
+            "query": {"type": "string", "minLength": 1, "maxLength": 400, "description": "what to look for"},
+            "max": {"type": "integer", "minimum": 1, "maximum": 20, "description": "results to show, 5 unless given"},
+        }),
+        json!(["query"]),
+    );
+    let page = reads(
+        "fetch_page",
+        "Read a page of the web as text.",
+        "The page's address, title and text, with links.",
+        json!({"url": {"type": "string", "minLength": 1, "maxLength": 4096, "description": "its address, with http:// or https://"}}),
+        json!(["url"]),
+    );
     vec![
         reads(
             "search_code",
             "Search the workspace for text; lines that define it come first.",
+            "The number of matches, then lines as `path:line: code`.",
             json!({
                 "query": query("text to find, or a pattern when regex is true"),
                 "path": path("file or directory to search, relative to the workspace"),
@@ -207,6 +260,7 @@ fn built_ins() -> Vec<Tool> {
         reads(
             "read_file",
             "Read a file, or some of its lines.",
+            "Lines as `number: code`.",
             json!({
                 "path": path("file to read, relative to the workspace"),
                 "start": {"type": "integer", "minimum": 1, "description": "first line"},
@@ -217,6 +271,7 @@ fn built_ins() -> Vec<Tool> {
         reads(
             "analyze_code",
             "List what a source file imports and defines.",
+            "The number of lines, imports and symbols, a line each.",
             json!({"path": path("source file, relative to the workspace")}),
             json!(["path"]),
         ),
@@ -224,7 +279,14 @@ fn built_ins() -> Vec<Tool> {
         Tool {
             unavailable: Some("no search provider is configured on this server".to_owned()),
             effect: SideEffect::ReachesNetwork,
+            timeout: NETWORK_TIMEOUT,
             ..web
+        },
+        Tool {
+            unavailable: Some("this server fetches no pages".to_owned()),
+            effect: SideEffect::ReachesNetwork,
+            timeout: NETWORK_TIMEOUT,
+            ..page
         },
     ]
 }
@@ -292,7 +354,7 @@ mod tests {
         let listing = Registry::built_in().listing();
         let unavailable: Vec<&str> =
             listing.iter().filter(|tool| tool.unavailable.is_some()).map(|tool| tool.name.as_str()).collect();
-        assert_eq!(unavailable, ["semantic_search", "web_search"]);
-        assert_eq!(listing.len(), 5);
+        assert_eq!(unavailable, ["fetch_page", "semantic_search", "web_search"]);
+        assert_eq!(listing.len(), 6);
     }
 }

@@ -9,8 +9,8 @@ use crate::failure::Failure;
 use crate::sandbox::{BoxedAnswer, BoxedCall, PROBE, WORKSPACE, confine, probe};
 use crate::tools;
 
-/// Longest call accepted; the registry lets 64 KiB of arguments through.
-const CALL_BYTES_MAX: u64 = 256 * 1024;
+/// Longest call accepted: a fetched page, escaped as JSON.
+const CALL_BYTES_MAX: u64 = 8 << 20;
 /// Exit code of a runner that refuses to start.
 const NOT_CONFINED: u8 = 71;
 

@@ -16,9 +16,11 @@ use schemas::{ToolJob, stream, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::calls::Calls;
 use crate::config::Config;
 use crate::executor::{Analyst, Call, Executor, Library, Outcome};
 use crate::failure::Failure;
+use crate::web::Web;
 use crate::workspace::{self, Workspace};
 
 /// Why the worker does not serve.
@@ -30,6 +32,12 @@ pub enum Error {
     /// A configured workspace root cannot be used.
     #[error(transparent)]
     Workspace(#[from] workspace::Error),
+    /// Two workers share one registry.
+    #[error("register metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// A setting is wrong; the text names it.
+    #[error("{0}")]
+    Settings(String),
 }
 
 /// How often the presence is renewed: twice may be missed.
@@ -44,20 +52,22 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Starts to serve and returns; the tasks live in `runtime` until shutdown. Without a working sandbox the worker
 /// serves all the same and refuses each call with the reason.
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
-    let (bus, tasks) = (runtime.bus, runtime.tasks);
-    let executor = Executor::start(&config, analyst(bus.clone()), library(bus.clone())).await?;
+    let (bus, tasks) = (runtime.bus.clone(), runtime.tasks.clone());
+    let web = Web::new(&config).map_err(Error::Settings)?;
+    let executor = Executor::start(&config, analyst(bus.clone()), library(bus.clone())).await?.with_web(web);
+    let executor = executor.with_approval(&config.approve).map_err(Error::Settings)?;
     let slots = config.slots.clamp(1, 64);
     let shell = Arc::new(Shell {
         id: format!("tool-{}", clock::process_token()),
         bus: bus.clone(),
-        executor,
+        calls: Calls::new(executor, &config, runtime)?,
         held: Mutex::default(),
     });
-    match shell.executor.sandbox() {
+    match shell.calls.executor.sandbox() {
         Ok(()) => tracing::info!(worker = shell.id, slots, "carrying out tool calls, confined"),
         Err(reason) => tracing::error!(worker = shell.id, reason, "no sandbox: every tool call is refused"),
     }
-    let listing = shell.executor.registry().listing();
+    let listing = shell.calls.executor.registry().listing();
     // Signs of life and cancels matter as long as work is in hand, which is neither the soft nor the hard token.
     let alive = Tasks::new();
     let holder = shell.clone();
@@ -65,7 +75,8 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let listed = listing.clone();
     bus.serve(&tasks, subject::RPC_TOOLS, move |(): ()| std::future::ready(listed.clone())).await?;
     let finder = shell.clone();
-    let find = move |question: FindWorkspace| std::future::ready(found(finder.executor.workspace(&question.name)));
+    let find =
+        move |question: FindWorkspace| std::future::ready(found(finder.calls.executor.workspace(&question.name)));
     bus.serve(&tasks, subject::RPC_WORKSPACE, find).await?;
     let mut cancels = bus.cancels().await?;
     let canceller = shell.clone();
@@ -98,7 +109,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
 struct Shell {
     id: String,
     bus: Bus,
-    executor: Executor,
+    calls: Calls,
     held: Mutex<BTreeMap<Hold, CancellationToken>>,
 }
 
@@ -147,10 +158,11 @@ async fn carry_out(shell: Arc<Shell>, delivery: Delivery<ToolJob>, _slot: OwnedS
     };
     let outcome = tokio::select! {
         () = held.cancelled.cancelled() => ended(FailureClass::Cancelled, "the execution was cancelled"),
-        outcome = tokio::time::timeout(clock::until(job.deadline), shell.executor.execute(&call)) => {
+        outcome = tokio::time::timeout(clock::until(job.deadline), shell.calls.carry_out(&call, job.user_id.as_deref(), job.fresh)) => {
             outcome.unwrap_or_else(|_| ended(FailureClass::Timeout, "the execution's deadline passed"))
         }
     };
+    shell.calls.count(&job.tool, &outcome);
     // What a fact refers to is there before the fact is.
     let full = match &outcome.full {
         None => Ok(None),

@@ -1,6 +1,7 @@
 //! The built-in tools: plain functions from a confined workspace and arguments to text. They run inside the box.
 
 mod outline;
+mod page;
 mod read;
 mod search;
 
@@ -19,6 +20,10 @@ const SOURCE_BYTES_MAX: u64 = 512 * 1024;
 
 /// Runs one built-in. Arguments have passed the registry's schema.
 pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>) -> Result<String, Failure> {
+    // Two steps: the worker fetches, the box takes apart what came.
+    if tool == "fetch_page" {
+        return page::text(&typed(arguments)?);
+    }
     let workspace = Confined::open(root)?;
     match tool {
         "search_code" => search::search(root, &workspace, &typed(arguments)?),

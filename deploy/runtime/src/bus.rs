@@ -19,6 +19,9 @@ pub use objects::ObjectError;
 pub use provision::provision;
 pub use token::TokenReader;
 
+/// A key-value bucket, opened.
+pub use async_nats::jetstream::kv::Store as Bucket;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -47,12 +47,12 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The file is not TOML.
-    #[error("configuration {path}: {source}")]
+    #[error("configuration {path}: {reason}")]
     Syntax {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        source: Box<toml::de::Error>,
+        reason: String,
     },
     /// A section nobody knows.
     #[error("unknown section [{section}] from {origin}; sections are {known}")]
@@ -115,8 +115,8 @@ impl Layers {
 
     fn add_file(&mut self, path: &Path) -> Result<(), Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let table: Table =
-            text.parse().map_err(|e: toml::de::Error| Error::Syntax { path: path.to_owned(), source: Box::new(e) })?;
+        let syntax = |error: toml::de::Error| Error::Syntax { path: path.to_owned(), reason: told(&text, &error) };
+        let table: Table = text.parse().map_err(syntax)?;
         for (section, value) in table {
             let Value::Table(keys) = value else {
                 return Err(Error::Section {
@@ -193,10 +193,25 @@ impl Layers {
     }
 }
 
+/// What is wrong with a file, and where. The usual error shows its line, which is left out where it may hold a secret.
+fn told(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count();
+    let secret = text.lines().nth(line).is_some_and(|line| line.contains("password") || line.contains("key"));
+    if secret { format!("line {}: {}", line + 1, error.message()) } else { error.to_string() }
+}
+
 /// A text that does not print.
-#[derive(Clone, PartialEq, Eq, serde::Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
+
+impl<'de> serde::Deserialize<'de> for Secret {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The usual error repeats what it found: a key of digits that lost its quotes would be printed.
+        let text = String::deserialize(deserializer);
+        text.map(Self).map_err(|_| serde::de::Error::custom("a secret must be a text in quotes (it is not shown here)"))
+    }
+}
 
 impl Secret {
     /// Wraps a secret.
@@ -267,7 +282,20 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_cannot_be_read_shows_no_secret() {
+        let file = std::env::temp_dir().join(format!("vlinders-secret-{}.toml", std::process::id()));
+        std::fs::write(&file, "[gateway]\nhttp = \"a\"\napi_key = sk-hidden\n").expect("temp file");
+        let error = Layers::load(Some(&file), env(&[]), vec![], &["gateway"]).expect_err("no quotes").to_string();
+        std::fs::remove_file(&file).expect("temp file");
+        assert!(error.contains("line 3") && !error.contains("hidden"), "{error}");
+    }
+
+    #[test]
     fn a_secret_does_not_print() {
         assert_eq!(format!("{:?}", Secret::new("hunter2".into())), "Secret(…)");
+        let layers =
+            Layers::load(None, env(&[("VLINDERS_NATS__PASSWORD", "7654321")]), vec![], &["nats"]).expect("known");
+        let error = layers.section::<BTreeMap<String, Secret>>("nats").expect_err("a number").to_string();
+        assert!(error.contains("text in quotes") && !error.contains("7654321"), "{error}");
     }
 }

@@ -44,12 +44,23 @@ impl Settings {
         })
     }
 
-    /// Says which values are not defaults, and where each came from. Secrets never stand in these sections' logs.
+    /// Says which values are not defaults, and where each came from. Secrets are hidden, also within tables.
     pub(crate) fn log(&self) {
         for (key, value, origin) in self.layers.settings() {
-            let shown = if key.contains("password") { "…".to_owned() } else { value.to_string() };
-            tracing::info!(key, value = shown, %origin, "configured");
+            tracing::info!(key, value = shown(&key, value).to_string(), %origin, "configured");
         }
+    }
+}
+
+/// A value as it may be logged.
+fn shown(key: &str, value: &toml::Value) -> toml::Value {
+    match value {
+        _ if key.ends_with("password") || key.ends_with("api_key") => toml::Value::String("…".to_owned()),
+        toml::Value::Table(table) => {
+            toml::Value::Table(table.iter().map(|(key, value)| (key.clone(), shown(key, value))).collect())
+        }
+        toml::Value::Array(values) => toml::Value::Array(values.iter().map(|value| shown(key, value)).collect()),
+        other => other.clone(),
     }
 }
 
@@ -140,4 +151,26 @@ pub(crate) fn shipped_models(data: &Path) -> Option<PathBuf> {
 /// A list of paths as a configuration value.
 pub(crate) fn path_list(paths: &[PathBuf]) -> toml::Value {
     toml::Value::Array(paths.iter().map(|p| toml::Value::String(p.display().to_string())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_hidden_wherever_they_stand() {
+        let text = r#"
+            [inference.remote.large]
+            url = "http://gpu/v1"
+            api_key = "sk-1"
+            api_key_file = "/run/key"
+            [[inference.many]]
+            password = "sk-2"
+        "#;
+        let value = toml::Value::Table(text.parse().expect("valid"));
+        let shown = shown("all", &value).to_string();
+        assert!(!shown.contains("sk-"), "{shown}");
+        assert!(shown.contains("http://gpu/v1") && shown.contains("/run/key"), "{shown}");
+        assert_eq!(super::shown("nats.password", &value).to_string(), "\"…\"");
+    }
 }

@@ -17,3 +17,4 @@ mod refusals;
 mod requests;
 mod starting;
 mod storage;
+mod tools;

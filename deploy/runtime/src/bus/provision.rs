@@ -134,6 +134,9 @@ async fn ensure_bucket(bus: &Bus, bucket: &BucketDefinition) -> Result<(), Error
     if bus.js.get_key_value(bucket.name).await.is_ok() {
         return Ok(());
     }
+    if let Some(max_bytes) = bucket.max_bytes {
+        return ensure_bounded(bus, bucket, max_bytes).await;
+    }
     let config = kv::Config {
         bucket: bucket.name.to_owned(),
         history: 1,
@@ -145,6 +148,36 @@ async fn ensure_bucket(bus: &Bus, bucket: &BucketDefinition) -> Result<(), Error
     match bus.js.create_key_value(config).await {
         Ok(_) => Ok(()),
         Err(_) if bus.js.get_key_value(bucket.name).await.is_ok() => Ok(()),
+        Err(e) => Err(Error::Broken(format!("create bucket {}: {e}", bucket.name))),
+    }
+}
+
+/// A bucket that forgets its oldest entries when it is full. The client makes only such that refuse new ones then, so it
+/// is made as the stream that a bucket is.
+async fn ensure_bounded(bus: &Bus, bucket: &BucketDefinition, max_bytes: i64) -> Result<(), Error> {
+    let config = Config {
+        name: format!("KV_{}", bucket.name),
+        subjects: vec![format!("$KV.{}.>", bucket.name)],
+        storage: storage(bucket.storage),
+        discard: DiscardPolicy::Old,
+        max_age: bucket.max_age.unwrap_or_default(),
+        max_bytes,
+        max_messages: -1,
+        max_messages_per_subject: 1,
+        max_message_size: -1,
+        allow_rollup: true,
+        allow_direct: true,
+        deny_delete: true,
+        num_replicas: if bucket.storage == Storage::File { bus.replicas } else { 1 },
+        ..Config::default()
+    };
+    match bus.js.create_stream(config).await {
+        Ok(_) => Ok(()),
+        Err(_) if bus.js.get_key_value(bucket.name).await.is_ok() => Ok(()),
+        Err(e) if NO_ROOM.iter().any(|code| is_code(&e.kind(), *code)) => {
+            let what = format!("bucket {} of {} MiB", bucket.name, max_bytes >> 20);
+            Err(Error::NoRoom { what, reason: e.to_string() })
+        }
         Err(e) => Err(Error::Broken(format!("create bucket {}: {e}", bucket.name))),
     }
 }
