@@ -36,6 +36,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         models: Vec::new(),
         tools: Vec::new(),
         inference: None,
+        sandbox: None,
     };
     // Questions are no effects: an orchestrator has nothing to ask this worker back.
     let alive = Tasks::new();

@@ -308,6 +308,7 @@ mod tests {
             slots: 1,
             models: vec![],
             tools: vec![],
+            sandbox: None,
             inference: Some(InferenceState { models, operations, memory: HostMemory::default(), gpus: vec![] }),
         }
     }

@@ -183,6 +183,8 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
             "nats": {"connected": connected, "version": bus.server_version()},
             "workers": roles,
             "models": models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(),
+            // How each tool worker confines calls, or why it refuses them.
+            "sandbox": workers.iter().filter_map(|w| Some((&w.id, w.sandbox.as_ref()?))).collect::<BTreeMap<_, _>>(),
             // A note for people: letters hold up nothing but themselves. None when nobody could be asked.
             "dead_letters": {"waiting": dead_letters, "next_step": dead_letters.filter(|n| *n > 0).map(|_| LETTERS_NEXT)},
         },

@@ -266,5 +266,6 @@ fn entry(id: &str, announced: Announced) -> Worker {
         models: announced.offered,
         tools: Vec::new(),
         inference: Some(announced.state),
+        sandbox: None,
     }
 }

@@ -24,6 +24,22 @@ pub struct Worker {
     /// An inference worker's models, loaded or not, and what it does with them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inference: Option<crate::models::InferenceState>,
+    /// How a tool worker confines calls; none of other workers, and of tool workers that do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Confinement>,
+}
+
+/// How a tool worker confines its calls, or why it carries out none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confinement {
+    /// `docker`, `bubblewrap`, or `none`, with which every call that needs a box is refused.
+    pub tier: String,
+    /// What its self-test found in force.
+    #[serde(default)]
+    pub enforced: Vec<String>,
+    /// Why there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// Answer to a request on `vl.v1.ctl.worker.<id>` (with an empty body): the worker lives and holds these.

@@ -16,7 +16,7 @@ use schemas::models::{
     Change, ChangeModels, Gpu, HostMemory, InferenceState, KnownModel, ModelState, Operation, OperationState,
 };
 use schemas::object::{self, Reference};
-use schemas::presence::{Hold, Holds, Worker};
+use schemas::presence::{Confinement, Hold, Holds, Worker};
 use schemas::rpc;
 use schemas::token::{Frame, FrameKind};
 use schemas::wire::{Schema, decode, encode};
@@ -614,7 +614,16 @@ fn jobs_tokens_presence_and_questions() {
             models: vec![model],
             tools: vec![registered],
             inference: None,
+            sandbox: None,
         },
+    );
+    check(
+        "presence.sandbox",
+        &Confinement { tier: "docker".into(), enforced: vec!["container".into(), "seccomp".into()], refused: None },
+    );
+    check(
+        "presence.no_sandbox",
+        &Confinement { tier: "none".into(), enforced: vec![], refused: Some("no engine".into()) },
     );
     models_at_run_time();
     check("rpc.embed", &rpc::Embed { model: None, input: vec!["text".into()] });

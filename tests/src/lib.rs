@@ -244,6 +244,8 @@ impl System {
             }
             "tool-worker" => {
                 command.arg("--workspace").arg(repository()).arg("--workspace").arg(self.workspace());
+                // The same on every machine; what containers add is tested where they are made.
+                command.env("VLINDERS_TOOLS__SANDBOX", "bubblewrap");
             }
             _ => {}
         }

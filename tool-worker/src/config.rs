@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sandbox::Choice;
+
 /// Section `tools`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -12,9 +14,17 @@ pub struct Config {
     pub workspaces: Vec<PathBuf>,
     /// Calls carried out at once, 1 to 64. A call costs a process and little else.
     pub slots: u32,
-    /// The sandbox program.
+    /// The kind of sandbox: `auto`, `docker` or `bubblewrap`.
+    pub sandbox: Choice,
+    /// Boxes that wait for calls, for each workspace in use; 0 to 16. One takes a few megabytes.
+    pub warm_boxes: u32,
+    /// The sandbox program of bubblewrap.
     pub bubblewrap: PathBuf,
-    /// The runner inside the box; this very program when missing.
+    /// The socket of the Docker engine.
+    pub docker_socket: PathBuf,
+    /// The engine's runtime for containers, for example `runsc`; its default when missing.
+    pub docker_runtime: Option<String>,
+    /// The runner inside the box; `vlinders-tool-runner` beside this program, or this very program, when missing.
     pub runner: Option<PathBuf>,
     /// Arguments that make it the runner.
     pub runner_arguments: Vec<String>,
@@ -25,6 +35,10 @@ impl Default for Config {
         Self {
             workspaces: Vec::new(),
             slots: 4,
+            sandbox: Choice::Auto,
+            warm_boxes: 2,
+            docker_socket: PathBuf::from("/var/run/docker.sock"),
+            docker_runtime: None,
             bubblewrap: PathBuf::from("/usr/bin/bwrap"),
             runner: None,
             runner_arguments: vec!["tool-runner".to_owned()],

@@ -3,7 +3,6 @@
 //! What must always be true: arguments are checked before a box starts, no tool runs outside a box, and a box that
 //! failed the self-test is never used.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,17 +13,14 @@ use schemas::rpc::Outline;
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tool_runner::message::{BoxedAnswer, BoxedCall};
+use tool_runner::tools::{self, outline_text};
 
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::registry::{Registry, Tool};
-use crate::sandbox::bubblewrap::{Bubblewrap, ENFORCED};
-use crate::sandbox::{BoxedAnswer, BoxedCall, PROBE, TIER, probe};
-use crate::tools::{self, outline_text};
+use crate::sandbox;
 use crate::workspace::{self, Roots, Workspace};
-
-/// Wall time of the self-test: a box on a busy machine, many times over.
-const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One line of a file takes at most this part of a result, so that a small window is not spent on a long line.
 const LINE_SHARE: usize = 12;
@@ -66,7 +62,7 @@ pub struct Outcome {
 pub struct Executor {
     registry: Registry,
     roots: Roots,
-    sandbox: Result<Bubblewrap, String>,
+    sandbox: Result<sandbox::Sandbox, String>,
     analyst: Analyst,
     library: Library,
     slots: Semaphore,
@@ -77,7 +73,7 @@ impl Executor {
     /// refused with the reason, which [`Executor::sandbox`] also tells.
     pub async fn start(config: &Config, analyst: Analyst, library: Library) -> Result<Self, workspace::Error> {
         let roots = Roots::open(&config.workspaces)?;
-        let sandbox = tested_sandbox(config).await;
+        let sandbox = sandbox::Sandbox::start(config).await;
         let slots = Semaphore::new(config.slots.clamp(1, 64) as usize);
         Ok(Self { registry: Registry::built_in(), roots, sandbox, analyst, library, slots })
     }
@@ -89,8 +85,8 @@ impl Executor {
     }
 
     /// Whether calls can be confined; if not, why not.
-    pub fn sandbox(&self) -> Result<(), &str> {
-        self.sandbox.as_ref().map(|_| ()).map_err(String::as_str)
+    pub fn sandbox(&self) -> Result<&sandbox::Sandbox, &str> {
+        self.sandbox.as_ref().map_err(String::as_str)
     }
 
     /// Finds a workspace, as each call does again.
@@ -126,11 +122,9 @@ impl Executor {
         let sandbox = self.sandbox.as_ref().map_err(|reason| Failure::refused(format!("no sandbox: {reason}")))?;
         let path = arguments.get("path").and_then(|path| path.as_str()).unwrap_or_default().to_owned();
         let boxed = BoxedCall { tool: tool.name.to_owned(), arguments };
-        let outcome = sandbox.run(workspace.path(), &boxed, tool.timeout).await;
-        TIER.clone_into(&mut report.tier);
-        report.enforced = ENFORCED.map(str::to_owned).to_vec();
-        let BoxedAnswer { enforced, outcome } = outcome?;
-        report.enforced.extend(enforced);
+        sandbox.tier().clone_into(&mut report.tier);
+        sandbox.enforced().clone_into(&mut report.enforced);
+        let BoxedAnswer { outcome, .. } = sandbox.run(workspace.path(), &boxed, tool.timeout).await?;
         let text = Result::from(outcome)?;
         let text = if tool.name == "analyze_code" { self.outlined(tool, path, text).await? } else { text };
         let text = if tool.name == "read_file" { cut_lines(&text, bytes_max / LINE_SHARE) } else { text };
@@ -142,35 +136,6 @@ impl Executor {
         let outline = tokio::time::timeout(tool.timeout, question).await;
         Ok(outline_text(&outline.map_err(|_| Failure::timeout("the analysis worker did not answer in time"))??))
     }
-}
-
-/// Starts a box around a throw-away workspace and tries to get out of it.
-async fn tested_sandbox(config: &Config) -> Result<Bubblewrap, String> {
-    let runner = match &config.runner {
-        Some(runner) => runner.clone(),
-        None => std::env::current_exe().map_err(|error| format!("find this program: {error}"))?,
-    };
-    let sandbox = Bubblewrap::find(&config.bubblewrap, &runner, &config.runner_arguments).await?;
-    let workspace = tempfile::tempdir().map_err(|error| format!("make a directory for the self-test: {error}"))?;
-    std::fs::write(workspace.path().join(probe::CANARY), probe::CANARY)
-        .map_err(|error| format!("prepare the self-test: {error}"))?;
-    let open = self_test(&sandbox, workspace.path()).await.map_err(|failure| failure.detail)?;
-    if open.is_empty() {
-        Ok(sandbox)
-    } else {
-        Err(format!("the self-test found it open: {}", open.replace('\n', ", ")))
-    }
-}
-
-async fn self_test(sandbox: &Bubblewrap, workspace: &Path) -> Result<String, Failure> {
-    let arguments = json!({"op": "escape"}).as_object().cloned().unwrap_or_default();
-    let call = BoxedCall { tool: PROBE.to_owned(), arguments };
-    let answer = sandbox.run(workspace, &call, SELF_TEST_TIMEOUT).await?;
-    // What is said to be in force is tested; an old kernel without landlock is no reason to refuse.
-    let landlocked = answer.enforced.iter().any(|layer| layer == "landlock");
-    let open = Result::from(answer.outcome)?;
-    let relevant = |line: &&str| landlocked || !line.starts_with(probe::ONLY_LANDLOCK);
-    Ok(open.lines().filter(relevant).collect::<Vec<_>>().join("\n"))
 }
 
 /// Cuts every line at so many characters; a cut line ends in an ellipsis.

@@ -7,18 +7,14 @@
 //! outcome is known within its time limit.
 
 pub mod config;
-mod confined;
 pub mod executor;
-pub mod failure;
 pub mod registry;
-mod runner;
-mod sandbox;
+pub mod sandbox;
 mod service;
-mod tools;
 pub mod workspace;
 
 pub use config::Config;
 pub use executor::{Analyst, Call, Executor, Library, Outcome};
-pub use failure::Failure;
-pub use runner::runner_main;
+pub use sandbox::Sandbox;
 pub use service::{Error, serve};
+pub use tool_runner::{Failure, failure, runner_main};

@@ -10,7 +10,7 @@ use runtime::bus::{self, Bus, Delivery, JobQueue, ObjectError};
 use runtime::{Runtime, Tasks, clock};
 use schemas::fact::{Fact, FactBody, FailureClass, Sandbox, ToolCompleted, ToolFailed};
 use schemas::object::{self, Reference};
-use schemas::presence::{Hold, Holds, Worker};
+use schemas::presence::{Confinement, Hold, Holds, Worker};
 use schemas::rpc::{self, Analyse, FindWorkspace, Outline, Refusal, Reply};
 use schemas::{ToolJob, stream, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -30,6 +30,9 @@ pub enum Error {
     /// A configured workspace root cannot be used.
     #[error(transparent)]
     Workspace(#[from] workspace::Error),
+    /// A figure is registered twice.
+    #[error("register metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
 }
 
 /// How often the presence is renewed: twice may be missed.
@@ -54,7 +57,11 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         held: Mutex::default(),
     });
     match shell.executor.sandbox() {
-        Ok(()) => tracing::info!(worker = shell.id, slots, "carrying out tool calls, confined"),
+        Ok(sandbox) => {
+            sandbox.register(&runtime.metrics)?;
+            let (tier, enforced) = (sandbox.tier(), sandbox.enforced().join(" "));
+            tracing::info!(worker = shell.id, slots, tier, enforced, "carrying out tool calls, confined");
+        }
         Err(reason) => tracing::error!(worker = shell.id, reason, "no sandbox: every tool call is refused"),
     }
     let listing = shell.executor.registry().listing();
@@ -82,16 +89,20 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         models: Vec::new(),
         tools: listing,
         inference: None,
+        sandbox: Some(confinement(&shell.executor)),
     };
     announce(&bus, &tasks, worker).await?;
     let queue = bus.tool_jobs().await?;
     let free = Arc::new(Semaphore::new(slots as usize));
-    let (intake, working) = (take_jobs(shell, tasks.clone(), queue, free.clone()), alive.hard());
+    let (intake, working) = (take_jobs(shell.clone(), tasks.clone(), queue, free.clone()), alive.hard());
     tasks.spawn(async move {
         // Also when this task is dropped at the hard token.
         let _until_drained = working.drop_guard();
         intake.await;
         let _all_slots = free.acquire_many(slots).await;
+        if let Ok(sandbox) = shell.executor.sandbox() {
+            sandbox.close().await;
+        }
     });
     Ok(())
 }
@@ -241,6 +252,16 @@ impl Shell {
         for (_, cancelled) in self.held().iter().filter(|(hold, _)| hold.exec == exec) {
             cancelled.cancel();
         }
+    }
+}
+
+/// How calls are confined, for those who look at the workers.
+fn confinement(executor: &Executor) -> Confinement {
+    match executor.sandbox() {
+        Ok(sandbox) => {
+            Confinement { tier: sandbox.tier().to_owned(), enforced: sandbox.enforced().to_vec(), refused: None }
+        }
+        Err(reason) => Confinement { tier: "none".to_owned(), enforced: Vec::new(), refused: Some(reason.to_owned()) },
     }
 }
 

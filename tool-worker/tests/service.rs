@@ -97,6 +97,7 @@ async fn start(server: &Server, workspace: &Path) -> (Bus, Tasks) {
     let runtime = Runtime { bus: bus.clone(), tasks: tasks.clone(), metrics: Default::default() };
     let config = tool_worker::Config {
         workspaces: vec![workspace.to_owned()],
+        sandbox: tool_worker::sandbox::Choice::Bubblewrap,
         runner: Some(env!("CARGO_BIN_EXE_tool_runner").into()),
         runner_arguments: vec![],
         ..tool_worker::Config::default()

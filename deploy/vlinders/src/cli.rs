@@ -591,7 +591,7 @@ pub(crate) struct Doctor {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    /// A configuration file, whose remote models are looked at.
+    /// A configuration file (TOML): its sandbox is tried, and its remote models are looked at.
     #[arg(long, value_name = "FILE", env = "VLINDERS_CONFIG")]
     pub(crate) config: Option<PathBuf>,
     #[command(flatten)]

@@ -3,6 +3,8 @@
 use std::process::{Command, ExitCode};
 
 use serde_json::json;
+use tool_worker::Sandbox;
+use tool_worker::sandbox::Choice;
 
 use crate::cli::Doctor;
 use crate::{nats, settings};
@@ -16,7 +18,8 @@ struct Finding {
 /// Looks and reports; exit code 1 when something needed is missing.
 pub(crate) async fn run(options: Doctor) -> anyhow::Result<ExitCode> {
     let data = options.target.data.clone().unwrap_or_else(settings::default_data);
-    let mut findings = vec![nats_server(), bubblewrap(), models(&data), gpus()];
+    let mut findings = vec![nats_server(), models(&data), gpus()];
+    findings.extend(Box::pin(sandboxes(&options)).await?);
     findings.extend(remotes(&options).await);
     findings.push(gateway(&options).await);
     for finding in &findings {
@@ -27,13 +30,20 @@ pub(crate) async fn run(options: Doctor) -> anyhow::Result<ExitCode> {
                 (true, _) => "ok",
                 (false, "gateway") => "at rest",
                 (false, "remote") => "away",
+                (false, DOCKER | BUBBLEWRAP) => "absent",
                 (false, _) => "MISSING",
             };
             println!("{mark:<7} {:<12} {}", finding.what, finding.found);
         }
     }
-    // The gateway may rest, and servers of remote models may be away; everything else is needed to start.
-    let whole = findings.iter().filter(|f| !["gateway", "remote"].contains(&f.what)).all(|f| f.ok);
+    // The gateway may rest, servers of remote models may be away, and one kind of sandbox is enough; everything else is
+    // needed to start.
+    let confined = findings.iter().any(|f| matches!(f.what, DOCKER | BUBBLEWRAP) && f.ok);
+    let optional = ["gateway", "remote", DOCKER, BUBBLEWRAP];
+    let whole = confined && findings.iter().filter(|f| !optional.contains(&f.what)).all(|f| f.ok);
+    if !confined && !options.json {
+        println!("without a sandbox every tool call is refused");
+    }
     Ok(ExitCode::from(u8::from(!whole)))
 }
 
@@ -51,19 +61,29 @@ fn nats_server() -> Finding {
     }
 }
 
-fn bubblewrap() -> Finding {
-    let program = settings::program_path().into_iter().map(|d| d.join("bwrap")).find(|f| f.is_file());
-    match program {
-        Some(program) => {
-            Finding { what: "sandbox", ok: true, found: format!("{} with seccomp and landlock", version(&program)) }
-        }
-        None => Finding {
-            what: "sandbox",
-            ok: false,
-            found: "bubblewrap is not installed: `apt-get install bubblewrap`; without it every tool call is refused"
-                .to_owned(),
-        },
+const DOCKER: &str = "docker";
+const BUBBLEWRAP: &str = "bubblewrap";
+
+/// Starts each kind of sandbox as a worker does, with its self-test.
+async fn sandboxes(options: &Doctor) -> anyhow::Result<Vec<Finding>> {
+    let settings = settings::Settings::load(options.config.as_deref(), Vec::new())?;
+    let mut findings = Vec::new();
+    for (what, tier) in [(DOCKER, Choice::Docker), (BUBBLEWRAP, Choice::Bubblewrap)] {
+        let config = tool_worker::Config { sandbox: tier, warm_boxes: 0, ..settings.tools.clone() };
+        findings.push(match Box::pin(Sandbox::start(&config)).await {
+            Ok(sandbox) => {
+                let about = match tier {
+                    Choice::Docker => sandbox.described().to_owned(),
+                    Choice::Bubblewrap | Choice::Auto => version(&config.bubblewrap),
+                };
+                sandbox.close().await;
+                let enforced = sandbox.enforced().join(" ");
+                Finding { what, ok: true, found: format!("{about}; passed the self-test; enforces {enforced}") }
+            }
+            Err(reason) => Finding { what, ok: false, found: reason },
+        });
     }
+    Ok(findings)
 }
 
 fn models(data: &std::path::Path) -> Finding {

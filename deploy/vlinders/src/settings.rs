@@ -44,6 +44,11 @@ impl Settings {
         })
     }
 
+    /// Whether a value was given, and not left to its default.
+    pub(crate) fn says(&self, key: &str) -> bool {
+        self.layers.settings().any(|(given, _, _)| given == key)
+    }
+
     /// Says which values are not defaults, and where each came from. Secrets are hidden, also within tables.
     pub(crate) fn log(&self) {
         for (key, value, origin) in self.layers.settings() {

@@ -100,6 +100,11 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
     }
     let mut settings = Settings::load(options.config.as_deref(), flags)?;
     settings::add_shipped_models(&mut settings.inference, data)?;
+    // A box of bubblewrap starts in milliseconds and loads nothing between calls, which suits one person's machine; a
+    // server's worker, a process of its own, prefers containers.
+    if !settings.says("tools.sandbox") && settings.tools.bubblewrap.exists() {
+        settings.tools.sandbox = tool_worker::sandbox::Choice::Bubblewrap;
+    }
     if options.json {
         settings.telemetry.format = telemetry::Format::Json;
     }

@@ -45,6 +45,14 @@ async fn a_single_tool_is_carried_out_confined() -> anyhow::Result<()> {
     let (status, answer) = system.ask("/internal/tools/execute", &read).await?;
     assert_eq!((status, &answer["success"]), (200, &json!(true)), "{answer}");
     assert_eq!(answer["sandbox"]["tier"], "bubblewrap");
+    let health: serde_json::Value = system.get("/health").send().await?.json().await?;
+    let workers = health["parts"]["sandbox"].as_object().expect("the workers that carry out tools");
+    assert_eq!(workers.len(), 1, "{health}");
+    assert!(
+        workers
+            .values()
+            .all(|worker| worker["tier"] == "bubblewrap" && worker["enforced"] == answer["sandbox"]["enforced"])
+    );
     let escape =
         json!({"tool_name": "read_file", "arguments": {"path": "../../etc/passwd"}, "workspace": repository()});
     let (_, answer) = system.ask("/internal/tools/execute", &escape).await?;

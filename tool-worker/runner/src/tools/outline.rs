@@ -8,7 +8,7 @@ const NAMES_SHOWN_MAX: usize = 8;
 /// `12 lines`, `imports: a::{b, c}, d`, `symbols: x, y`; definitions of the top level come first. Imports of one module
 /// stand together, as one would write them: shorter, and no beginning is read twice.
 #[must_use]
-pub(crate) fn outline_text(outline: &Outline) -> String {
+pub fn outline_text(outline: &Outline) -> String {
     let imports: Vec<&str> = outline.imports.iter().map(String::as_str).collect();
     let (top, nested): (Vec<_>, Vec<_>) = outline.symbols.iter().partition(|symbol| symbol.container.is_none());
     let mut symbols: Vec<&str> = Vec::new();

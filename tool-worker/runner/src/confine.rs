@@ -2,9 +2,10 @@
 //!
 //! Resource limits, then landlock (read `/workspace`, nothing else), then a seccomp allow-list of what reading files
 //! and writing an answer takes. There is no way to start a process or a thread, open a socket, or run another
-//! program, so most of the kernel is out of reach.
+//! program, so most of the kernel is out of reach. It is the same in every kind of box.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
@@ -13,7 +14,8 @@ use landlock::{
 use rustix::process::{Resource, Rlimit, getuid, setrlimit};
 use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 
-use super::WORKSPACE;
+use crate::system_calls::INSIDE;
+use crate::{NOBODY, WORKSPACE};
 
 /// Memory a call may allocate. Search keeps little; the largest file read is 16 MiB, held twice.
 const DATA_BYTES_MAX: u64 = 256 << 20;
@@ -29,9 +31,24 @@ const FILES_MAX: u64 = 256;
 #[error("{0}")]
 pub(crate) struct Error(String);
 
+/// How much the runner gives up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layers {
+    /// All it can, which is the only way to carry out tools.
+    All,
+    /// Nothing of its own, to try what the container around it withstands alone. Takes probes only.
+    ContainerOnly,
+}
+
 /// Locks this process up, for good. Returns what is in force.
-pub(crate) fn confine() -> Result<Vec<String>, Error> {
-    only_in_a_box()?;
+pub(crate) fn confine(layers: Layers) -> Result<Vec<String>, Error> {
+    let kind = only_in_a_box()?;
+    close_inherited();
+    if layers == Layers::ContainerOnly {
+        // Namespaces alone are no sandbox, so there must be a container with its own filter and limits.
+        let refused = || Error("only a container is tried alone".to_owned());
+        return if kind == Kind::Container { Ok(Vec::new()) } else { Err(refused()) };
+    }
     let failed = |what: &str, error: &dyn std::fmt::Display| Error(format!("{what}: {error}"));
     let mut enforced = Vec::new();
     for (resource, limit) in [
@@ -55,11 +72,58 @@ pub(crate) fn confine() -> Result<Vec<String>, Error> {
     Ok(enforced)
 }
 
+/// A worker may have been started with open files that every program it starts gets, through any number of boxes.
+fn close_inherited() {
+    #[expect(unsafe_code, reason = "there is no safe way to close what nobody here owns")]
+    // SAFETY: the process has opened nothing yet but its standard streams, which are kept.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) };
+    if closed == 0 {
+        return;
+    }
+    // A kernel before 5.9.
+    for descriptor in 3..1024 {
+        #[expect(unsafe_code, reason = "as above")]
+        // SAFETY: as above; closing what is not open does nothing.
+        unsafe {
+            libc::close(descriptor)
+        };
+    }
+}
+
+/// What kind of box is around this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bubblewrap,
+    Container,
+}
+
 /// The runner is a program like any other and somebody may start it by hand; it must not probe or read their machine.
-fn only_in_a_box() -> Result<(), Error> {
-    let boxed = getuid().as_raw() == super::bubblewrap::UID
-        && !["/etc", "/proc", "/usr", "/home"].iter().any(|path| std::path::Path::new(path).exists());
-    if boxed { Ok(()) } else { Err(Error("the tool runner only runs inside its box".to_owned())) }
+fn only_in_a_box() -> Result<Kind, Error> {
+    let any = |paths: &[&str]| paths.iter().any(|path| Path::new(path).exists());
+    if getuid().as_raw() == NOBODY && !any(&["/etc", "/proc", "/usr", "/home"]) {
+        return Ok(Kind::Bubblewrap);
+    }
+    // An engine puts `/proc` and three files of `/etc` into every container. Where somebody's system lies, it is none of
+    // ours; and ours has nothing left to give up but what the runner itself does.
+    let bare = !any(&["/usr", "/home", "/root", "/var", "/bin", "/etc/passwd"]);
+    if bare && !getuid().is_root() && root_is_read_only() && stripped() {
+        return Ok(Kind::Container);
+    }
+    Err(Error("the tool runner only runs inside its box".to_owned()))
+}
+
+fn root_is_read_only() -> bool {
+    rustix::fs::statvfs("/").is_ok_and(|root| root.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
+/// Whether this process has no capability within reach, cannot gain any, and runs under a filter already.
+fn stripped() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let no_capabilities = ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"]
+        .iter()
+        .all(|set| field(set) == Some("0000000000000000"));
+    no_capabilities && field("NoNewPrivs:") == Some("1") && field("Seccomp:") == Some("2")
 }
 
 /// Best effort downwards: on an old kernel the mount namespace alone keeps files out of reach.
@@ -82,7 +146,7 @@ fn landlock() -> Result<Option<String>, landlock::RulesetError> {
 
 /// Everything not listed fails with "operation not permitted"; a foreign architecture is killed.
 fn seccomp() -> Result<(), Box<dyn std::error::Error>> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = INSIDE.iter().map(|(_, number)| (*number, Vec::new())).collect();
     // New memory may hold data, never code.
     for number in [libc::SYS_mmap, libc::SYS_mprotect] {
         let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
@@ -95,55 +159,3 @@ fn seccomp() -> Result<(), Box<dyn std::error::Error>> {
     seccompiler::apply_filter_all_threads(&program)?;
     Ok(())
 }
-
-/// Reading files, memory, time, and dying.
-const ALLOWED: &[i64] = &[
-    libc::SYS_read,
-    libc::SYS_pread64,
-    libc::SYS_readv,
-    libc::SYS_write,
-    libc::SYS_writev,
-    libc::SYS_close,
-    libc::SYS_lseek,
-    libc::SYS_openat,
-    libc::SYS_openat2,
-    libc::SYS_fstat,
-    libc::SYS_newfstatat,
-    libc::SYS_statx,
-    libc::SYS_getdents64,
-    libc::SYS_readlinkat,
-    libc::SYS_faccessat,
-    libc::SYS_faccessat2,
-    libc::SYS_fcntl,
-    libc::SYS_dup,
-    libc::SYS_getcwd,
-    libc::SYS_fstatfs,
-    libc::SYS_fadvise64,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_brk,
-    libc::SYS_madvise,
-    libc::SYS_futex,
-    libc::SYS_sigaltstack,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_nanosleep,
-    libc::SYS_getrandom,
-    libc::SYS_sched_yield,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_getuid,
-    libc::SYS_tgkill,
-    libc::SYS_restart_syscall,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_stat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_lstat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_readlink,
-];

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::confined::Confined;
 use crate::failure::Failure;
 
-pub(crate) use outline::outline_text;
+pub use outline::outline_text;
 
 /// Most code handed to the analysis worker; a message of the bus holds a megabyte.
 const SOURCE_BYTES_MAX: u64 = 512 * 1024;
@@ -30,7 +30,7 @@ pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>) -> Re
 }
 
 /// Lines of an object, as `read_file` shows those of a file, and how to read on where that is too much.
-pub(crate) fn object_lines(text: &str, arguments: &Map<String, Value>, bytes_max: usize) -> Result<String, Failure> {
+pub fn object_lines(text: &str, arguments: &Map<String, Value>, bytes_max: usize) -> Result<String, Failure> {
     let arguments: read::Arguments = typed(arguments)?;
     let shown = read::lines(text.as_bytes(), &arguments)?;
     if shown.len() <= bytes_max {
@@ -46,7 +46,7 @@ pub(crate) fn object_lines(text: &str, arguments: &Map<String, Value>, bytes_max
 
 /// The beginning of a text, cut at a line or, failing that, a character. `mark` says so at its end; it is told how many
 /// bytes are shown, and the number of the first line that is not.
-pub(crate) fn cut_at_line(text: &str, bytes_max: usize, mark: impl Fn(usize, usize) -> String) -> String {
+pub fn cut_at_line(text: &str, bytes_max: usize, mark: impl Fn(usize, usize) -> String) -> String {
     let longest = mark(text.len(), text.lines().count() + 1).len();
     let end = text.floor_char_boundary(bytes_max.saturating_sub(longest));
     let end = text[..end].rfind('\n').unwrap_or(end);

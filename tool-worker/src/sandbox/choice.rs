@@ -1,0 +1,127 @@
+//! Which tier a worker uses: what is configured, what is there, and what passes the self-test.
+
+use std::path::Path;
+use std::time::Duration;
+
+use runtime::Tasks;
+use serde::{Deserialize, Serialize};
+use tool_runner::message::BoxedCall;
+use tool_runner::probe;
+
+use super::bubblewrap::Bubblewrap;
+use super::docker::Docker;
+use super::program::Program;
+use super::{Sandbox, Tier};
+use crate::config::Config;
+use crate::failure::Failure;
+
+/// Wall time of the self-test: a box on a busy machine, many times over.
+const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The tier, as configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// Docker where an engine answers and passes the self-test, else bubblewrap.
+    #[default]
+    Auto,
+    /// Docker or nothing.
+    Docker,
+    /// Bubblewrap or nothing.
+    Bubblewrap,
+}
+
+impl Choice {
+    /// The tiers to try, best first.
+    fn tiers(self) -> &'static [Self] {
+        match self {
+            Self::Auto => &[Self::Docker, Self::Bubblewrap],
+            Self::Docker => &[Self::Docker],
+            Self::Bubblewrap => &[Self::Bubblewrap],
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Docker => "docker",
+            Self::Bubblewrap => "bubblewrap",
+        }
+    }
+}
+
+impl Sandbox {
+    /// Takes the first tier that is there and holds. Fails with the reasons of all of them.
+    pub async fn start(config: &Config) -> Result<Self, String> {
+        let program = Program::find(config).await?;
+        let tiers = config.sandbox.tiers();
+        let mut reasons = Vec::new();
+        for tier in tiers {
+            match Box::pin(tested(*tier, config, &program)).await {
+                Ok(sandbox) => {
+                    for reason in &reasons {
+                        tracing::info!(reason, taken = sandbox.tier(), "a better sandbox is not to be had");
+                    }
+                    return Ok(sandbox);
+                }
+                Err(reason) if tiers.len() == 1 => return Err(reason),
+                Err(reason) => reasons.push(format!("{}: {reason}", tier.name())),
+            }
+        }
+        Err(reasons.join("; "))
+    }
+}
+
+/// Starts a box of a tier around a throw-away workspace and tries to get out of it.
+async fn tested(choice: Choice, config: &Config, program: &Program) -> Result<Sandbox, String> {
+    let tasks = Tasks::new();
+    let tier = match choice {
+        Choice::Docker => Tier::Docker(Box::new(Docker::find(config, program, &tasks).await?)),
+        Choice::Bubblewrap | Choice::Auto => Tier::Bubblewrap(Bubblewrap::find(&config.bubblewrap, program)?),
+    };
+    let workspace = tempfile::tempdir().map_err(|error| format!("make a directory for the self-test: {error}"))?;
+    canary(workspace.path()).map_err(|error| format!("prepare the self-test: {error}"))?;
+    let tested = self_test(&tier, workspace.path()).await.map_err(|failure| failure.detail);
+    let tested = tested.and_then(|(open, inside)| match open.is_empty() {
+        true => Ok(inside),
+        false => Err(format!("the self-test found it open: {}", open.join(", "))),
+    });
+    match tested {
+        Ok(inside) => {
+            let mut enforced: Vec<String> = tier.enforced().iter().map(|layer| (*layer).to_owned()).collect();
+            enforced.extend(inside);
+            Ok(Sandbox::new(tier, enforced, config.warm_boxes.min(WARM_BOXES_MAX) as usize, tasks))
+        }
+        Err(reason) => {
+            if let Tier::Docker(docker) = &tier {
+                docker.close().await;
+            }
+            Err(reason)
+        }
+    }
+}
+
+/// Boxes for one workspace at most.
+const WARM_BOXES_MAX: u32 = 16;
+
+/// What the self-test's workspace holds. Others may read it, because no box runs as root.
+fn canary(workspace: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(workspace, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::write(workspace.join(probe::CANARY), probe::CANARY)
+}
+
+/// What is open, and what the runner says is in force.
+async fn self_test(tier: &Tier, workspace: &Path) -> Result<(Vec<String>, Vec<String>), Failure> {
+    let waiting = tier.prepare(workspace).await?;
+    let answer = waiting.carry_out(&BoxedCall::probe(probe::ESCAPE), SELF_TEST_TIMEOUT).await;
+    let answer = answer.map_err(|trouble| match trouble {
+        super::Trouble::Failed(failure) => failure,
+        super::Trouble::Lost(why) => Failure::internal(why),
+    })?;
+    // What is said to be in force is tested; an old kernel without landlock is no reason to refuse.
+    let landlocked = answer.enforced.iter().any(|layer| layer == "landlock");
+    let open = Result::from(answer.outcome)?;
+    let relevant = |line: &&str| landlocked || !line.starts_with(probe::ONLY_LANDLOCK);
+    Ok((open.lines().filter(relevant).map(str::to_owned).collect(), answer.enforced))
+}

@@ -1,0 +1,258 @@
+//! One container from its making to its removal.
+//!
+//! Whoever holds a container gives it up by dropping it; a task then removes it by force. The name is known before the
+//! container is, so that also one that was given up while it was being made is found.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bollard::Docker as Engine;
+use bollard::container::{AttachContainerResults, LogOutput};
+use bollard::errors::Error;
+use bollard::models::ContainerCreateBody;
+use bollard::query_parameters::{
+    AttachContainerOptionsBuilder, CreateContainerOptions, ListContainersOptions, RemoveContainerOptions,
+    WaitContainerOptions,
+};
+use futures::{FutureExt, StreamExt};
+use runtime::{Tasks, clock};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{Semaphore, mpsc};
+use tool_runner::message::{BoxedAnswer, BoxedCall};
+
+use super::super::Trouble;
+use super::super::ending::{self, STDERR_BYTES_MAX, STDOUT_BYTES_MAX};
+use super::orphans::{Owner, is_orphan};
+use super::{LABEL_OWNER, LABEL_WORKER, sentence};
+use crate::failure::Failure;
+
+/// Containers being made at once: an engine makes each with several processes, and more at once are not faster.
+const STARTS_AT_ONCE: usize = 4;
+/// Containers being removed at once.
+const REMOVALS_AT_ONCE: usize = 4;
+/// How long the engine may take to notice that a container has ended.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the shutdown waits for removals; what is left then is an orphan that the next worker removes.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The containers of this worker.
+pub(super) struct Containers {
+    engine: Engine,
+    /// Names of those that somebody holds or that are being removed.
+    held: Mutex<BTreeSet<String>>,
+    /// Names of those that were given up. Each is held once and given up once, so there are never more than containers.
+    given_up: mpsc::UnboundedSender<String>,
+    starts: Semaphore,
+    gone: tokio::sync::Notify,
+}
+
+impl Containers {
+    /// Nothing yet; a task removes what is given up for as long as anybody can give something up.
+    pub(super) fn start(engine: Engine, tasks: &Tasks) -> Arc<Self> {
+        let (given_up, mut names) = mpsc::unbounded_channel::<String>();
+        let containers = Arc::new(Self {
+            engine,
+            held: Mutex::default(),
+            given_up,
+            starts: Semaphore::new(STARTS_AT_ONCE),
+            gone: tokio::sync::Notify::new(),
+        });
+        let remover = Arc::downgrade(&containers);
+        tasks.spawn_background(async move {
+            let names = futures::stream::poll_fn(move |context| names.poll_recv(context));
+            let remove = |name: String| {
+                let containers = remover.upgrade();
+                async move {
+                    if let Some(containers) = containers {
+                        containers.remove(&name).await;
+                    }
+                }
+            };
+            names.for_each_concurrent(REMOVALS_AT_ONCE, remove).await;
+        });
+        containers
+    }
+
+    /// Makes and starts one.
+    pub(super) async fn start_one(self: &Arc<Self>, name: &str, spec: ContainerCreateBody) -> Result<Waiting, Error> {
+        let _turn = self.starts.acquire().await.expect("the semaphore is never closed");
+        self.held().insert(name.to_owned());
+        let container = Container { name: name.to_owned(), containers: self.clone() };
+        let options = CreateContainerOptions { name: Some(name.to_owned()), ..CreateContainerOptions::default() };
+        let created = self.engine.create_container(Some(options), spec).await?;
+        for warning in created.warnings {
+            tracing::warn!(warning, "the Docker engine cannot do all that was asked for");
+        }
+        // Before the start, so that nothing it says is missed.
+        let streams = AttachContainerOptionsBuilder::new().stream(true).stdin(true).stdout(true).stderr(true).build();
+        let streams = self.engine.attach_container(name, Some(streams)).await?;
+        self.engine.start_container(name, None).await?;
+        Ok(Waiting { streams, container })
+    }
+
+    async fn remove(&self, name: &str) {
+        let options = RemoveContainerOptions { force: true, v: true, link: false };
+        match self.engine.remove_container(name, Some(options)).await {
+            // Gone already, or about to be.
+            Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
+            Err(error) => tracing::warn!(container = name, error = sentence(&error), "a container was not removed"),
+        }
+        self.held().remove(name);
+        self.gone.notify_waiters();
+    }
+
+    /// Removes containers whose worker is gone, and those of this worker that nobody holds.
+    pub(super) async fn sweep(&self, worker: &str, owner: &Owner) -> Result<(), Error> {
+        let ours = [("label".to_owned(), vec![LABEL_OWNER.to_owned()])].into();
+        let options = ListContainersOptions { all: true, filters: Some(ours), ..ListContainersOptions::default() };
+        let now = i64::try_from(clock::now() / 1_000_000_000).unwrap_or(i64::MAX);
+        for found in self.engine.list_containers(Some(options)).await? {
+            let label =
+                |name: &str| found.labels.as_ref().and_then(|labels| labels.get(name)).cloned().unwrap_or_default();
+            let name = found.names.iter().flatten().next().map(|name| name.trim_start_matches('/').to_owned());
+            let Some(name) = name.or_else(|| found.id.clone()) else { continue };
+            let age = Duration::from_secs(u64::try_from(now - found.created.unwrap_or(now)).unwrap_or(0));
+            let orphan = if label(LABEL_WORKER) == worker {
+                !self.held().contains(&name)
+            } else {
+                is_orphan(owner.sees(&label(LABEL_OWNER)), age)
+            };
+            if orphan {
+                tracing::info!(container = name, "removing a container whose worker is gone");
+                self.remove(&name).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until everything that was given up is removed.
+    pub(super) async fn close(&self) {
+        let removed = async {
+            loop {
+                let gone = self.gone.notified();
+                tokio::pin!(gone);
+                gone.as_mut().enable();
+                if self.held().is_empty() {
+                    return;
+                }
+                gone.await;
+            }
+        };
+        if tokio::time::timeout(CLOSE_TIMEOUT, removed).await.is_err() {
+            tracing::warn!("some containers were not removed in time; the next worker removes them");
+        }
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.held.lock().expect("no panic while the lock is held")
+    }
+}
+
+/// A container that somebody holds.
+struct Container {
+    name: String,
+    containers: Arc<Containers>,
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // Without a receiver the program is at its end, and the next worker sweeps.
+        let _ = self.containers.given_up.send(std::mem::take(&mut self.name));
+    }
+}
+
+/// A started container that waits for its call.
+pub(crate) struct Waiting {
+    streams: AttachContainerResults,
+    container: Container,
+}
+
+/// How the container's output ended.
+enum End {
+    Answered(Vec<u8>),
+    Failed(Failure),
+    Silent { stderr: Vec<u8> },
+}
+
+impl Waiting {
+    /// Whether it can still take a call: one that has ended, or lost the engine, has nothing more to say.
+    pub(crate) fn alive(&mut self) -> bool {
+        self.streams.output.next().now_or_never().is_none()
+    }
+
+    /// Hands the call in and waits for the answer. Dropping the future removes the container.
+    pub(crate) async fn carry_out(mut self, call: &BoxedCall, timeout: Duration) -> Result<BoxedAnswer, Trouble> {
+        let AttachContainerResults { output, input } = &mut self.streams;
+        let line = call.line();
+        let work = async {
+            let reading = read(output);
+            let writing = async {
+                // A runner that died early does not read; how it ended says why.
+                let _ = input.write_all(&line).await;
+                let _ = input.flush().await;
+            };
+            tokio::pin!(reading);
+            tokio::select! {
+                end = &mut reading => end,
+                () = writing => reading.await,
+            }
+        };
+        match tokio::time::timeout(timeout, work).await {
+            Err(_) => Err(Trouble::Failed(ending::too_long(timeout))),
+            Ok(End::Answered(answer)) => Ok(BoxedAnswer::read(&answer)?),
+            Ok(End::Failed(failure)) => Err(Trouble::Failed(failure)),
+            Ok(End::Silent { stderr }) => Err(self.container.why_silent(&stderr).await),
+        }
+    }
+}
+
+impl Container {
+    /// Why the output ended without an answer: what the engine knows of the container, if the engine is there.
+    async fn why_silent(&self, stderr: &[u8]) -> Trouble {
+        let lost = |why: &str| {
+            Trouble::Lost(format!("the Docker engine went away during the call ({why}); try again when it is back"))
+        };
+        let engine = &self.containers.engine;
+        let ended = async {
+            // The output may end a moment before the engine knows the exit.
+            let _: Vec<_> = engine.wait_container(&self.name, None::<WaitContainerOptions>).collect().await;
+            engine.inspect_container(&self.name, None).await
+        };
+        let state = match tokio::time::timeout(END_TIMEOUT, ended).await {
+            Err(_) => return lost("it does not say how the container ended"),
+            Ok(Err(Error::DockerResponseServerError { status_code: 404, .. })) => return lost("the container is gone"),
+            Ok(Err(error)) => return lost(&sentence(&error)),
+            Ok(Ok(found)) => found.state.unwrap_or_default(),
+        };
+        if state.oom_killed == Some(true) {
+            return Trouble::Failed(ending::too_large());
+        }
+        match state.exit_code {
+            // A runner that has lost its input leaves without a word.
+            Some(0) => lost("the container was cut off"),
+            code => Trouble::Failed(ending::in_words(code, &String::from_utf8_lossy(stderr))),
+        }
+    }
+}
+
+/// Reads until the answer's line is whole.
+async fn read(output: &mut (impl futures::Stream<Item = Result<LogOutput, Error>> + Unpin)) -> End {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    while let Some(Ok(piece)) = output.next().await {
+        let (bytes, bytes_max, piece) = match &piece {
+            LogOutput::StdErr { message } => (&mut stderr, STDERR_BYTES_MAX, message),
+            LogOutput::StdOut { message } | LogOutput::StdIn { message } | LogOutput::Console { message } => {
+                (&mut stdout, STDOUT_BYTES_MAX, message)
+            }
+        };
+        bytes.extend_from_slice(piece);
+        if bytes.len() as u64 > bytes_max {
+            return End::Failed(ending::too_much(bytes_max));
+        }
+        if stdout.ends_with(b"\n") {
+            return End::Answered(stdout);
+        }
+    }
+    End::Silent { stderr }
+}

@@ -1,0 +1,199 @@
+//! Boxes that wait for their one call, a few for each workspace in use.
+//!
+//! Only the bookkeeping: what is taken, what should be prepared, what has waited too long. It knows neither boxes nor
+//! clocks. A box is handed out once; nothing ever comes back.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Workspaces for which boxes wait at once; a box costs some memory and two processes.
+const WORKSPACES_MAX: usize = 8;
+/// How long boxes of a workspace wait after its last call: people read answers for a while before they ask on.
+const IDLE_MAX: Duration = Duration::from_secs(5 * 60);
+/// How long one box waits at most. What is older than this and a call together is an orphan, whoever made it.
+pub(crate) const AGE_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// Which directory a path means: a box goes on showing the one it was made for, so it is only good for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Directory {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+/// Boxes by workspace.
+#[derive(Debug)]
+pub(crate) struct Pool<B> {
+    shelves: BTreeMap<PathBuf, Shelf<B>>,
+    boxes_each: usize,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Shelf<B> {
+    directory: Directory,
+    used: Instant,
+    boxes: VecDeque<(Instant, B)>,
+    coming: usize,
+}
+
+/// What comes of asking for a box.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Taken<B> {
+    /// The box, if one waited.
+    pub(crate) found: Option<B>,
+    /// How many to prepare for later calls; each is promised with this and ends in `put` or `failed`.
+    pub(crate) prepare: usize,
+    /// Boxes of no more use.
+    pub(crate) useless: Vec<B>,
+}
+
+impl<B> Pool<B> {
+    /// An empty pool that keeps so many boxes for each workspace.
+    pub(crate) fn new(boxes_each: usize) -> Self {
+        Self { shelves: BTreeMap::new(), boxes_each, closed: false }
+    }
+
+    /// Takes the box that has waited longest and is still good.
+    pub(crate) fn take(&mut self, workspace: &Path, directory: Directory, now: Instant) -> Taken<B> {
+        let mut useless = Vec::new();
+        if self.closed || self.boxes_each == 0 {
+            return Taken { found: None, prepare: 0, useless };
+        }
+        if !self.shelves.contains_key(workspace) && self.shelves.len() >= WORKSPACES_MAX {
+            let unused = self.shelves.iter().min_by_key(|(_, shelf)| shelf.used).map(|(path, _)| path.clone());
+            let shelf = unused.and_then(|path| self.shelves.remove(&path));
+            useless.extend(shelf.into_iter().flat_map(Shelf::into_boxes));
+        }
+        let empty = || Shelf { directory, used: now, boxes: VecDeque::new(), coming: 0 };
+        let shelf = self.shelves.entry(workspace.to_owned()).or_insert_with(empty);
+        shelf.used = now;
+        if shelf.directory != directory {
+            useless.extend(std::mem::replace(shelf, empty()).into_boxes());
+        }
+        let mut found = None;
+        while let Some((since, waiting)) = shelf.boxes.pop_front() {
+            if now.saturating_duration_since(since) < AGE_MAX {
+                found = Some(waiting);
+                break;
+            }
+            useless.push(waiting);
+        }
+        let prepare = self.boxes_each.saturating_sub(shelf.boxes.len() + shelf.coming);
+        shelf.coming += prepare;
+        Taken { found, prepare, useless }
+    }
+
+    /// Lays a prepared box down; gives it back when nobody wants it any more.
+    pub(crate) fn put(&mut self, workspace: &Path, directory: Directory, now: Instant, prepared: B) -> Option<B> {
+        let wanted = self.shelves.get_mut(workspace).filter(|shelf| shelf.directory == directory && shelf.coming > 0);
+        let Some(shelf) = wanted else { return Some(prepared) };
+        shelf.coming -= 1;
+        shelf.boxes.push_back((now, prepared));
+        None
+    }
+
+    /// A promised box does not come.
+    pub(crate) fn failed(&mut self, workspace: &Path, directory: Directory) {
+        if let Some(shelf) = self.shelves.get_mut(workspace).filter(|shelf| shelf.directory == directory) {
+            shelf.coming = shelf.coming.saturating_sub(1);
+        }
+    }
+
+    /// Takes out what has waited too long.
+    pub(crate) fn expired(&mut self, now: Instant) -> Vec<B> {
+        let mut expired = Vec::new();
+        self.shelves.retain(|_, shelf| {
+            let idle = now.saturating_duration_since(shelf.used) >= IDLE_MAX;
+            let old = |since: &Instant| idle || now.saturating_duration_since(*since) >= AGE_MAX;
+            while let Some((_, waiting)) = shelf.boxes.pop_front_if(|(since, _)| old(since)) {
+                expired.push(waiting);
+            }
+            !idle || shelf.coming > 0
+        });
+        expired
+    }
+
+    /// Takes out everything; from now on there are no warm boxes.
+    pub(crate) fn close(&mut self) -> Vec<B> {
+        self.closed = true;
+        std::mem::take(&mut self.shelves).into_values().flat_map(Shelf::into_boxes).collect()
+    }
+
+    /// How many boxes wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.shelves.values().map(|shelf| shelf.boxes.len()).sum()
+    }
+}
+
+impl<B> Shelf<B> {
+    fn into_boxes(self) -> impl Iterator<Item = B> {
+        self.boxes.into_iter().map(|(_, waiting)| waiting)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: Directory = Directory { device: 1, inode: 2 };
+    const MOVED: Directory = Directory { device: 1, inode: 3 };
+
+    fn start() -> Instant {
+        runtime::clock::instant()
+    }
+
+    fn path(name: &str) -> PathBuf {
+        PathBuf::from(name)
+    }
+
+    #[test]
+    fn boxes_are_prepared_up_to_their_number_and_handed_out_once() {
+        let (mut pool, now) = (Pool::new(2), start());
+        assert_eq!(pool.take(&path("/a"), HERE, now), Taken { found: None, prepare: 2, useless: vec![] });
+        assert_eq!(pool.take(&path("/a"), HERE, now).prepare, 0, "two are on their way");
+        assert_eq!(pool.put(&path("/a"), HERE, now, 1), None);
+        pool.failed(&path("/a"), HERE);
+        assert_eq!(pool.take(&path("/a"), HERE, now), Taken { found: Some(1), prepare: 2, useless: vec![] });
+        assert_eq!(pool.take(&path("/a"), HERE, now).found, None);
+    }
+
+    #[test]
+    fn a_box_is_good_for_the_directory_it_was_made_for_only() {
+        let (mut pool, now) = (Pool::new(1), start());
+        pool.take(&path("/a"), HERE, now);
+        pool.put(&path("/a"), HERE, now, 1);
+        assert_eq!(pool.take(&path("/a"), MOVED, now), Taken { found: None, prepare: 1, useless: vec![1] });
+        assert_eq!(pool.put(&path("/a"), HERE, now, 2), Some(2), "made for the old one, come too late");
+    }
+
+    #[test]
+    fn what_waits_too_long_is_given_up() {
+        let (mut pool, now) = (Pool::new(2), start());
+        pool.take(&path("/idle"), HERE, now);
+        pool.take(&path("/used"), HERE, now);
+        pool.put(&path("/idle"), HERE, now, 1);
+        pool.put(&path("/used"), HERE, now, 2);
+        pool.failed(&path("/idle"), HERE);
+        let later = now + IDLE_MAX;
+        assert_eq!(pool.put(&path("/used"), HERE, later, 3), None);
+        pool.shelves.get_mut(&path("/used")).unwrap().used = later;
+        assert_eq!(pool.expired(later), [1]);
+        assert_eq!(pool.expired(now + AGE_MAX).len(), 2, "idle by then, and old");
+        assert_eq!((pool.waiting(), pool.shelves.len()), (0, 0));
+    }
+
+    #[test]
+    fn the_least_used_workspace_makes_room() {
+        let (mut pool, now) = (Pool::new(1), start());
+        for n in 0..=WORKSPACES_MAX {
+            let (workspace, now) = (path(&format!("/{n}")), now + Duration::from_secs(n as u64));
+            let taken = pool.take(&workspace, HERE, now);
+            assert_eq!(taken.useless, if n == WORKSPACES_MAX { vec![0] } else { vec![] });
+            pool.put(&workspace, HERE, now, n);
+        }
+        assert_eq!(pool.waiting(), WORKSPACES_MAX);
+        assert_eq!(pool.close().len(), WORKSPACES_MAX);
+        assert_eq!(pool.take(&path("/1"), HERE, now), Taken { found: None, prepare: 0, useless: vec![] });
+    }
+}
