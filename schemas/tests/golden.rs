@@ -531,6 +531,7 @@ fn models_at_run_time() {
             models: Vec::new(),
             tools: Vec::new(),
             inference: Some(InferenceState { models, operations, memory, gpus: vec![gpu] }),
+            sandbox: None,
         },
     );
 }
