@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox::Choice;
+use crate::sandbox::{Choice, Limits};
 
 /// Section `tools`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,63 @@ pub struct Config {
     pub runner: Option<PathBuf>,
     /// Arguments that make it the runner.
     pub runner_arguments: Vec<String>,
+    /// What commands may use.
+    pub commands: Commands,
+}
+
+/// Section `tools.commands`: what a command and all its processes together may use, unless a tool says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Commands {
+    /// Memory in MiB, files in memory included; 16 to 65,536.
+    pub memory_mib: u32,
+    /// Processes and threads at once, 1 to 4,096.
+    pub processes: u32,
+    /// Processor time in thousandths of one processor, 100 to 64,000.
+    pub processor_milli: u32,
+    /// Files in `/tmp`, in MiB; 1 to 65,536. They count as memory.
+    pub tmp_mib: u32,
+    /// One file, in MiB; 1 to 65,536.
+    pub file_mib: u32,
+    /// Wall time of one command in seconds, 1 to 3,600.
+    pub timeout_s: u32,
+    /// Output that is kept, in KiB; a command that writes more is stopped. 1 to 16,384.
+    pub output_kib: u32,
+    /// Directories that commands may read beside the workspace and this system's programs, at the paths they have here.
+    pub reads: Vec<PathBuf>,
+    /// The image whose programs commands have, instead of this system's. It must be on the engine: nothing is pulled.
+    pub image: Option<String>,
+}
+
+impl Default for Commands {
+    fn default() -> Self {
+        Self {
+            memory_mib: 512,
+            processes: 128,
+            processor_milli: 1_000,
+            tmp_mib: 64,
+            file_mib: 64,
+            timeout_s: 60,
+            output_kib: 1_024,
+            reads: Vec::new(),
+            image: None,
+        }
+    }
+}
+
+impl Commands {
+    /// As boxes take them.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let bytes = |mib: u32| u64::from(mib.clamp(1, 65_536)) << 20;
+        Limits {
+            memory_bytes: bytes(self.memory_mib.max(16)),
+            processes: self.processes.clamp(1, 4_096),
+            processor_milli: self.processor_milli.clamp(100, 64_000),
+            tmp_bytes: bytes(self.tmp_mib),
+            file_bytes: bytes(self.file_mib),
+        }
+    }
 }
 
 impl Default for Config {
@@ -42,6 +99,7 @@ impl Default for Config {
             bubblewrap: PathBuf::from("/usr/bin/bwrap"),
             runner: None,
             runner_arguments: vec!["tool-runner".to_owned()],
+            commands: Commands::default(),
         }
     }
 }

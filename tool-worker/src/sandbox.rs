@@ -2,18 +2,28 @@
 //!
 //! Two halves. Outside, a tier starts one box a call: [`docker`] a container of our own image, [`bubblewrap`] a process in
 //! fresh namespaces; in both the workspace is read-only and there is nothing else to see. It keeps the time and the size of
-//! the answer. Inside, the runner locks itself up further (the crate `tool_runner`) before it reads the call. A self-test tries the
-//! escapes inside a box at start; a tier that leaks is never used, and nothing runs without one.
+//! the answer. Inside, the runner locks itself up further (the crate `tool_runner`) before it reads the call.
 //!
-//! Boxes are prepared ahead ([`pool`]), so that a call does not wait for its box to start.
+//! There are boxes of two kinds ([`made_for`]). One is for the built-in tools, where our own code reads a workspace. The
+//! other is for commands, where any program may run: it shows programs, lets them start processes, and is made only where
+//! memory and processes of the whole box are bounded. A self-test tries the escapes inside both at start; a tier that leaks
+//! is never used, and nothing runs without one.
+//!
+//! Boxes are prepared ahead ([`pool`]), so that a call does not wait for its box to start. Each is used once, so nothing
+//! that a call leaves in its box is there for another.
 
 mod bubblewrap;
 mod choice;
 mod docker;
 mod ending;
+mod made_for;
 mod metrics;
 mod pool;
 mod program;
+mod running;
+mod spawner;
+mod system;
+mod user;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -23,12 +33,16 @@ use std::time::Duration;
 use runtime::{Tasks, clock};
 use tokio::sync::Semaphore;
 use tool_runner::CONTAINER_ONLY;
-use tool_runner::message::{BoxedAnswer, BoxedCall};
+use tool_runner::message::{BoxedAnswer, BoxedCall, Command, Order};
 
 use crate::failure::Failure;
 pub use choice::Choice;
+use made_for::MadeFor;
+pub use made_for::{Access, Limits, Surroundings};
 use metrics::Metrics;
 use pool::{Directory, Pool};
+use running::Running;
+pub use running::{Connected, End, Finished};
 
 /// How often boxes that have waited too long are looked for.
 const TIDY_EVERY: Duration = Duration::from_secs(30);
@@ -45,7 +59,9 @@ pub struct Sandbox {
 struct Shared {
     tier: Tier,
     enforced: Vec<String>,
-    pool: Mutex<Pool<Waiting>>,
+    /// The same for commands, or why there can be none.
+    for_commands: Result<Vec<String>, String>,
+    pool: Mutex<Pool<MadeFor, Running>>,
     preparing: Semaphore,
     tasks: Tasks,
     metrics: Metrics,
@@ -55,12 +71,6 @@ struct Shared {
 enum Tier {
     Bubblewrap(bubblewrap::Bubblewrap),
     Docker(Box<docker::Docker>),
-}
-
-/// A box that waits for its call.
-enum Waiting {
-    Bubblewrap(bubblewrap::Waiting),
-    Docker(docker::Waiting),
 }
 
 /// Why a box gave no answer.
@@ -79,11 +89,18 @@ impl From<Failure> for Trouble {
 
 impl Sandbox {
     /// A tested tier with nothing prepared yet.
-    fn new(tier: Tier, enforced: Vec<String>, boxes_each: usize, tasks: Tasks) -> Self {
+    fn new(
+        tier: Tier,
+        enforced: Vec<String>,
+        for_commands: Result<Vec<String>, String>,
+        boxes_each: usize,
+        tasks: Tasks,
+    ) -> Self {
         let metrics = Metrics::new(tier.name());
         let shared = Arc::new(Shared {
             tier,
             enforced,
+            for_commands,
             pool: Mutex::new(Pool::new(boxes_each)),
             preparing: Semaphore::new(PREPARED_AT_ONCE),
             tasks: tasks.clone(),
@@ -103,6 +120,11 @@ impl Sandbox {
     #[must_use]
     pub fn enforced(&self) -> &[String] {
         &self.shared.enforced
+    }
+
+    /// What is in force around every command, or why none is carried out here.
+    pub fn for_commands(&self) -> Result<&[String], &str> {
+        self.shared.for_commands.as_deref().map_err(String::as_str)
     }
 
     /// Versions and the like, for people; empty when there is nothing to say.
@@ -132,8 +154,8 @@ impl Sandbox {
         call: &BoxedCall,
         timeout: Duration,
     ) -> Result<BoxedAnswer, Failure> {
-        let shared = &self.shared;
-        if let Some(warm) = shared.take(workspace)? {
+        let (shared, made_for) = (&self.shared, MadeFor::Tool(workspace.to_owned()));
+        if let Some(warm) = shared.take(&made_for)? {
             shared.metrics.warm.inc();
             match warm.carry_out(call, timeout).await {
                 Err(Trouble::Failed(failure)) => return Err(failure),
@@ -146,8 +168,69 @@ impl Sandbox {
             }
         }
         shared.metrics.cold.inc();
-        let cold = shared.tier.prepare(workspace).await?;
-        shared.carried_out(cold, call, timeout).await
+        let cold = shared.tier.prepare(&made_for).await?;
+        cold.carry_out(call, timeout).await.map_err(|trouble| shared.failure(trouble))
+    }
+
+    /// Runs a command to its end in a box of its own: `given` is what it reads, and of what it writes `bytes_max` are kept.
+    /// Dropping the future ends the box. A command is started once: if its box is lost, that is the result.
+    pub async fn command(
+        &self,
+        surroundings: &Surroundings,
+        command: Command,
+        given: &[u8],
+        timeout: Duration,
+        bytes_max: usize,
+    ) -> Result<Finished, Failure> {
+        let prepared = self.prepared(surroundings).await?;
+        let finished = prepared.finish(&Order::Run(command), given, timeout, bytes_max).await;
+        finished.map_err(|trouble| self.shared.failure(trouble))
+    }
+
+    /// Starts a command that goes on running, and connects with it.
+    pub async fn connect(&self, surroundings: &Surroundings, command: Command) -> Result<Connected, Failure> {
+        let prepared = self.prepared(surroundings).await?;
+        prepared.connect(&Order::Run(command)).await.map_err(|trouble| self.shared.failure(trouble))
+    }
+
+    /// Finds an image and the variables it sets. The id is what a command's surroundings should name, so that another
+    /// image of the same name is not taken for it. The reason of a failure says what to do.
+    pub async fn image(&self, name: &str) -> Result<(String, Vec<String>), String> {
+        match &self.shared.tier {
+            Tier::Docker(docker) => docker.image(name).await,
+            Tier::Bubblewrap(_) => {
+                Err(format!("the image {name} needs a Docker engine, and the sandbox is bubblewrap"))
+            }
+        }
+    }
+
+    async fn prepared(&self, surroundings: &Surroundings) -> Result<Running, Failure> {
+        let shared = &self.shared;
+        if let Err(reason) = &shared.for_commands {
+            return Err(Failure::refused(format!("no command runs here: {reason}")));
+        }
+        if let Some(reason) = surroundings.reads.iter().find_map(|path| system::unfit(path)) {
+            return Err(Failure::refused(reason));
+        }
+        let made_for = MadeFor::Command(surroundings.clone());
+        if let Some(warm) = shared.take(&made_for)? {
+            shared.metrics.warm.inc();
+            return Ok(warm);
+        }
+        shared.metrics.cold.inc();
+        shared.tier.prepare(&made_for).await
+    }
+
+    /// Runs one operation of the self-test in a box for commands. There is no way to run one outside.
+    pub async fn probe_command(
+        &self,
+        surroundings: &Surroundings,
+        operation: &str,
+        timeout: Duration,
+    ) -> Result<String, Failure> {
+        let prepared = self.prepared(surroundings).await?;
+        let answer = prepared.probe(operation, timeout).await.map_err(|trouble| self.shared.failure(trouble))?;
+        Result::from(answer.outcome)
     }
 
     /// Runs one operation of the self-test in a box of its own. There is no way to run one outside.
@@ -165,8 +248,9 @@ impl Sandbox {
         let Tier::Docker(docker) = &self.shared.tier else {
             return Err(Failure::refused("only a container is tried alone"));
         };
-        let alone = Waiting::Docker(docker.prepare(workspace, &[CONTAINER_ONLY]).await?);
-        Result::from(self.shared.carried_out(alone, &BoxedCall::probe(operation), timeout).await?.outcome)
+        let alone = docker.prepare(&MadeFor::Tool(workspace.to_owned()), &[CONTAINER_ONLY]).await?;
+        let answer = alone.carry_out(&BoxedCall::probe(operation), timeout).await;
+        Result::from(answer.map_err(|trouble| self.shared.failure(trouble))?.outcome)
     }
 
     /// Ends every box and waits until all are gone. Calls that come later get boxes of their own.
@@ -174,9 +258,7 @@ impl Sandbox {
         let waiting = self.shared.pool().close();
         drop(waiting);
         self.shared.tasks.stop();
-        if let Tier::Docker(docker) = &self.shared.tier {
-            docker.close().await;
-        }
+        self.shared.tier.close().await;
         self.shared.metrics.waiting.set(0);
     }
 }
@@ -190,17 +272,17 @@ impl Drop for Sandbox {
 }
 
 impl Shared {
-    fn pool(&self) -> MutexGuard<'_, Pool<Waiting>> {
+    fn pool(&self) -> MutexGuard<'_, Pool<MadeFor, Running>> {
         self.pool.lock().expect("no panic while the lock is held")
     }
 
     /// A box that waited, if there is one, and others on their way.
-    fn take(self: &Arc<Self>, workspace: &Path) -> Result<Option<Waiting>, Failure> {
-        let directory = directory(workspace)?;
+    fn take(self: &Arc<Self>, made_for: &MadeFor) -> Result<Option<Running>, Failure> {
+        let directory = directory(made_for)?;
         loop {
-            let taken = self.pool().take(workspace, directory, clock::instant());
+            let taken = self.pool().take(made_for, directory, clock::instant());
             for _ in 0..taken.prepare {
-                self.tasks.spawn(prepare(Arc::downgrade(self), self.tasks.clone(), workspace.to_owned(), directory));
+                self.tasks.spawn(prepare(Arc::downgrade(self), self.tasks.clone(), made_for.clone(), directory));
             }
             self.count();
             let Some(mut found) = taken.found else { return Ok(None) };
@@ -211,15 +293,15 @@ impl Shared {
         }
     }
 
-    async fn carried_out(&self, waiting: Waiting, call: &BoxedCall, timeout: Duration) -> Result<BoxedAnswer, Failure> {
-        waiting.carry_out(call, timeout).await.map_err(|trouble| match trouble {
+    fn failure(&self, trouble: Trouble) -> Failure {
+        match trouble {
             Trouble::Failed(failure) => failure,
             Trouble::Lost(why) => {
                 self.metrics.lost.inc();
                 tracing::error!(tier = self.tier.name(), why, "a call lost its box");
                 Failure::internal(why)
             }
-        })
+        }
     }
 
     fn count(&self) {
@@ -229,11 +311,11 @@ impl Shared {
 }
 
 /// Prepares one box for later. What fails here fails again, and says so, when a call needs the box.
-async fn prepare(shared: Weak<Shared>, tasks: Tasks, workspace: std::path::PathBuf, directory: Directory) {
+async fn prepare(shared: Weak<Shared>, tasks: Tasks, made_for: MadeFor, directory: Directory) {
     let prepared = async {
         let shared = shared.upgrade()?;
         let _turn = shared.preparing.acquire().await.expect("the semaphore is never closed");
-        Some(shared.tier.prepare(&workspace).await)
+        Some(shared.tier.prepare(&made_for).await)
     };
     let soft = tasks.soft();
     let prepared = tokio::select! {
@@ -242,10 +324,10 @@ async fn prepare(shared: Weak<Shared>, tasks: Tasks, workspace: std::path::PathB
     };
     let (Some(prepared), Some(shared)) = (prepared, shared.upgrade()) else { return };
     let unwanted = match prepared {
-        Ok(waiting) => shared.pool().put(&workspace, directory, clock::instant(), waiting),
+        Ok(waiting) => shared.pool().put(&made_for, directory, clock::instant(), waiting),
         Err(failure) => {
             tracing::debug!(%failure, "no box was prepared");
-            shared.pool().failed(&workspace, directory);
+            shared.pool().failed(&made_for, directory);
             None
         }
     };
@@ -276,7 +358,9 @@ async fn tidy(shared: Weak<Shared>, tasks: Tasks) {
     }
 }
 
-fn directory(workspace: &Path) -> Result<Directory, Failure> {
+/// The workspace's directory; the same for all that have none.
+fn directory(made_for: &MadeFor) -> Result<Directory, Failure> {
+    let Some(workspace) = made_for.workspace() else { return Ok(Directory { device: 0, inode: 0 }) };
     let metadata = std::fs::metadata(workspace)
         .map_err(|error| Failure::internal(format!("the workspace cannot be opened: {error}")))?;
     Ok(Directory { device: metadata.dev(), inode: metadata.ino() })
@@ -298,26 +382,25 @@ impl Tier {
         }
     }
 
-    async fn prepare(&self, workspace: &Path) -> Result<Waiting, Failure> {
+    /// What it enforces around commands besides; why it can run none.
+    fn bounded(&self) -> Result<&[String], &str> {
         match self {
-            Self::Bubblewrap(bubblewrap) => bubblewrap.prepare(workspace).map(Waiting::Bubblewrap),
-            Self::Docker(docker) => docker.prepare(workspace, &[]).await.map(Waiting::Docker),
-        }
-    }
-}
-
-impl Waiting {
-    fn alive(&mut self) -> bool {
-        match self {
-            Self::Bubblewrap(waiting) => waiting.alive(),
-            Self::Docker(waiting) => waiting.alive(),
+            Self::Bubblewrap(bubblewrap) => bubblewrap.bounded(),
+            Self::Docker(docker) => docker.bounded().map(|()| &[][..]),
         }
     }
 
-    async fn carry_out(self, call: &BoxedCall, timeout: Duration) -> Result<BoxedAnswer, Trouble> {
+    async fn prepare(&self, made_for: &MadeFor) -> Result<Running, Failure> {
         match self {
-            Self::Bubblewrap(waiting) => waiting.carry_out(call, timeout).await.map_err(Trouble::Failed),
-            Self::Docker(waiting) => waiting.carry_out(call, timeout).await,
+            Self::Bubblewrap(bubblewrap) => bubblewrap.prepare(made_for).await,
+            Self::Docker(docker) => docker.prepare(made_for, &[]).await,
+        }
+    }
+
+    async fn close(&self) {
+        match self {
+            Self::Bubblewrap(bubblewrap) => bubblewrap.close().await,
+            Self::Docker(docker) => docker.close().await,
         }
     }
 }

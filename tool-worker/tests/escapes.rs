@@ -10,11 +10,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use boxes::{TIERS, call, config, start, traces, workspace};
+use boxes::{TIERS, call, config, no_traces_but, start, traces, workspace};
 use runtime::clock;
 use schemas::fact::FailureClass;
 use serde_json::json;
-use tool_worker::sandbox::Choice;
+use tool_worker::sandbox::{Access, Choice, Surroundings};
 use tool_worker::{Executor, Failure};
 
 /// What should come of an attack.
@@ -89,8 +89,40 @@ const ATTACKS_ON_A_CONTAINER: &[(&str, Duration, End)] = &[
     ("fork bomb", LONG, Says(&["after 4", "after 5", "after 6"])),
     ("zombies", LONG, Says(&["after 4", "after 5", "after 6"])),
     ("daemonise", LONG, Says(&["a child is at large"])),
-    ("fill", LONG, Says(&["no space", "too large"])),
+    ("fill", LONG, Stopped(FailureClass::Refused, &["the tool wrote a larger file than it may"])),
     ("many files", LONG, Says(&["no space"])),
+];
+
+/// The same in a box for commands, which may have processes and a place to write: bounded, and nowhere else.
+const ATTACKS_BY_COMMANDS: &[(&str, Duration, End)] = &[
+    ("files", LONG, Closed),
+    ("writes", LONG, Closed),
+    ("devices", LONG, Closed),
+    ("descriptors", LONG, Closed),
+    ("environment", LONG, Closed),
+    ("network", LONG, Closed),
+    ("namespaces", LONG, Closed),
+    ("processes", LONG, Closed),
+    ("kernel", LONG, Closed),
+    ("privileges", LONG, Closed),
+    ("programs", LONG, Closed),
+    ("foreign calls", LONG, ClosedOrStopped(FORBIDDEN)),
+    ("int80", LONG, ClosedOrStopped(FORBIDDEN)),
+    ("loop", SHORT, Stopped(FailureClass::Timeout, TOO_LONG)),
+    ("wait", SHORT, Stopped(FailureClass::Timeout, TOO_LONG)),
+    ("allocate", LONG, Stopped(FailureClass::Refused, TOO_MUCH_MEMORY)),
+    ("allocate slowly", LONG, Stopped(FailureClass::Refused, TOO_MUCH_MEMORY)),
+    ("flood", LONG, Stopped(FailureClass::Refused, TOO_MUCH_OUTPUT)),
+    ("complain", LONG, Stopped(FailureClass::Refused, TOO_MUCH_OUTPUT)),
+    ("nonsense", LONG, Stopped(FailureClass::Internal, &["the sandbox answered nonsense"])),
+    ("crash", LONG, Stopped(FailureClass::Internal, &["the tool crashed"])),
+    ("overflow the stack", LONG, Stopped(FailureClass::Internal, &["the sandbox ended with code 13"])),
+    ("fork bomb", LONG, Says(&["after 12", "after 13"])),
+    ("zombies", LONG, Says(&["after 12", "after 13"])),
+    ("daemonise", LONG, Says(&["a child is at large"])),
+    ("fill", LONG, Stopped(FailureClass::Refused, &["the tool wrote a larger file than it may"])),
+    ("many files", LONG, Says(&["no space", "made 20000"])),
+    ("many descriptors", LONG, Says(&["too many files after many"])),
 ];
 
 fn check(tier: &str, attack: &str, end: &End, came: Result<String, Failure>) {
@@ -118,6 +150,18 @@ async fn works(executor: &Executor, after: &str) {
     assert_eq!(read.result.as_deref(), Ok("2: fn open_store() {}"), "after {after}");
 }
 
+/// What a command of these tests has around itself.
+fn surroundings(workspace: &Path) -> Surroundings {
+    let limits = tool_worker::config::Commands::default().limits();
+    Surroundings { workspace: Some((workspace.to_owned(), Access::Read)), reads: vec![], image: None, limits }
+}
+
+/// Processes of this machine.
+fn running() -> usize {
+    let number = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().parse::<u32>().is_ok();
+    std::fs::read_dir("/proc").unwrap().filter_map(Result::ok).filter(number).count()
+}
+
 async fn all_attacks(tier: Choice) {
     let base = workspace();
     let before = traces().await;
@@ -137,11 +181,21 @@ async fn all_attacks(tier: Choice) {
         }
         works(&executor, "attacks on a container").await;
     }
+    let surroundings = surroundings(base.path());
+    let processes = running();
+    for (attack, timeout, end) in ATTACKS_BY_COMMANDS {
+        let started = clock::instant();
+        let came = sandbox.probe_command(&surroundings, attack, *timeout).await;
+        println!("{} command {attack}: {:?}", sandbox.tier(), clock::instant().duration_since(started));
+        check(&format!("a command in {}", sandbox.tier()), attack, end, came);
+        works(&executor, attack).await;
+    }
+    assert!(running() < processes + 20, "nothing is left of bombs: {processes} processes before, {} after", running());
     assert_eq!(std::fs::read(base.path().join("canary")).unwrap(), b"canary");
     assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 2, "nothing was made");
     sandbox.close().await;
     drop(executor);
-    assert_eq!(traces().await, before);
+    no_traces_but(&before).await;
 }
 
 #[tokio::test]

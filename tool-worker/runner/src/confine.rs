@@ -1,11 +1,13 @@
 //! The inner half of the box: what the runner gives up before it reads a call.
 //!
-//! Resource limits, then landlock (read `/workspace`, nothing else), then a seccomp allow-list of what reading files
-//! and writing an answer takes. There is no way to start a process or a thread, open a socket, or run another
-//! program, so most of the kernel is out of reach. It is the same in every kind of box.
+//! Resource limits, then landlock, then a seccomp allow-list. In a box for one of the built-in tools what is left is
+//! reading `/workspace` and writing an answer: there is no way to start a process or a thread, open a socket, or run
+//! another program, so most of the kernel is out of reach. In a box for commands the program that the runner becomes has
+//! files, processes and pipes of its own, and nothing that leads out; what it may use in all is bounded by the control
+//! group around the box. Both are the same in every tier.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
@@ -14,8 +16,9 @@ use landlock::{
 use rustix::process::{Resource, Rlimit, getuid, setrlimit};
 use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 
-use crate::system_calls::INSIDE;
-use crate::{NOBODY, WORKSPACE};
+use crate::message::Allowance;
+use crate::system_calls::{ARGUMENTS, COMMANDS, INSIDE, NO_IOCTL};
+use crate::{NOBODY, RUNNER, WORKSPACE};
 
 /// Memory a call may allocate. Search keeps little; the largest file read is 16 MiB, held twice.
 const DATA_BYTES_MAX: u64 = 256 << 20;
@@ -25,6 +28,11 @@ const ADDRESS_BYTES_MAX: u64 = 4 << 30;
 const CPU_SECONDS_MAX: u64 = 15;
 /// Files open at once; the walk opens one directory a level.
 const FILES_MAX: u64 = 256;
+
+/// The same for a command: build tools open many.
+const COMMAND_FILES_MAX: u64 = 1_024;
+/// Devices that a command may use: nothing, noughts, noise.
+const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
 /// Why the runner does not run.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +46,16 @@ pub(crate) enum Layers {
     All,
     /// Nothing of its own, to try what the container around it withstands alone. Takes probes only.
     ContainerOnly,
+    /// What no command needs.
+    Commands(Allowance),
 }
 
 /// Locks this process up, for good. Returns what is in force.
 pub(crate) fn confine(layers: Layers) -> Result<Vec<String>, Error> {
-    let kind = only_in_a_box()?;
+    let kind = match layers {
+        Layers::Commands(_) => only_in_a_box_for_commands()?,
+        Layers::All | Layers::ContainerOnly => only_in_a_box()?,
+    };
     close_inherited();
     if layers == Layers::ContainerOnly {
         // Namespaces alone are no sandbox, so there must be a container with its own filter and limits.
@@ -51,25 +64,42 @@ pub(crate) fn confine(layers: Layers) -> Result<Vec<String>, Error> {
     }
     let failed = |what: &str, error: &dyn std::fmt::Display| Error(format!("{what}: {error}"));
     let mut enforced = Vec::new();
-    for (resource, limit) in [
-        (Resource::Core, 0),
-        (Resource::Fsize, 0),
-        (Resource::Nproc, 0),
-        (Resource::Nofile, FILES_MAX),
-        (Resource::Cpu, CPU_SECONDS_MAX),
-        (Resource::Data, DATA_BYTES_MAX),
-        (Resource::As, ADDRESS_BYTES_MAX),
-    ] {
+    for (resource, limit) in limits(layers, kind) {
         let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
         setrlimit(resource, limit).map_err(|error| failed("set a resource limit", &error))?;
     }
     enforced.push("rlimits".to_owned());
     rustix::thread::set_no_new_privs(true).map_err(|error| failed("set no_new_privs", &error))?;
     enforced.push("no-new-privileges".to_owned());
-    enforced.extend(landlock().map_err(|error| failed("restrict with landlock", &error))?);
-    seccomp().map_err(|error| failed("install the seccomp filter", &error))?;
+    enforced.extend(landlock(layers).map_err(|error| failed("restrict with landlock", &error))?);
+    let filtered = if let Layers::Commands(_) = layers { seccomp_for_commands() } else { seccomp() };
+    filtered.map_err(|error| failed("install the seccomp filter", &error))?;
     enforced.push("seccomp".to_owned());
     Ok(enforced)
+}
+
+fn limits(layers: Layers, kind: Kind) -> Vec<(Resource, u64)> {
+    let Layers::Commands(allowed) = layers else {
+        return vec![
+            (Resource::Core, 0),
+            (Resource::Fsize, 0),
+            (Resource::Nproc, 0),
+            (Resource::Nofile, FILES_MAX),
+            (Resource::Cpu, CPU_SECONDS_MAX),
+            (Resource::Data, DATA_BYTES_MAX),
+            (Resource::As, ADDRESS_BYTES_MAX),
+        ];
+    };
+    let mut limits =
+        vec![(Resource::Core, 0), (Resource::Fsize, allowed.file_bytes), (Resource::Nofile, COMMAND_FILES_MAX)];
+    // Counted in the box alone where it has a user namespace; elsewhere it would be the user's of the whole machine.
+    if kind == Kind::Bubblewrap {
+        limits.push((Resource::Nproc, allowed.processes.into()));
+    }
+    if allowed.processor_s > 0 {
+        limits.push((Resource::Cpu, allowed.processor_s));
+    }
+    limits
 }
 
 /// A worker may have been started with open files that every program it starts gets, through any number of boxes.
@@ -106,42 +136,84 @@ fn only_in_a_box() -> Result<Kind, Error> {
     // An engine puts `/proc` and three files of `/etc` into every container. Where somebody's system lies, it is none of
     // ours; and ours has nothing left to give up but what the runner itself does.
     let bare = !any(&["/usr", "/home", "/root", "/var", "/bin", "/etc/passwd"]);
-    if bare && !getuid().is_root() && root_is_read_only() && stripped() {
+    if bare && !getuid().is_root() && root_is_read_only() && stripped() == Some(Filter::Present) {
         return Ok(Kind::Container);
     }
     Err(Error("the tool runner only runs inside its box".to_owned()))
+}
+
+/// A box for commands shows a system's programs, so what is missing tells nothing. But nobody's login has this program
+/// at this path, a root that cannot be written to, and no capability within reach.
+fn only_in_a_box_for_commands() -> Result<Kind, Error> {
+    if !Path::new(RUNNER).exists() || getuid().is_root() || !root_is_read_only() {
+        return Err(Error("the tool runner only runs inside its box".to_owned()));
+    }
+    match stripped() {
+        Some(Filter::Present) => Ok(Kind::Container),
+        Some(Filter::Absent) if getuid().as_raw() == NOBODY => Ok(Kind::Bubblewrap),
+        _ => Err(Error("the tool runner only runs inside its box".to_owned())),
+    }
 }
 
 fn root_is_read_only() -> bool {
     rustix::fs::statvfs("/").is_ok_and(|root| root.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
-/// Whether this process has no capability within reach, cannot gain any, and runs under a filter already.
-fn stripped() -> bool {
+/// Whether a process without privileges runs under a filter already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Filter {
+    Present,
+    Absent,
+}
+
+/// Whether this process has no capability within reach and cannot gain any; if so, whether there is a filter.
+fn stripped() -> Option<Filter> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let no_capabilities = ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"]
         .iter()
         .all(|set| field(set) == Some("0000000000000000"));
-    no_capabilities && field("NoNewPrivs:") == Some("1") && field("Seccomp:") == Some("2")
+    let filter = if field("Seccomp:") == Some("2") { Filter::Present } else { Filter::Absent };
+    (no_capabilities && field("NoNewPrivs:") == Some("1")).then_some(filter)
 }
 
 /// Best effort downwards: on an old kernel the mount namespace alone keeps files out of reach.
-fn landlock() -> Result<Option<String>, landlock::RulesetError> {
+fn landlock(layers: Layers) -> Result<Option<String>, landlock::RulesetError> {
     let abi = ABI::V7;
     let reading: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir;
-    let status = Ruleset::default()
+    let mut rules = Ruleset::default()
         .handle_access(AccessFs::from_all(abi))?
         .handle_access(AccessNet::from_all(abi))?
         .scope(Scope::from_all(abi))?
-        .create()?
-        .add_rules(path_beneath_rules([WORKSPACE], reading))?
-        .restrict_self()?;
+        .create()?;
+    rules = match layers {
+        Layers::Commands(allowed) => {
+            let making = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeSock;
+            let writing = AccessFs::from_all(abi) & !making;
+            let workspace = if allowed.writes { writing } else { reading | AccessFs::Execute };
+            // What was written to a place for the moment is not run from there.
+            rules
+                .add_rules(path_beneath_rules(programs(), reading | AccessFs::Execute))?
+                .add_rules(path_beneath_rules(["/proc"], reading))?
+                .add_rules(path_beneath_rules(DEVICES, AccessFs::ReadFile | AccessFs::WriteFile))?
+                .add_rules(path_beneath_rules(["/tmp"], writing & !BitFlags::from(AccessFs::Execute)))?
+                .add_rules(path_beneath_rules([WORKSPACE], workspace))?
+        }
+        Layers::All | Layers::ContainerOnly => rules.add_rules(path_beneath_rules([WORKSPACE], reading))?,
+    };
+    let status = rules.restrict_self()?;
     Ok(match status.ruleset {
         RulesetStatus::FullyEnforced => Some("landlock".to_owned()),
         RulesetStatus::PartiallyEnforced => Some("landlock-partial".to_owned()),
         RulesetStatus::NotEnforced => None,
     })
+}
+
+/// What the box shows of a system: everything at its root but what has a rule of its own, or none.
+fn programs() -> Vec<PathBuf> {
+    let apart = ["/tmp", "/proc", "/dev", "/sys", WORKSPACE];
+    let entries = std::fs::read_dir("/").into_iter().flatten().filter_map(Result::ok);
+    entries.map(|entry| entry.path()).filter(|path| apart.iter().all(|other| path != Path::new(other))).collect()
 }
 
 /// Everything not listed fails with "operation not permitted"; a foreign architecture is killed.
@@ -157,5 +229,33 @@ fn seccomp() -> Result<(), Box<dyn std::error::Error>> {
     let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
     let program: seccompiler::BpfProgram = filter.try_into()?;
     seccompiler::apply_filter_all_threads(&program)?;
+    Ok(())
+}
+
+/// The same for commands. Two filters, since one has one way to refuse: what is "not implemented" makes libraries use an
+/// older call, whose arguments a filter can see.
+fn seccomp_for_commands() -> Result<(), Box<dyn std::error::Error>> {
+    let equal = |index, mask: u32, value: u32| {
+        SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask.into()), value.into())
+    };
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = COMMANDS.iter().map(|(_, number)| (*number, Vec::new())).collect();
+    for ((_, number), conditions) in ARGUMENTS {
+        let all: Result<Vec<_>, _> = conditions.iter().map(|c| equal(c.index, c.mask, c.value)).collect();
+        rules.insert(*number, vec![SeccompRule::new(all?)?]);
+    }
+    let other = |request: &u32| SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, (*request).into());
+    let others: Result<Vec<_>, _> = NO_IOCTL.iter().map(other).collect();
+    rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(others?)?]);
+    rules.insert(libc::SYS_clone3, Vec::new());
+    let not_implemented = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let errno = |number: i32| SeccompAction::Errno(number.unsigned_abs());
+    for (rules, otherwise, matched) in [
+        (not_implemented, SeccompAction::Allow, errno(libc::ENOSYS)),
+        (rules, errno(libc::EPERM), SeccompAction::Allow),
+    ] {
+        let filter = SeccompFilter::new(rules, otherwise, matched, std::env::consts::ARCH.try_into()?)?;
+        let program: seccompiler::BpfProgram = filter.try_into()?;
+        seccompiler::apply_filter_all_threads(&program)?;
+    }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! What passes between the worker and a box: one call in, one answer out, each a line of JSON.
 
+use std::collections::BTreeMap;
+
 use schemas::fact::FailureClass;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -31,6 +33,56 @@ impl BoxedCall {
         line.push(b'\n');
         line
     }
+}
+
+/// What goes into a box for commands: four bytes that say how long it is, the lowest first, and so many of JSON. What
+/// follows it is the command's own input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// One operation of the self-test; answered as a call is.
+    Probe(String),
+    /// The runner becomes this program. What it writes and how it ends is the answer.
+    Run(Command),
+}
+
+/// A program to become.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// The program, looked up in `PATH`, and its arguments; nothing is given to a shell.
+    pub argv: Vec<String>,
+    /// Where it starts, below the workspace.
+    #[serde(default)]
+    pub directory: String,
+    /// Variables beside the few that are always there.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Order {
+    /// Longest order: what a kernel takes as arguments of a program, and some more.
+    pub const BYTES_MAX: usize = 256 * 1024;
+
+    /// As the runner reads it.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let json = serde_json::to_vec(self).expect("strings only");
+        let length = u32::try_from(json.len()).unwrap_or(u32::MAX).to_le_bytes();
+        [&length[..], &json].concat()
+    }
+}
+
+/// What a box for commands allows, as the runner is told on its command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Allowance {
+    /// Whether the workspace may be written to.
+    pub writes: bool,
+    /// Processes and threads at once.
+    pub processes: u32,
+    /// Size of a file, in bytes.
+    pub file_bytes: u64,
+    /// Processor time of one process, in seconds; 0 for no limit.
+    pub processor_s: u64,
 }
 
 /// What comes out of a box.

@@ -3,6 +3,7 @@
 //! reason (no such protocol, bad argument) counts as open, because it got through to the kernel.
 
 mod attempts;
+mod commands;
 mod misuse;
 
 use std::fs;
@@ -38,5 +39,27 @@ pub(crate) fn run(arguments: &Map<String, Value>) -> Result<String, Failure> {
     if let Some((_, attempt)) = groups.find(|(name, _)| *name == operation) {
         return Ok(attempt().join("\n"));
     }
-    misuse::run(operation).ok_or_else(|| Failure::bad_request(format!("no such probe: {operation}")))
+    misuse::run(operation).ok_or_else(|| no_such_probe(operation))
+}
+
+/// The same in a box for commands, where more is allowed and all else must be refused.
+pub(crate) fn run_for_commands(operation: &str) -> Result<String, Failure> {
+    if operation == ESCAPE {
+        let mut open = Vec::new();
+        // A box need not have a workspace; the self-test's has.
+        if !fs::read(Path::new(WORKSPACE).join(CANARY)).is_ok_and(|content| content == CANARY.as_bytes()) {
+            open.push("the workspace cannot be read".to_owned());
+        }
+        open.extend(commands::GROUPS.iter().flat_map(|(_, attempt)| attempt()));
+        return Ok(open.join("\n"));
+    }
+    let mut groups = commands::GROUPS.iter().chain(attempts::DEADLY);
+    if let Some((_, attempt)) = groups.find(|(name, _)| *name == operation) {
+        return Ok(attempt().join("\n"));
+    }
+    misuse::run(operation).ok_or_else(|| no_such_probe(operation))
+}
+
+fn no_such_probe(operation: &str) -> Failure {
+    Failure::bad_request(format!("no such probe: {operation}"))
 }

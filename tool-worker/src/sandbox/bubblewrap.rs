@@ -1,131 +1,230 @@
-//! The outer half of the box: one `bwrap` process a call.
+//! The outer half of the box without an engine: one `bwrap` process a call.
 //!
-//! The box sees the runner, the libraries it is linked with, and the workspace, all read-only; it has no `/proc`, no
-//! `/dev`, no network and no environment. Killing `bwrap` kills the whole process namespace, so nothing outlives a call.
+//! A box for one of the built-in tools sees the runner, the libraries it is linked with, and the workspace, all read-only;
+//! it has no `/proc`, no `/dev`, no network and no environment. A box for commands has this system's programs besides, a
+//! `/proc` of its own processes, a small `/dev` and a `/tmp` in memory; it is made only where a control group bounds it,
+//! and never by root. Ending `bwrap` ends the whole process namespace, so nothing outlives a call.
 
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
-use tool_runner::message::{BoxedAnswer, BoxedCall};
-use tool_runner::{NOBODY, WORKSPACE};
+use futures::StreamExt;
+use runtime::Tasks;
+use tokio::io::AsyncRead;
+use tokio_util::io::ReaderStream;
+use tool_runner::{COMMANDS, NOBODY, RUNNER, WORKSPACE};
 
-use super::ending::{self, STDERR_BYTES_MAX, STDOUT_BYTES_MAX};
-use super::program::{LIBRARIES, Program, RUNNER};
+use super::made_for::{Access, MadeFor, Surroundings};
+use super::program::{LIBRARIES, Program};
+use super::running::{Hold, Piece, Running};
+use super::spawner::{Spawned, Spawner};
+use super::system::System;
+use super::user::{self, user_for};
 use crate::failure::Failure;
 
 /// What the outer half enforces, whatever the kernel.
-pub(crate) const ENFORCED: [&str; 6] =
+pub(super) const ENFORCED: [&str; 6] =
     ["user-namespace", "pid-namespace", "no-network", "no-capabilities", "read-only-root", "empty-environment"];
 
 /// How to start a box.
-#[derive(Debug, Clone)]
-pub(crate) struct Bubblewrap {
-    bwrap: PathBuf,
+pub(super) struct Bubblewrap {
+    bwrap: String,
     program: Program,
-}
-
-/// A box that waits for its call.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    child: Child,
+    /// The same where a box that is not root can reach it, if it cannot reach the program itself.
+    reachable: Option<Reachable>,
+    system: System,
+    tasks: Tasks,
+    /// Started anew when it has died.
+    spawner: tokio::sync::Mutex<Option<Arc<Spawner>>>,
+    /// What control groups bound, or why they do not.
+    bounded: Result<Vec<String>, String>,
 }
 
 impl Bubblewrap {
     /// Fails when bubblewrap is not installed.
-    pub(crate) fn find(bwrap: &Path, program: &Program) -> Result<Self, String> {
+    pub(super) async fn find(bwrap: &Path, program: &Program, tasks: &Tasks) -> Result<Self, String> {
         if !bwrap.exists() {
             return Err(format!("{} is not installed; install the package `bubblewrap`", bwrap.display()));
         }
-        Ok(Self { bwrap: bwrap.to_owned(), program: program.clone() })
+        let bwrap = bwrap.to_str().ok_or("the path of bubblewrap is not UTF-8")?.to_owned();
+        let is_root = rustix::process::geteuid().is_root();
+        let reachable = match is_root && user::barred(&program.file, (NOBODY, NOBODY)).is_some() {
+            true => Some(Reachable::copy(program).map_err(|error| format!("copy the runner for boxes: {error}"))?),
+            false => None,
+        };
+        let spawner = Spawner::start(program, tasks).await?;
+        let bounded = spawner.bounded.clone();
+        Ok(Self {
+            bwrap,
+            program: program.clone(),
+            reachable,
+            system: System::find(),
+            tasks: tasks.clone(),
+            spawner: tokio::sync::Mutex::new(Some(Arc::new(spawner))),
+            bounded,
+        })
+    }
+
+    /// What bounds boxes for commands; why there can be none.
+    pub(super) fn bounded(&self) -> Result<&[String], &str> {
+        self.bounded.as_deref().map_err(String::as_str)
     }
 
     /// Starts a box.
-    pub(crate) fn prepare(&self, workspace: &Path) -> Result<Waiting, Failure> {
-        let child = self.command(workspace).spawn();
-        let child = child.map_err(|error| Failure::internal(format!("the sandbox did not start: {error}")))?;
-        Ok(Waiting { child })
+    pub(super) async fn prepare(&self, made_for: &MadeFor) -> Result<Running, Failure> {
+        let refused = |reason: String| Failure::internal(format!("the sandbox did not start: {reason}"));
+        let (command, user, bounds) = match made_for {
+            MadeFor::Tool(workspace) => (self.for_tool(workspace), Ok(None), None),
+            MadeFor::Command(surroundings) => {
+                let user = match &surroundings.workspace {
+                    Some((workspace, _)) => may_reach(workspace).map(Some),
+                    None => Ok(rustix::process::geteuid().is_root().then_some((NOBODY, NOBODY))),
+                };
+                (self.for_command(surroundings), user, Some(surroundings.bounds()))
+            }
+        };
+        let spawner = self.spawner().await.map_err(refused)?;
+        let spawned = spawner.spawn(command?, user?, bounds).map_err(|error| refused(error.to_string()))?;
+        Ok(running(spawned))
     }
 
-    fn command(&self, workspace: &Path) -> Command {
-        let mut command = Command::new(&self.bwrap);
-        let id = NOBODY.to_string();
-        command.args(["--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"]);
-        command.args(["--cap-drop", "ALL", "--clearenv", "--hostname", "box", "--uid", &id, "--gid", &id]);
-        for (name, path) in &self.program.libraries {
-            command.arg("--ro-bind").arg(path).arg(format!("{LIBRARIES}/{name}"));
+    async fn spawner(&self) -> Result<Arc<Spawner>, String> {
+        let mut held = self.spawner.lock().await;
+        match &*held {
+            Some(spawner) if !spawner.is_lost() => Ok(spawner.clone()),
+            lost => {
+                if lost.is_some() {
+                    tracing::warn!("the spawner of boxes was lost; starting another");
+                }
+                let spawner = Arc::new(Spawner::start(&self.program, &self.tasks).await?);
+                *held = Some(spawner.clone());
+                Ok(spawner)
+            }
         }
-        command.arg("--ro-bind").arg(&self.program.file).arg(RUNNER);
-        command.arg("--ro-bind").arg(workspace).arg(WORKSPACE);
-        command.args(["--remount-ro", "/", "--chdir", WORKSPACE, "--"]);
-        command.args(self.program.command());
-        command.env_clear().current_dir("/").kill_on_drop(true);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
+    }
+
+    /// Ends every box.
+    pub(super) async fn close(&self) {
+        let spawner = self.spawner.lock().await.take();
+        if let Some(spawner) = spawner.and_then(Arc::into_inner) {
+            spawner.close().await;
+        }
+    }
+
+    fn for_tool(&self, workspace: &Path) -> Result<Vec<String>, Failure> {
+        let mut line = self.alone(&self.program.file);
+        line.extend(words(["--ro-bind", utf8(workspace)?, WORKSPACE, "--remount-ro", "/", "--chdir", WORKSPACE, "--"]));
+        line.extend(self.program.command());
+        Ok(line)
+    }
+
+    fn for_command(&self, surroundings: &Surroundings) -> Result<Vec<String>, Failure> {
+        let Surroundings { workspace, reads, image, limits } = surroundings;
+        if let Some(image) = image {
+            return Err(Failure::refused(format!(
+                "the image {image} needs a Docker engine, and this is a box of bubblewrap"
+            )));
+        }
+        if let Err(reason) = &self.bounded {
+            return Err(Failure::refused(format!("a command cannot be bounded here: {reason}")));
+        }
+        let mut line = self.alone(self.reachable.as_ref().map_or(&self.program.file, |reachable| &reachable.file));
+        for path in self.system.shown.iter().chain(reads) {
+            line.extend(words(["--ro-bind", utf8(path)?, utf8(path)?]));
+        }
+        for (name, target) in &self.system.links {
+            line.extend(words(["--symlink", utf8(target)?, &format!("/{name}")]));
+        }
+        line.extend(words(["--proc", "/proc", "--dev", "/dev"]));
+        line.extend(words(["--size", &limits.tmp_bytes.to_string(), "--perms", "1777", "--tmpfs", "/tmp"]));
+        match workspace {
+            Some((path, Access::Read)) => line.extend(words(["--ro-bind", utf8(path)?, WORKSPACE])),
+            Some((path, Access::Write)) => line.extend(words(["--bind", utf8(path)?, WORKSPACE])),
+            None => line.extend(words(["--dir", WORKSPACE])),
+        }
+        line.extend(words(["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKSPACE, "--"]));
+        line.extend(self.program.command());
+        line.push(COMMANDS.to_owned());
+        line.push(serde_json::to_string(&surroundings.allowance()).expect("numbers only"));
+        Ok(line)
+    }
+
+    /// What every box begins with: nothing, and the runner.
+    fn alone(&self, runner: &Path) -> Vec<String> {
+        let id = NOBODY.to_string();
+        let mut line = vec![self.bwrap.clone()];
+        line.extend(words([
+            "--unshare-user",
+            "--unshare-all",
+            "--disable-userns",
+            "--die-with-parent",
+            "--new-session",
+        ]));
+        line.extend(words(["--cap-drop", "ALL", "--clearenv", "--hostname", "box", "--uid", &id, "--gid", &id]));
+        for (name, path) in &self.program.libraries {
+            line.extend(words(["--ro-bind", &path.to_string_lossy(), &format!("{LIBRARIES}/{name}")]));
+        }
+        line.extend(words(["--ro-bind", &runner.to_string_lossy(), RUNNER]));
+        line
     }
 }
 
-impl Waiting {
-    /// Whether it can still take a call.
-    pub(crate) fn alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
+/// A copy of the runner that everybody can read, in a directory that goes with the worker.
+struct Reachable {
+    file: PathBuf,
+    _directory: tempfile::TempDir,
+}
 
-    /// Hands the call in and waits for the answer. Dropping the future kills the box.
-    pub(crate) async fn carry_out(mut self, call: &BoxedCall, timeout: Duration) -> Result<BoxedAnswer, Failure> {
-        let child = &mut self.child;
-        let mut stdin = child.stdin.take().expect("piped");
-        let stdout = child.stdout.take().expect("piped");
-        let stderr = child.stderr.take().expect("piped");
-        let call = call.line();
-        let work = async {
-            let write = async {
-                // A runner that died early does not read; its exit code says why.
-                let _ = stdin.write_all(&call).await;
-                drop(stdin);
-                Ok(())
-            };
-            let ((), stdout, stderr) =
-                tokio::try_join!(write, read_all(stdout, STDOUT_BYTES_MAX), read_all(stderr, STDERR_BYTES_MAX))?;
-            let status =
-                child.wait().await.map_err(|error| Failure::internal(format!("the sandbox was lost: {error}")))?;
-            Ok::<_, Failure>((status, stdout, stderr))
-        };
-        let outcome = tokio::time::timeout(timeout, work).await;
-        let (status, stdout, stderr) = match outcome {
-            Ok(Ok(finished)) => finished,
-            Ok(Err(failure)) => {
-                end(child).await;
-                return Err(failure);
-            }
-            Err(_) => {
-                end(child).await;
-                return Err(ending::too_long(timeout));
-            }
-        };
-        if status.success() { BoxedAnswer::read(&stdout) } else { Err(in_words(status, &stderr)) }
+impl Reachable {
+    fn copy(program: &Program) -> std::io::Result<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::Builder::new().prefix("vlinders-runner-").tempdir()?;
+        let file = directory.path().join("runner");
+        std::fs::copy(&program.file, &file)?;
+        for path in [directory.path(), &file] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(Self { file, _directory: directory })
     }
 }
 
-/// Kills the box and waits until it is gone.
-async fn end(child: &mut Child) {
-    // It may have ended by itself meanwhile, which is as good.
-    let _ = child.kill().await;
-}
-
-async fn read_all(stream: impl AsyncRead + Unpin, bytes_max: u64) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    let read = stream.take(bytes_max + 1).read_to_end(&mut bytes).await;
-    read.map_err(|error| Failure::internal(format!("the sandbox was lost: {error}")))?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(ending::too_much(bytes_max));
+/// Whom a box around a workspace is, who must get there by himself.
+fn may_reach(workspace: &Path) -> Result<(u32, u32), Failure> {
+    let found = user_for(workspace)?;
+    match user::barred(workspace, found) {
+        None => Ok(found),
+        Some(directory) => Err(Failure::refused(format!(
+            "no command runs as root, and the user {} cannot get to the workspace {}: let others through {} (chmod o+x)",
+            found.0,
+            workspace.display(),
+            directory.display()
+        ))),
     }
-    Ok(bytes)
 }
 
-/// `bwrap` reports a signal of the runner as 128 and its number.
-fn in_words(status: ExitStatus, stderr: &[u8]) -> Failure {
-    ending::in_words(status.code().map(i64::from), &String::from_utf8_lossy(stderr))
+fn words<const N: usize>(words: [&str; N]) -> [String; N] {
+    words.map(str::to_owned)
+}
+
+fn utf8(path: &Path) -> Result<&str, Failure> {
+    path.to_str().ok_or_else(|| Failure::refused(format!("no box shows a path that is not UTF-8: {}", path.display())))
+}
+
+fn running(spawned: Spawned) -> Running {
+    let Spawned { stdin, stdout, stderr, held } = spawned;
+    let output = pieces(stdout, Piece::Output);
+    let complaints = pieces(stderr, Piece::Complaint);
+    Running {
+        input: Box::pin(stdin),
+        pieces: futures::stream::select(output, complaints).boxed(),
+        hold: Hold::Spawned(held),
+    }
+}
+
+/// A pipe that breaks has nothing more to say.
+fn pieces(
+    pipe: impl AsyncRead + Send + 'static,
+    piece: fn(bytes::Bytes) -> Piece,
+) -> impl futures::Stream<Item = Piece> + Send {
+    ReaderStream::with_capacity(pipe, 64 * 1024).filter_map(move |read| std::future::ready(read.ok().map(piece)))
 }

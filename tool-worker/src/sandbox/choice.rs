@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use runtime::Tasks;
 use serde::{Deserialize, Serialize};
-use tool_runner::message::BoxedCall;
+use tool_runner::message::{BoxedAnswer, BoxedCall};
 use tool_runner::probe;
 
 use super::bubblewrap::Bubblewrap;
 use super::docker::Docker;
+use super::made_for::{Access, MadeFor, Surroundings};
 use super::program::Program;
-use super::{Sandbox, Tier};
+use super::{Sandbox, Tier, Trouble};
 use crate::config::Config;
 use crate::failure::Failure;
 
@@ -72,33 +73,49 @@ impl Sandbox {
     }
 }
 
-/// Starts a box of a tier around a throw-away workspace and tries to get out of it.
+/// Starts boxes of a tier around a throw-away workspace and tries to get out of them.
 async fn tested(choice: Choice, config: &Config, program: &Program) -> Result<Sandbox, String> {
     let tasks = Tasks::new();
     let tier = match choice {
         Choice::Docker => Tier::Docker(Box::new(Docker::find(config, program, &tasks).await?)),
-        Choice::Bubblewrap | Choice::Auto => Tier::Bubblewrap(Bubblewrap::find(&config.bubblewrap, program)?),
+        Choice::Bubblewrap | Choice::Auto => {
+            Tier::Bubblewrap(Bubblewrap::find(&config.bubblewrap, program, &tasks).await?)
+        }
     };
     let workspace = tempfile::tempdir().map_err(|error| format!("make a directory for the self-test: {error}"))?;
     canary(workspace.path()).map_err(|error| format!("prepare the self-test: {error}"))?;
-    let tested = self_test(&tier, workspace.path()).await.map_err(|failure| failure.detail);
-    let tested = tested.and_then(|(open, inside)| match open.is_empty() {
-        true => Ok(inside),
-        false => Err(format!("the self-test found it open: {}", open.join(", "))),
-    });
-    match tested {
-        Ok(inside) => {
-            let mut enforced: Vec<String> = tier.enforced().iter().map(|layer| (*layer).to_owned()).collect();
-            enforced.extend(inside);
-            Ok(Sandbox::new(tier, enforced, config.warm_boxes.min(WARM_BOXES_MAX) as usize, tasks))
-        }
+    let call = BoxedCall::probe(probe::ESCAPE);
+    let for_tool = MadeFor::Tool(workspace.path().to_owned());
+    let tested = match tier.prepare(&for_tool).await {
+        Ok(prepared) => self_test(prepared.carry_out(&call, SELF_TEST_TIMEOUT).await),
+        Err(failure) => Err(failure.detail),
+    };
+    let inside = match tested {
+        Ok(inside) => inside,
         Err(reason) => {
-            if let Tier::Docker(docker) = &tier {
-                docker.close().await;
-            }
-            Err(reason)
+            tier.close().await;
+            return Err(reason);
         }
-    }
+    };
+    let all = |more: &[String], inside: Vec<String>| {
+        let outside = tier.enforced().iter().map(|layer| (*layer).to_owned());
+        outside.chain(more.iter().cloned()).chain(inside).collect()
+    };
+    let for_commands = match tier.bounded() {
+        Err(reason) => Err(reason.to_owned()),
+        Ok(bounded) => {
+            let workspace = Some((workspace.path().to_owned(), Access::Read));
+            let surroundings = Surroundings { workspace, reads: vec![], image: None, limits: config.commands.limits() };
+            match tier.prepare(&MadeFor::Command(surroundings)).await {
+                Ok(prepared) => self_test(prepared.probe(probe::ESCAPE, SELF_TEST_TIMEOUT).await),
+                Err(failure) => Err(failure.detail),
+            }
+            .map(|inside| all(bounded, inside))
+        }
+    };
+    let enforced = all(&[], inside);
+    let boxes_each = config.warm_boxes.min(WARM_BOXES_MAX) as usize;
+    Ok(Sandbox::new(tier, enforced, for_commands, boxes_each, tasks))
 }
 
 /// Boxes for one workspace at most.
@@ -111,17 +128,19 @@ fn canary(workspace: &Path) -> std::io::Result<()> {
     std::fs::write(workspace.join(probe::CANARY), probe::CANARY)
 }
 
-/// What is open, and what the runner says is in force.
-async fn self_test(tier: &Tier, workspace: &Path) -> Result<(Vec<String>, Vec<String>), Failure> {
-    let waiting = tier.prepare(workspace).await?;
-    let answer = waiting.carry_out(&BoxedCall::probe(probe::ESCAPE), SELF_TEST_TIMEOUT).await;
-    let answer = answer.map_err(|trouble| match trouble {
-        super::Trouble::Failed(failure) => failure,
-        super::Trouble::Lost(why) => Failure::internal(why),
+/// What the runner says is in force, if nothing was open.
+fn self_test(answer: Result<BoxedAnswer, Trouble>) -> Result<Vec<String>, String> {
+    let BoxedAnswer { enforced, outcome } = answer.map_err(|trouble| match trouble {
+        Trouble::Failed(failure) => failure.detail,
+        Trouble::Lost(why) => why,
     })?;
     // What is said to be in force is tested; an old kernel without landlock is no reason to refuse.
-    let landlocked = answer.enforced.iter().any(|layer| layer == "landlock");
-    let open = Result::from(answer.outcome)?;
+    let landlocked = enforced.iter().any(|layer| layer == "landlock");
+    let open = Result::from(outcome).map_err(|failure: Failure| failure.detail)?;
     let relevant = |line: &&str| landlocked || !line.starts_with(probe::ONLY_LANDLOCK);
-    Ok((open.lines().filter(relevant).map(str::to_owned).collect(), answer.enforced))
+    let open: Vec<&str> = open.lines().filter(relevant).collect();
+    match open.is_empty() {
+        true => Ok(enforced),
+        false => Err(format!("the self-test found it open: {}", open.join(", "))),
+    }
 }

@@ -19,11 +19,15 @@ use bollard::models::SystemInfo;
 use runtime::Tasks;
 use tool_runner::{NOBODY, system_calls};
 
+use super::made_for::MadeFor;
 use super::program::Program;
+use super::running::Running;
+use super::system::System;
 use crate::config::Config;
 use crate::failure::Failure;
+pub(super) use container::Container;
 use container::Containers;
-pub(crate) use container::Waiting;
+pub(super) use container::cut_off;
 use orphans::Owner;
 
 /// How long the engine may take to say that it is there.
@@ -40,8 +44,12 @@ const LABEL_OWNER: &str = "org.vlinders.owner";
 pub(crate) struct Docker {
     engine: bollard::Docker,
     containers: Arc<Containers>,
+    program: Program,
+    system: System,
     image: image::Image,
     profile: String,
+    command_image: image::Image,
+    command_profile: String,
     runtime: Option<String>,
     /// Told to people: versions.
     described: String,
@@ -70,6 +78,8 @@ impl Docker {
         let enforced = able(&info, config.docker_runtime.as_deref())?;
         let image = image::Image::of(program)?;
         image.ensure(&engine).await?;
+        let system = System::find();
+        let command_image = image::Image::for_commands(program, &system)?;
         let components = version.components.unwrap_or_default();
         let runc = components.iter().find(|component| component.name == "runc");
         let described = format!(
@@ -84,8 +94,12 @@ impl Docker {
         let docker = Self {
             engine,
             containers,
+            program: program.clone(),
+            system,
             image,
             profile: system_calls::profile(),
+            command_image,
+            command_profile: system_calls::profile_for_commands(),
             runtime: config.docker_runtime.clone(),
             described,
             enforced,
@@ -107,22 +121,52 @@ impl Docker {
         &self.described
     }
 
+    /// Whether a command and all its processes can be bounded; why not.
+    pub(crate) fn bounded(&self) -> Result<(), &str> {
+        match ["memory-limit", "process-limit"].iter().find(|limit| !self.enforced.contains(limit)) {
+            None => Ok(()),
+            Some(_) => Err("the Docker engine does not bound memory and processes"),
+        }
+    }
+
     /// Makes and starts a container, which then waits for its call.
-    pub(crate) async fn prepare(&self, workspace: &Path, arguments: &[&str]) -> Result<Waiting, Failure> {
-        let user = user_for(workspace)?;
+    pub(crate) async fn prepare(&self, made_for: &MadeFor, arguments: &[&str]) -> Result<Running, Failure> {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let name = format!("vlinders-{}-{number}", self.worker);
-        let spec = self.spec(workspace, user, arguments)?;
+        let spec = self.spec(made_for, arguments)?;
         let started = self.containers.start_one(&name, spec.clone()).await;
         let started = match started {
-            // Somebody has tidied the engine up.
+            // Somebody has tidied the engine up; and the image for commands is made when it is first needed.
             Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {
-                self.image.ensure(&self.engine).await.map_err(Failure::internal)?;
+                let image = match made_for {
+                    MadeFor::Tool(_) => &self.image,
+                    MadeFor::Command(surroundings) => {
+                        if let Some(image) = &surroundings.image {
+                            return Err(Failure::refused(format!("the Docker engine has no image {image}")));
+                        }
+                        &self.command_image
+                    }
+                };
+                image.ensure(&self.engine).await.map_err(Failure::internal)?;
                 self.containers.start_one(&name, spec).await
             }
             started => started,
         };
         started.map_err(|error| not_started(&error))
+    }
+
+    /// The id of an image that the engine has, so that what is run is what was looked at; and the variables it sets.
+    pub(crate) async fn image(&self, name: &str) -> Result<(String, Vec<String>), String> {
+        match self.engine.inspect_image(name).await {
+            Ok(found) => {
+                let id = found.id.ok_or_else(|| format!("the Docker engine does not name the image {name}"))?;
+                Ok((id, found.config.and_then(|config| config.env).unwrap_or_default()))
+            }
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {
+                Err(format!("the Docker engine has no image {name}; nothing is pulled by itself: docker pull {name}"))
+            }
+            Err(error) => Err(format!("the Docker engine does not answer: {}", sentence(&error))),
+        }
     }
 
     /// Removes containers whose worker is gone, and any of ours that nobody holds.
@@ -171,26 +215,10 @@ fn able(info: &SystemInfo, runtime: Option<&str>) -> Result<Vec<&'static str>, S
     Ok(enforced)
 }
 
-/// The user inside: who this worker is, so that a box reads no more than the worker may, and never root. A worker that is
-/// root lends the box the workspace's owner.
-fn user_for(workspace: &Path) -> Result<(u32, u32), Failure> {
-    use std::os::unix::fs::MetadataExt;
+/// Whom a container without a workspace is.
+fn no_workspace_user() -> (u32, u32) {
     let own = rustix::process::geteuid();
-    if !own.is_root() {
-        return Ok((own.as_raw(), rustix::process::getegid().as_raw()));
-    }
-    let metadata = std::fs::metadata(workspace)
-        .map_err(|error| Failure::internal(format!("the workspace cannot be opened: {error}")))?;
-    if metadata.uid() != 0 {
-        return Ok((metadata.uid(), metadata.gid()));
-    }
-    if metadata.mode() & 0o005 != 0o005 {
-        return Err(Failure::refused(format!(
-            "the workspace {} can be read by root only, and no box runs as root: allow others to read it (chmod o+rx)",
-            workspace.display()
-        )));
-    }
-    Ok((NOBODY, NOBODY))
+    if own.is_root() { (NOBODY, NOBODY) } else { (own.as_raw(), rustix::process::getegid().as_raw()) }
 }
 
 fn no_engine(socket: &str, error: &bollard::errors::Error) -> String {

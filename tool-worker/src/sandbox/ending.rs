@@ -25,16 +25,15 @@ pub(crate) fn too_large() -> Failure {
 }
 
 /// An exit without an answer. A signal is told as 128 and its number.
-pub(crate) fn in_words(code: Option<i64>, stderr: &str) -> Failure {
+pub(crate) fn in_words(code: i32, stderr: &str) -> Failure {
     let said: String = stderr.trim().chars().take(300).collect();
-    match code.map(|code| (code, code - 128)) {
-        Some((_, signal)) if signal == i64::from(libc::SIGABRT) && stderr.contains("memory allocation") => too_large(),
-        Some((_, signal)) if signal == i64::from(libc::SIGXCPU) || signal == i64::from(libc::SIGKILL) => {
+    match code - 128 {
+        libc::SIGABRT if stderr.contains("memory allocation") => too_large(),
+        libc::SIGXCPU | libc::SIGKILL => {
             Failure::timeout("the tool used more processor time than it may and was stopped")
         }
-        Some((_, signal)) if signal == i64::from(libc::SIGSYS) => {
-            Failure::refused("the tool made a system call that no tool may make and was stopped")
-        }
-        code => Failure::internal(format!("the sandbox ended with code {}: {said}", code.map_or(-1, |(code, _)| code))),
+        libc::SIGXFSZ => Failure::refused("the tool wrote a larger file than it may and was stopped"),
+        libc::SIGSYS => Failure::refused("the tool made a system call that no tool may make and was stopped"),
+        _ => Failure::internal(format!("the sandbox ended with code {code}: {said}")),
     }
 }

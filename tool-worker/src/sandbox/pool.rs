@@ -1,15 +1,14 @@
-//! Boxes that wait for their one call, a few for each workspace in use.
+//! Boxes that wait for their one call, a few for each purpose in use.
 //!
 //! Only the bookkeeping: what is taken, what should be prepared, what has waited too long. It knows neither boxes nor
 //! clocks. A box is handed out once; nothing ever comes back.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Workspaces for which boxes wait at once; a box costs some memory and two processes.
-const WORKSPACES_MAX: usize = 8;
-/// How long boxes of a workspace wait after its last call: people read answers for a while before they ask on.
+/// Purposes for which boxes wait at once; a box costs some memory and two processes.
+const PURPOSES_MAX: usize = 8;
+/// How long boxes of a purpose wait after its last call: people read answers for a while before they ask on.
 const IDLE_MAX: Duration = Duration::from_secs(5 * 60);
 /// How long one box waits at most. What is older than this and a call together is an orphan, whoever made it.
 pub(crate) const AGE_MAX: Duration = Duration::from_secs(10 * 60);
@@ -21,10 +20,10 @@ pub(crate) struct Directory {
     pub(crate) inode: u64,
 }
 
-/// Boxes by workspace.
+/// Boxes by what they are made for.
 #[derive(Debug)]
-pub(crate) struct Pool<B> {
-    shelves: BTreeMap<PathBuf, Shelf<B>>,
+pub(crate) struct Pool<K, B> {
+    shelves: BTreeMap<K, Shelf<B>>,
     boxes_each: usize,
     closed: bool,
 }
@@ -48,25 +47,25 @@ pub(crate) struct Taken<B> {
     pub(crate) useless: Vec<B>,
 }
 
-impl<B> Pool<B> {
-    /// An empty pool that keeps so many boxes for each workspace.
+impl<K: Ord + Clone, B> Pool<K, B> {
+    /// An empty pool that keeps so many boxes for each purpose.
     pub(crate) fn new(boxes_each: usize) -> Self {
         Self { shelves: BTreeMap::new(), boxes_each, closed: false }
     }
 
     /// Takes the box that has waited longest and is still good.
-    pub(crate) fn take(&mut self, workspace: &Path, directory: Directory, now: Instant) -> Taken<B> {
+    pub(crate) fn take(&mut self, made_for: &K, directory: Directory, now: Instant) -> Taken<B> {
         let mut useless = Vec::new();
         if self.closed || self.boxes_each == 0 {
             return Taken { found: None, prepare: 0, useless };
         }
-        if !self.shelves.contains_key(workspace) && self.shelves.len() >= WORKSPACES_MAX {
-            let unused = self.shelves.iter().min_by_key(|(_, shelf)| shelf.used).map(|(path, _)| path.clone());
-            let shelf = unused.and_then(|path| self.shelves.remove(&path));
+        if !self.shelves.contains_key(made_for) && self.shelves.len() >= PURPOSES_MAX {
+            let unused = self.shelves.iter().min_by_key(|(_, shelf)| shelf.used).map(|(key, _)| key.clone());
+            let shelf = unused.and_then(|key| self.shelves.remove(&key));
             useless.extend(shelf.into_iter().flat_map(Shelf::into_boxes));
         }
         let empty = || Shelf { directory, used: now, boxes: VecDeque::new(), coming: 0 };
-        let shelf = self.shelves.entry(workspace.to_owned()).or_insert_with(empty);
+        let shelf = self.shelves.entry(made_for.clone()).or_insert_with(empty);
         shelf.used = now;
         if shelf.directory != directory {
             useless.extend(std::mem::replace(shelf, empty()).into_boxes());
@@ -85,8 +84,8 @@ impl<B> Pool<B> {
     }
 
     /// Lays a prepared box down; gives it back when nobody wants it any more.
-    pub(crate) fn put(&mut self, workspace: &Path, directory: Directory, now: Instant, prepared: B) -> Option<B> {
-        let wanted = self.shelves.get_mut(workspace).filter(|shelf| shelf.directory == directory && shelf.coming > 0);
+    pub(crate) fn put(&mut self, made_for: &K, directory: Directory, now: Instant, prepared: B) -> Option<B> {
+        let wanted = self.shelves.get_mut(made_for).filter(|shelf| shelf.directory == directory && shelf.coming > 0);
         let Some(shelf) = wanted else { return Some(prepared) };
         shelf.coming -= 1;
         shelf.boxes.push_back((now, prepared));
@@ -94,8 +93,8 @@ impl<B> Pool<B> {
     }
 
     /// A promised box does not come.
-    pub(crate) fn failed(&mut self, workspace: &Path, directory: Directory) {
-        if let Some(shelf) = self.shelves.get_mut(workspace).filter(|shelf| shelf.directory == directory) {
+    pub(crate) fn failed(&mut self, made_for: &K, directory: Directory) {
+        if let Some(shelf) = self.shelves.get_mut(made_for).filter(|shelf| shelf.directory == directory) {
             shelf.coming = shelf.coming.saturating_sub(1);
         }
     }
@@ -135,6 +134,8 @@ impl<B> Shelf<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::path::PathBuf;
 
     const HERE: Directory = Directory { device: 1, inode: 2 };
     const MOVED: Directory = Directory { device: 1, inode: 3 };
@@ -184,16 +185,16 @@ mod tests {
     }
 
     #[test]
-    fn the_least_used_workspace_makes_room() {
+    fn the_least_used_purpose_makes_room() {
         let (mut pool, now) = (Pool::new(1), start());
-        for n in 0..=WORKSPACES_MAX {
+        for n in 0..=PURPOSES_MAX {
             let (workspace, now) = (path(&format!("/{n}")), now + Duration::from_secs(n as u64));
             let taken = pool.take(&workspace, HERE, now);
-            assert_eq!(taken.useless, if n == WORKSPACES_MAX { vec![0] } else { vec![] });
+            assert_eq!(taken.useless, if n == PURPOSES_MAX { vec![0] } else { vec![] });
             pool.put(&workspace, HERE, now, n);
         }
-        assert_eq!(pool.waiting(), WORKSPACES_MAX);
-        assert_eq!(pool.close().len(), WORKSPACES_MAX);
+        assert_eq!(pool.waiting(), PURPOSES_MAX);
+        assert_eq!(pool.close().len(), PURPOSES_MAX);
         assert_eq!(pool.take(&path("/1"), HERE, now), Taken { found: None, prepare: 0, useless: vec![] });
     }
 }

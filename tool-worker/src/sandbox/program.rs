@@ -7,15 +7,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use tokio::process::Command;
+use tool_runner::RUNNER;
 
 use crate::config::Config;
 
 /// The static runner's name, beside the program.
 const STATIC_RUNNER: &str = "vlinders-tool-runner";
-/// Where a box has the runner.
-pub(crate) const RUNNER: &str = "/runner";
-/// Where a box has its libraries, and the loader among them.
-pub(crate) const LIBRARIES: &str = "/lib";
+/// Where a box has the runner's libraries, and the loader among them.
+pub(crate) const LIBRARIES: &str = "/box/lib";
 const LOADER: &str = "loader.so";
 
 /// What a box needs to run tools.
@@ -45,6 +44,11 @@ impl Program {
             libraries.push((LOADER.to_owned(), loader));
         }
         Ok(Self { file, libraries, arguments })
+    }
+
+    /// What makes the program the runner, outside a box.
+    pub(crate) fn arguments(&self) -> &[String] {
+        &self.arguments
     }
 
     /// The command line inside the box.

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemas::rpc::Outline;
 use serde_json::Value;
@@ -93,6 +94,20 @@ pub async fn traces() -> Traces {
         mounts: std::fs::read_to_string("/proc/self/mountinfo").unwrap().matches("/workspace").count(),
         children: entries("/proc").filter(is_child).count(),
         containers: containers(&format!(" {this} ")).await,
+    }
+}
+
+/// Waits until there are no more than before: connections to an engine close a moment after their last use.
+pub async fn no_traces_but(before: &Traces) {
+    let gone = async {
+        while traces().await != *before {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(10), gone).await.is_err() {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
+        let open: Vec<_> = open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
+        assert_eq!(traces().await, *before, "{open:?}");
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use super::ONLY_LANDLOCK;
 
 /// One group of attempts.
-type Group = (&'static str, fn() -> Vec<String>);
+pub(super) type Group = (&'static str, fn() -> Vec<String>);
 
 /// All of them.
 pub(super) const GROUPS: &[Group] = &[
@@ -49,7 +49,7 @@ fn files() -> Vec<String> {
     .filter(|path| fs::File::open(path).is_ok())
     .map(|path| format!("read {path}"))
     .collect();
-    let own = ["/runner", "/lib", "/sbin/docker-init"].iter().filter(|path| fs::File::open(path).is_ok());
+    let own = ["/box/runner", "/box/lib", "/sbin/docker-init"].iter().filter(|path| fs::File::open(path).is_ok());
     open.extend(own.map(|path| format!("{ONLY_LANDLOCK}read {path}")));
     // A descriptor is a way into what it was opened for.
     for descriptor in 0..3 {
@@ -83,14 +83,14 @@ fn writes() -> Vec<String> {
     open
 }
 
-fn devices() -> Vec<String> {
+pub(super) fn devices() -> Vec<String> {
     let paths = ["/dev/mem", "/dev/kmem", "/dev/kvm", "/dev/fuse", "/dev/net/tun", "/dev/vda", "/dev/sda", "/dev/tty"];
     let open = paths.iter().filter(|path| fs::File::open(path).is_ok());
     open.map(|path| format!("open {path}")).chain(refused(DEVICES)).collect()
 }
 
 /// Only standard input, output and error may be open; the kernel gives the lowest free number.
-fn descriptors() -> Vec<String> {
+pub(super) fn descriptors() -> Vec<String> {
     (3..256)
         .filter(|descriptor| {
             #[expect(unsafe_code, reason = "there is no safe way to name a descriptor that nobody owns")]
@@ -103,7 +103,7 @@ fn descriptors() -> Vec<String> {
 }
 
 /// What an engine sets by itself says nothing of the worker.
-fn environment() -> Vec<String> {
+pub(super) fn environment() -> Vec<String> {
     let harmless = ["PATH", "HOME", "HOSTNAME", "PWD"];
     let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
     names.filter(|name| !harmless.contains(&name.as_str())).map(|name| format!("variable {name}")).collect()
@@ -111,7 +111,7 @@ fn environment() -> Vec<String> {
 
 /// Running another program, also one that is there, or one made of memory.
 fn programs() -> Vec<String> {
-    let paths = ["/bin/sh", "/runner", "/proc/self/exe", "/workspace/script"];
+    let paths = ["/bin/sh", "/box/runner", "/proc/self/exe", "/workspace/script"];
     let open = paths.iter().filter(|path| std::process::Command::new(path).spawn().is_ok());
     open.map(|path| format!("run {path}")).chain(refused(PROGRAMS)).collect()
 }
@@ -127,7 +127,7 @@ fn foreign_calls() -> Vec<String> {
 }
 
 /// Makes each call; what is not refused as such has reached the kernel.
-fn refused(calls: &[(&str, i64, [i64; 5])]) -> Vec<String> {
+pub(super) fn refused(calls: &[(&str, i64, [i64; 5])]) -> Vec<String> {
     let mut open = Vec::new();
     for (name, number, arguments) in calls {
         #[expect(unsafe_code, reason = "the point is to ask the kernel for what no safe wrapper offers")]
@@ -151,9 +151,9 @@ fn refused(calls: &[(&str, i64, [i64; 5])]) -> Vec<String> {
 const NEW_USER: i64 = libc::CLONE_NEWUSER as i64;
 const CHILD: i64 = libc::SIGCHLD as i64;
 
-type Calls = &'static [(&'static str, i64, [i64; 5])];
+pub(super) type Calls = &'static [(&'static str, i64, [i64; 5])];
 
-const NETWORK: Calls = &[
+pub(super) const NETWORK: Calls = &[
     ("socket inet", libc::SYS_socket, [libc::AF_INET as i64, 1, 0, 0, 0]),
     ("socket inet6", libc::SYS_socket, [libc::AF_INET6 as i64, 2, 0, 0, 0]),
     ("socket inet datagram, as for names", libc::SYS_socket, [libc::AF_INET as i64, 2, 17, 0, 0]),
@@ -168,7 +168,7 @@ const NETWORK: Calls = &[
     ("sendto", libc::SYS_sendto, [0; 5]),
 ];
 
-const NAMESPACES: Calls = &[
+pub(super) const NAMESPACES: Calls = &[
     ("unshare user namespace", libc::SYS_unshare, [NEW_USER, 0, 0, 0, 0]),
     ("unshare mount namespace", libc::SYS_unshare, [libc::CLONE_NEWNS as i64, 0, 0, 0, 0]),
     ("clone user namespace", libc::SYS_clone, [NEW_USER | CHILD, 0, 0, 0, 0]),
@@ -185,7 +185,7 @@ const NAMESPACES: Calls = &[
     ("name_to_handle_at", libc::SYS_name_to_handle_at, [-1, 0, 0, 0, 0]),
 ];
 
-const PROCESSES: Calls = &[
+pub(super) const PROCESSES: Calls = &[
     ("clone", libc::SYS_clone, [CHILD, 0, 0, 0, 0]),
     ("setsid", libc::SYS_setsid, [0; 5]),
     ("kill", libc::SYS_kill, [1, 0, 0, 0, 0]),
@@ -199,7 +199,7 @@ const PROCESSES: Calls = &[
     ("ioctl TIOCLINUX", libc::SYS_ioctl, [0, libc::TIOCLINUX as i64, 0, 0, 0]),
 ];
 
-const KERNEL: Calls = &[
+pub(super) const KERNEL: Calls = &[
     ("bpf", libc::SYS_bpf, [0; 5]),
     ("io_uring_setup", libc::SYS_io_uring_setup, [1, 0, 0, 0, 0]),
     ("io_uring_enter", libc::SYS_io_uring_enter, [-1, 0, 0, 0, 0]),
@@ -224,7 +224,7 @@ const KERNEL: Calls = &[
     ),
 ];
 
-const PRIVILEGES: Calls = &[
+pub(super) const PRIVILEGES: Calls = &[
     ("setuid", libc::SYS_setuid, [65534, 0, 0, 0, 0]),
     ("setuid root", libc::SYS_setuid, [0; 5]),
     ("setgid", libc::SYS_setgid, [0; 5]),
@@ -244,7 +244,7 @@ const DEVICES: Calls = &[
     ("iopl", libc::SYS_iopl, [3, 0, 0, 0, 0]),
 ];
 
-const PROGRAMS: Calls = &[
+pub(super) const PROGRAMS: Calls = &[
     ("execve", libc::SYS_execve, [0; 5]),
     ("execveat", libc::SYS_execveat, [-1, 0, 0, 0, 0]),
     ("memfd_create", libc::SYS_memfd_create, [0; 5]),

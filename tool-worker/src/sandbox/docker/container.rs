@@ -15,17 +15,16 @@ use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptions, ListContainersOptions, RemoveContainerOptions,
     WaitContainerOptions,
 };
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use runtime::{Tasks, clock};
-use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, mpsc};
-use tool_runner::message::{BoxedAnswer, BoxedCall};
 
 use super::super::Trouble;
-use super::super::ending::{self, STDERR_BYTES_MAX, STDOUT_BYTES_MAX};
+use super::super::running::{Hold, Piece, Running};
+use super::super::spawner::Ended;
 use super::orphans::{Owner, is_orphan};
 use super::{LABEL_OWNER, LABEL_WORKER, sentence};
-use crate::failure::Failure;
 
 /// Containers being made at once: an engine makes each with several processes, and more at once are not faster.
 const STARTS_AT_ONCE: usize = 4;
@@ -75,7 +74,7 @@ impl Containers {
     }
 
     /// Makes and starts one.
-    pub(super) async fn start_one(self: &Arc<Self>, name: &str, spec: ContainerCreateBody) -> Result<Waiting, Error> {
+    pub(super) async fn start_one(self: &Arc<Self>, name: &str, spec: ContainerCreateBody) -> Result<Running, Error> {
         let _turn = self.starts.acquire().await.expect("the semaphore is never closed");
         self.held().insert(name.to_owned());
         let container = Container { name: name.to_owned(), containers: self.clone() };
@@ -88,7 +87,8 @@ impl Containers {
         let streams = AttachContainerOptionsBuilder::new().stream(true).stdin(true).stdout(true).stderr(true).build();
         let streams = self.engine.attach_container(name, Some(streams)).await?;
         self.engine.start_container(name, None).await?;
-        Ok(Waiting { streams, container })
+        let AttachContainerResults { output, input } = streams;
+        Ok(Running { input, pieces: pieces(output), hold: Hold::Container(container) })
     }
 
     async fn remove(&self, name: &str) {
@@ -150,7 +150,7 @@ impl Containers {
 }
 
 /// A container that somebody holds.
-struct Container {
+pub(in super::super) struct Container {
     name: String,
     containers: Arc<Containers>,
 }
@@ -162,57 +162,23 @@ impl Drop for Container {
     }
 }
 
-/// A started container that waits for its call.
-pub(crate) struct Waiting {
-    streams: AttachContainerResults,
-    container: Container,
-}
-
-/// How the container's output ended.
-enum End {
-    Answered(Vec<u8>),
-    Failed(Failure),
-    Silent { stderr: Vec<u8> },
-}
-
-impl Waiting {
-    /// Whether it can still take a call: one that has ended, or lost the engine, has nothing more to say.
-    pub(crate) fn alive(&mut self) -> bool {
-        self.streams.output.next().now_or_never().is_none()
-    }
-
-    /// Hands the call in and waits for the answer. Dropping the future removes the container.
-    pub(crate) async fn carry_out(mut self, call: &BoxedCall, timeout: Duration) -> Result<BoxedAnswer, Trouble> {
-        let AttachContainerResults { output, input } = &mut self.streams;
-        let line = call.line();
-        let work = async {
-            let reading = read(output);
-            let writing = async {
-                // A runner that died early does not read; how it ended says why.
-                let _ = input.write_all(&line).await;
-                let _ = input.flush().await;
-            };
-            tokio::pin!(reading);
-            tokio::select! {
-                end = &mut reading => end,
-                () = writing => reading.await,
+/// What a container writes, until the engine has nothing more of it.
+fn pieces(output: impl futures::Stream<Item = Result<LogOutput, Error>> + Send + 'static) -> BoxStream<'static, Piece> {
+    let whole = output.take_while(|piece| std::future::ready(piece.is_ok())).filter_map(|piece| async { piece.ok() });
+    whole
+        .map(|piece| match piece {
+            LogOutput::StdErr { message } => Piece::Complaint(message),
+            LogOutput::StdOut { message } | LogOutput::StdIn { message } | LogOutput::Console { message } => {
+                Piece::Output(message)
             }
-        };
-        match tokio::time::timeout(timeout, work).await {
-            Err(_) => Err(Trouble::Failed(ending::too_long(timeout))),
-            Ok(End::Answered(answer)) => Ok(BoxedAnswer::read(&answer)?),
-            Ok(End::Failed(failure)) => Err(Trouble::Failed(failure)),
-            Ok(End::Silent { stderr }) => Err(self.container.why_silent(&stderr).await),
-        }
-    }
+        })
+        .boxed()
 }
 
 impl Container {
-    /// Why the output ended without an answer: what the engine knows of the container, if the engine is there.
-    async fn why_silent(&self, stderr: &[u8]) -> Trouble {
-        let lost = |why: &str| {
-            Trouble::Lost(format!("the Docker engine went away during the call ({why}); try again when it is back"))
-        };
+    /// How it ended, which must be near: its output has. Asks the engine, if that is there.
+    pub(in super::super) async fn ended(&self) -> Result<Ended, Trouble> {
+        let lost = |why: &str| Err(Trouble::Lost(cut_off(why)));
         let engine = &self.containers.engine;
         let ended = async {
             // The output may end a moment before the engine knows the exit.
@@ -225,34 +191,12 @@ impl Container {
             Ok(Err(error)) => return lost(&sentence(&error)),
             Ok(Ok(found)) => found.state.unwrap_or_default(),
         };
-        if state.oom_killed == Some(true) {
-            return Trouble::Failed(ending::too_large());
-        }
-        match state.exit_code {
-            // A runner that has lost its input leaves without a word.
-            Some(0) => lost("the container was cut off"),
-            code => Trouble::Failed(ending::in_words(code, &String::from_utf8_lossy(stderr))),
-        }
+        let code = state.exit_code.and_then(|code| i32::try_from(code).ok()).unwrap_or(-1);
+        Ok(Ended::Code { code, out_of_memory: state.oom_killed == Some(true) })
     }
 }
 
-/// Reads until the answer's line is whole.
-async fn read(output: &mut (impl futures::Stream<Item = Result<LogOutput, Error>> + Unpin)) -> End {
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    while let Some(Ok(piece)) = output.next().await {
-        let (bytes, bytes_max, piece) = match &piece {
-            LogOutput::StdErr { message } => (&mut stderr, STDERR_BYTES_MAX, message),
-            LogOutput::StdOut { message } | LogOutput::StdIn { message } | LogOutput::Console { message } => {
-                (&mut stdout, STDOUT_BYTES_MAX, message)
-            }
-        };
-        bytes.extend_from_slice(piece);
-        if bytes.len() as u64 > bytes_max {
-            return End::Failed(ending::too_much(bytes_max));
-        }
-        if stdout.ends_with(b"\n") {
-            return End::Answered(stdout);
-        }
-    }
-    End::Silent { stderr }
+/// What is said of a call whose container was lost.
+pub(in super::super) fn cut_off(why: &str) -> String {
+    format!("the Docker engine went away during the call ({why}); try again when it is back")
 }

@@ -1,16 +1,19 @@
-//! Our image: the runner, its libraries if it has any, and two empty directories. Made from scratch out of files that are
-//! here anyway, named by their hash, so that a changed runner is another image and nothing is ever downloaded.
+//! Our images: the runner, its libraries if it has any, and two empty directories; for commands also the links that this
+//! system has at its root. Made from scratch out of files that are here anyway, named by their hash, so that a changed
+//! runner is another image and nothing is ever downloaded.
 
 use std::io;
+use std::path::PathBuf;
 
 use bollard::Docker;
 use bollard::query_parameters::{CreateImageOptions, PruneImagesOptions};
 use futures::TryStreamExt;
 use schemas::object::Reference;
 use tar::{Builder, EntryType, Header};
-use tool_runner::WORKSPACE;
+use tool_runner::{RUNNER, WORKSPACE};
 
-use super::super::program::{LIBRARIES, Program, RUNNER};
+use super::super::program::{LIBRARIES, Program};
+use super::super::system::System;
 use super::sentence;
 
 const REPOSITORY: &str = "vlinders/tool-runner";
@@ -24,25 +27,33 @@ const LABEL_IMAGE: &str = "org.vlinders.image";
 pub(super) struct Image {
     tag: String,
     program: Program,
+    /// Name and target.
+    links: Vec<(String, PathBuf)>,
 }
 
 impl Image {
     /// Names the image of a program by its contents.
     pub(super) fn of(program: &Program) -> Result<Self, String> {
-        let archive = archive(program).map_err(|error| format!("pack the runner: {error}"))?;
+        Self::with(program, Vec::new())
+    }
+
+    /// The same for commands.
+    pub(super) fn for_commands(program: &Program, system: &System) -> Result<Self, String> {
+        // The engine lays its init process into `/sbin`, which must be a place of its own.
+        let links = system.links.iter().filter(|(name, _)| name != "sbin").cloned();
+        Self::with(program, links.collect())
+    }
+
+    fn with(program: &Program, links: Vec<(String, PathBuf)>) -> Result<Self, String> {
+        let archive = archive(program, &links).map_err(|error| format!("pack the runner: {error}"))?;
         let mut tag = Reference::to(&archive, "application/x-tar").sha256;
         tag.truncate(TAG_DIGITS);
-        Ok(Self { tag, program: program.clone() })
+        Ok(Self { tag, program: program.clone(), links })
     }
 
     /// Its full name.
     pub(super) fn name(&self) -> String {
         format!("{REPOSITORY}:{}", self.tag)
-    }
-
-    /// What a container of it runs.
-    pub(super) fn command(&self) -> Vec<String> {
-        self.program.command()
     }
 
     /// Makes it unless the engine has it.
@@ -52,7 +63,7 @@ impl Image {
             Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {}
             Err(error) => return Err(format!("the Docker engine does not answer: {}", sentence(&error))),
         }
-        let archive = archive(&self.program).map_err(|error| format!("pack the runner: {error}"))?;
+        let archive = archive(&self.program, &self.links).map_err(|error| format!("pack the runner: {error}"))?;
         let options = CreateImageOptions {
             from_src: Some("-".to_owned()),
             repo: Some(REPOSITORY.to_owned()),
@@ -78,7 +89,7 @@ impl Image {
 }
 
 /// Owners and times are the same for everybody, so the same files have the same hash.
-fn archive(program: &Program) -> io::Result<Vec<u8>> {
+fn archive(program: &Program, links: &[(String, PathBuf)]) -> io::Result<Vec<u8>> {
     let mut archive = Builder::new(Vec::new());
     let header = |kind: EntryType, mode: u32, size: u64| {
         let mut header = Header::new_ustar();
@@ -90,9 +101,10 @@ fn archive(program: &Program) -> io::Result<Vec<u8>> {
         header.set_gid(0);
         header
     };
-    for directory in [WORKSPACE, "/tmp", LIBRARIES] {
+    // An engine gives a file system in memory the mode of what it covers.
+    for (directory, mode) in [(WORKSPACE, 0o755), ("/tmp", 0o1777), ("/box", 0o755), (LIBRARIES, 0o755)] {
         let path = directory.trim_start_matches('/');
-        archive.append_data(&mut header(EntryType::Directory, 0o755, 0), path, io::empty())?;
+        archive.append_data(&mut header(EntryType::Directory, mode, 0), path, io::empty())?;
     }
     let runner = (RUNNER.to_owned(), &program.file);
     let libraries = program.libraries.iter().map(|(name, path)| (format!("{LIBRARIES}/{name}"), path));
@@ -100,6 +112,9 @@ fn archive(program: &Program) -> io::Result<Vec<u8>> {
         let file = std::fs::File::open(path)?;
         let size = file.metadata()?.len();
         archive.append_data(&mut header(EntryType::Regular, 0o755, size), inside.trim_start_matches('/'), file)?;
+    }
+    for (name, target) in links {
+        archive.append_link(&mut header(EntryType::Symlink, 0o777, 0), name, target)?;
     }
     archive.into_inner()
 }
