@@ -11,6 +11,7 @@ pub mod executor;
 pub mod registry;
 pub mod sandbox;
 mod service;
+pub mod toolbox;
 pub mod workspace;
 
 pub use config::Config;
