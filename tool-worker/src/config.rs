@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::Choice;
+use crate::{fetch, web};
 
 /// Section `tools`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,12 @@ pub struct Config {
     pub runner: Option<PathBuf>,
     /// Arguments that make it the runner.
     pub runner_arguments: Vec<String>,
+    /// Tools whose calls by agents a person must allow each time, whatever the agent type says.
+    pub approve: Vec<String>,
+    /// What requests to the web may do, `[tools.fetch]`.
+    pub fetch: fetch::Settings,
+    /// Who answers `web_search`, `[tools.search]`. None: nobody.
+    pub search: Option<web::Settings>,
 }
 
 impl Default for Config {
@@ -42,6 +49,9 @@ impl Default for Config {
             bubblewrap: PathBuf::from("/usr/bin/bwrap"),
             runner: None,
             runner_arguments: vec!["tool-runner".to_owned()],
+            approve: Vec::new(),
+            fetch: fetch::Settings::default(),
+            search: None,
         }
     }
 }

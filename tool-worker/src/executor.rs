@@ -63,7 +63,7 @@ pub struct Outcome {
 pub struct Executor {
     toolbox: Toolbox,
     roots: Roots,
-    sandbox: Result<sandbox::Sandbox, String>,
+    sandbox: Result<Arc<sandbox::Sandbox>, String>,
     analyst: Analyst,
     library: Library,
     slots: Semaphore,
@@ -74,7 +74,7 @@ impl Executor {
     /// refused with the reason, which [`Executor::sandbox`] also tells.
     pub async fn start(config: &Config, analyst: Analyst, library: Library) -> Result<Self, workspace::Error> {
         let roots = Roots::open(&config.workspaces)?;
-        let sandbox = sandbox::Sandbox::start(config).await;
+        let sandbox = sandbox::Sandbox::start(config).await.map(Arc::new);
         let slots = Semaphore::new(config.slots.clamp(1, 64) as usize);
         Ok(Self { toolbox: Toolbox::new(Registry::built_in()), roots, sandbox, analyst, library, slots })
     }
@@ -87,7 +87,12 @@ impl Executor {
 
     /// Whether calls can be confined; if not, why not.
     pub fn sandbox(&self) -> Result<&sandbox::Sandbox, &str> {
-        self.sandbox.as_ref().map_err(String::as_str)
+        self.sandbox.as_deref().map_err(String::as_str)
+    }
+
+    /// The same for handlers of tools, which may need a box as well.
+    pub(crate) fn boxes(&self) -> Result<Arc<sandbox::Sandbox>, String> {
+        self.sandbox.clone()
     }
 
     /// Finds a workspace, as each call does again.

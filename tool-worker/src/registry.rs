@@ -10,7 +10,7 @@ mod built_in;
 mod tool;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jsonschema::{PatternOptions, Validator};
@@ -38,14 +38,6 @@ pub enum Error {
     /// There is one of that name.
     #[error("tool {0}: there is one of that name already")]
     Taken(String),
-    /// There is none of that name.
-    #[error("there is no tool {name:?} (there are: {known})")]
-    Missing {
-        /// What was asked for.
-        name: String,
-        /// What there is.
-        known: String,
-    },
     /// One of its fields cannot be what it is.
     #[error("tool {tool}: `{field}` {reason}")]
     Field {
@@ -62,10 +54,12 @@ pub enum Error {
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
     tools: BTreeMap<String, Arc<Entry>>,
+    /// Tools for which a person must be asked, whatever they say of themselves.
+    asking: BTreeSet<String>,
 }
 
 /// One tool and what its calls are held against.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     tool: Tool,
     parameters: Validator,
@@ -98,10 +92,10 @@ impl Registry {
         if self.tools.contains_key(&tool.name) {
             return Err(Error::Taken(tool.name));
         }
-        let entry = Entry::new(tool)?;
+        let entry = Entry::new(if self.asking.contains(&tool.name) { asked(tool) } else { tool })?;
         let mut tools = self.tools.clone();
         tools.insert(entry.tool.name.clone(), Arc::new(entry));
-        Ok(Self { tools })
+        Ok(Self { tools, asking: self.asking.clone() })
     }
 
     /// Without the tool of that name, if there is one.
@@ -109,19 +103,25 @@ impl Registry {
     pub fn without(&self, name: &str) -> Self {
         let mut tools = self.tools.clone();
         tools.remove(name);
-        Self { tools }
+        Self { tools, asking: self.asking.clone() }
     }
 
-    /// With a person asked before each call of these tools.
-    ///
-    /// # Errors
-    /// One of them is not there.
-    pub fn with_approval(&self, names: &[String]) -> Result<Self, Error> {
-        names.iter().try_fold(self.clone(), |registry, name| {
-            let tool = registry.tool(name).ok_or_else(|| registry.missing(name))?;
-            let tool = Tool { approval: Approval::Always, ..tool.clone() };
-            registry.without(name).with(tool)
-        })
+    /// With a person asked before each call of these tools, of those that are there and of those that come later.
+    #[must_use]
+    pub fn asking(&self, names: &[String]) -> Self {
+        let (mut tools, mut asking) = (self.tools.clone(), self.asking.clone());
+        for name in names {
+            asking.insert(name.clone());
+            if let Some(entry) = tools.get_mut(name) {
+                *entry = Arc::new(Entry { tool: asked(entry.tool.clone()), ..Entry::clone(entry) });
+            }
+        }
+        Self { tools, asking }
+    }
+
+    /// Tools for which a person must be asked and that are not there.
+    pub fn asked_for_and_missing(&self) -> impl Iterator<Item = &str> {
+        self.asking.iter().map(String::as_str).filter(|name| !self.tools.contains_key(*name))
     }
 
     /// Every tool in alphabetical order.
@@ -133,13 +133,6 @@ impl Registry {
     #[must_use]
     pub fn tool(&self, name: &str) -> Option<&Tool> {
         self.tools.get(name).map(|entry| &entry.tool)
-    }
-
-    /// What is said where a configuration names a tool that is not there.
-    #[must_use]
-    pub fn missing(&self, name: &str) -> Error {
-        let known: Vec<&str> = self.tools().map(|tool| tool.name.as_str()).collect();
-        Error::Missing { name: name.to_owned(), known: known.join(", ") }
     }
 
     /// The registry as it is told to others.
@@ -239,6 +232,11 @@ impl Entry {
         let result = tool.result.as_ref().map(|schema| compiled("result", schema)).transpose()?;
         Ok(Self { tool, parameters, result })
     }
+}
+
+/// The tool with a person asked before each of its calls.
+fn asked(tool: Tool) -> Tool {
+    Tool { approval: Approval::Always, ..tool }
 }
 
 /// A schema from anywhere: it reaches for nothing outside itself, and its patterns take linear time.

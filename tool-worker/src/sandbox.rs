@@ -150,6 +150,19 @@ impl Sandbox {
         shared.carried_out(cold, call, timeout).await
     }
 
+    /// The same for a workspace that will not be seen again: nothing is prepared for another call there.
+    pub(crate) async fn run_once(
+        &self,
+        workspace: &Path,
+        call: &BoxedCall,
+        timeout: Duration,
+    ) -> Result<BoxedAnswer, Failure> {
+        let shared = &self.shared;
+        shared.metrics.cold.inc();
+        let cold = shared.tier.prepare(workspace).await?;
+        shared.carried_out(cold, call, timeout).await
+    }
+
     /// Runs one operation of the self-test in a box of its own. There is no way to run one outside.
     pub async fn probe(&self, workspace: &Path, operation: &str, timeout: Duration) -> Result<String, Failure> {
         Result::from(self.run(workspace, &BoxedCall::probe(operation), timeout).await?.outcome)

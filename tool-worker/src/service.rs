@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::executor::{Analyst, Call, Executor, Library, Outcome};
 use crate::failure::Failure;
 use crate::toolbox::Toolbox;
+use crate::web::Web;
 use crate::workspace::{self, Workspace};
 
 /// Why the worker does not serve.
@@ -34,6 +35,9 @@ pub enum Error {
     /// A figure is registered twice.
     #[error("register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// A setting is wrong; the text names it.
+    #[error("{0}")]
+    Settings(String),
 }
 
 /// How often the presence is renewed: twice may be missed.
@@ -50,6 +54,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let (bus, tasks) = (runtime.bus, runtime.tasks);
     let executor = Executor::start(&config, analyst(bus.clone()), library(bus.clone())).await?;
+    equip(&executor, &config).map_err(Error::Settings)?;
     let slots = config.slots.clamp(1, 64);
     let shell = Arc::new(Shell {
         id: format!("tool-{}", clock::process_token()),
@@ -104,6 +109,20 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
             sandbox.close().await;
         }
     });
+    Ok(())
+}
+
+/// Adds the tools that depend on the configuration.
+fn equip(executor: &Executor, config: &Config) -> Result<(), String> {
+    let web = Web::new(config, executor.boxes())?.tools();
+    executor.toolbox().change(|registry| {
+        let registry =
+            web.into_iter().try_fold(registry.clone(), |registry, tool| registry.without(&tool.name).with(tool));
+        registry.map_err(|error| error.to_string()).map(|registry| registry.asking(&config.approve))
+    })?;
+    for name in executor.toolbox().now().asked_for_and_missing() {
+        tracing::warn!(name, "tools.approve names a tool that is not there, or not yet");
+    }
     Ok(())
 }
 

@@ -10,8 +10,8 @@ use crate::failure::Failure;
 use crate::message::{BoxedAnswer, BoxedCall};
 use crate::{CONTAINER_ONLY, PROBE, WORKSPACE, probe, tools};
 
-/// Longest call accepted; the registry lets 64 KiB of arguments through.
-const CALL_BYTES_MAX: u64 = 256 * 1024;
+/// Longest call accepted: a page of 2 MiB, of which every byte is escaped. The registry lets 64 KiB of arguments through.
+const CALL_BYTES_MAX: u64 = 13 << 20;
 /// Exit code of a runner that refuses to start.
 const NOT_CONFINED: u8 = 71;
 

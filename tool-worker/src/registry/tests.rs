@@ -151,16 +151,18 @@ fn a_structured_result_is_held_against_its_schema() {
 
 #[test]
 fn the_listing_says_what_a_call_may_do() {
-    let always = Registry::built_in().with_approval(&["web_search".to_owned()]).unwrap();
+    let always = Registry::built_in().asking(&["web_search".to_owned(), "edit".to_owned()]);
     let listed = |name: &str| always.listing().into_iter().find(|tool| tool.name == name).unwrap();
     let (read, web) = (listed("read_file"), listed("web_search"));
     assert_eq!((read.effect, read.approval), (Some(SideEffect::ReadsWorkspace), Some(Approval::AgentType)));
     assert_eq!((read.permissions, read.timeout_ms), (vec!["workspace:read".to_owned()], Some(10_000)));
     assert_eq!((web.effect, web.approval), (Some(SideEffect::ReachesNetwork), Some(Approval::Always)));
     assert_eq!(web.permissions, ["network:public"]);
-    let mistyped = Registry::built_in().with_approval(&["web_serch".to_owned()]).unwrap_err();
-    assert!(
-        mistyped.to_string().starts_with("there is no tool \"web_serch\" (there are: analyze_code, "),
-        "{mistyped}"
+    // Also of a tool that comes later.
+    assert_eq!(always.asked_for_and_missing().collect::<Vec<_>>(), ["edit"]);
+    let always = always.with(plugin(json!({"type": "object"}))).unwrap();
+    assert_eq!(
+        (always.tool("edit").unwrap().approval, always.asked_for_and_missing().next()),
+        (Approval::Always, None)
     );
 }
