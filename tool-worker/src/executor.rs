@@ -21,6 +21,7 @@ use crate::failure::Failure;
 use crate::registry::{Means, Order, Registry, Tool};
 use crate::sandbox;
 use crate::toolbox::Toolbox;
+use crate::visible::visible_owned;
 use crate::workspace::{self, Roots, Workspace};
 
 /// One line of a file takes at most this part of a result, so that a small window is not spent on a long line.
@@ -108,7 +109,7 @@ impl Executor {
         let shown = self.result(call, &mut sandbox).await;
         let (result, full) = match shown {
             Ok(Shown { text, full }) => (Ok(text), full),
-            Err(failure) => (Err(failure), None),
+            Err(Failure { class, detail }) => (Err(Failure { class, detail: visible_owned(detail) }), None),
         };
         Outcome { result, full, duration: started.elapsed(), sandbox }
     }
@@ -122,7 +123,7 @@ impl Executor {
         };
         if let Some(object) = object_named(tool, &checked.arguments) {
             // Nothing of the workspace is touched, and what is read was written here.
-            let text = (self.library)(object.to_owned()).await?;
+            let text = visible_owned((self.library)(object.to_owned()).await?);
             return Ok(Shown { text: tools::object_lines(&text, &checked.arguments, bytes_max)?, full: None });
         }
         let workspace = match tool.has_workspace() {
@@ -139,6 +140,7 @@ impl Executor {
                 answer.map_err(late)??
             }
         };
+        let text = visible_owned(text);
         checked.check_result(&text)?;
         Ok(Shown::of(text, bytes_max))
     }

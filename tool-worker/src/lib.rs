@@ -16,6 +16,7 @@ pub mod sandbox;
 mod scripted;
 mod service;
 pub mod toolbox;
+mod visible;
 pub mod web;
 pub mod workspace;
 
