@@ -100,6 +100,57 @@ pub struct Tool {
     /// Why it cannot be used here; none when it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unavailable: Option<String>,
+    /// JSON schema of its result, where that is JSON; without one it is text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+    /// What a call changes or reaches beyond its own answer; unknown when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<SideEffect>,
+    /// Who must allow a call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+    /// What a call is permitted, for example `workspace:read`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub permissions: Vec<String>,
+    /// Wall time of one call at most, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// What a call of a tool changes or reaches beyond its own answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SideEffect {
+    /// Nothing: the answer follows from the arguments.
+    Computes,
+    /// Reads the workspace: the same call gives the same answer until a file changes.
+    ReadsWorkspace,
+    /// Asks others over the network.
+    ReachesNetwork,
+    /// Changes files of the workspace.
+    ChangesWorkspace,
+    /// Acts on something else, or on nobody knows what. A class that this version does not know counts as this one.
+    #[serde(other)]
+    ActsElsewhere,
+}
+
+impl SideEffect {
+    /// Whether a repeated call does no harm and gives the same answer as long as what it reads is the same.
+    #[must_use]
+    pub const fn is_pure(self) -> bool {
+        matches!(self, Self::Computes | Self::ReadsWorkspace)
+    }
+}
+
+/// Who must allow a call of a tool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Approval {
+    /// Nobody, unless the agent type or the request says so.
+    AgentType,
+    /// A person, each time an agent calls it. A policy that this version does not know counts as this one.
+    #[serde(other)]
+    Always,
 }
 
 /// Question on `vl.v1.rpc.workspace`, answered by a tool worker; the answer is [`Workspace`], or a refusal of code

@@ -604,7 +604,21 @@ fn jobs_tokens_presence_and_questions() {
         description: "Searches the web.".into(),
         parameters: json!({"type": "object"}),
         unavailable: Some("no provider is configured".into()),
+        result: None,
+        effect: None,
+        approval: None,
+        permissions: vec![],
+        timeout_ms: None,
     };
+    let whole = rpc::Tool {
+        result: Some(json!({"type": "object"})),
+        effect: Some(rpc::SideEffect::ReachesNetwork),
+        approval: Some(rpc::Approval::Always),
+        permissions: vec!["network:public".into()],
+        timeout_ms: Some(10_000),
+        ..registered.clone()
+    };
+    check("rpc.tool", &whole);
     check(
         "presence.worker",
         &Worker {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::{Choice, Limits};
+use crate::{fetch, web};
 
 /// Section `tools`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,12 @@ pub struct Config {
     pub runner_arguments: Vec<String>,
     /// What commands may use.
     pub commands: Commands,
+    /// Tools whose calls by agents a person must allow each time, whatever the agent type says.
+    pub approve: Vec<String>,
+    /// What requests to the web may do, `[tools.fetch]`.
+    pub fetch: fetch::Settings,
+    /// Who answers `web_search`, `[tools.search]`. None: nobody.
+    pub search: Option<web::Settings>,
 }
 
 /// Section `tools.commands`: what a command and all its processes together may use, unless a tool says otherwise.
@@ -100,6 +107,9 @@ impl Default for Config {
             runner: None,
             runner_arguments: vec!["tool-runner".to_owned()],
             commands: Commands::default(),
+            approve: Vec::new(),
+            fetch: fetch::Settings::default(),
+            search: None,
         }
     }
 }

@@ -18,8 +18,10 @@ use tool_runner::tools::{self, outline_text};
 
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::registry::{Registry, Tool};
+use crate::registry::{Means, Order, Registry, Tool};
 use crate::sandbox;
+use crate::toolbox::Toolbox;
+use crate::visible::visible_owned;
 use crate::workspace::{self, Roots, Workspace};
 
 /// One line of a file takes at most this part of a result, so that a small window is not spent on a long line.
@@ -60,9 +62,9 @@ pub struct Outcome {
 
 /// Carries out calls, a bounded number at once.
 pub struct Executor {
-    registry: Registry,
+    toolbox: Toolbox,
     roots: Roots,
-    sandbox: Result<sandbox::Sandbox, String>,
+    sandbox: Result<Arc<sandbox::Sandbox>, String>,
     analyst: Analyst,
     library: Library,
     slots: Semaphore,
@@ -73,20 +75,25 @@ impl Executor {
     /// refused with the reason, which [`Executor::sandbox`] also tells.
     pub async fn start(config: &Config, analyst: Analyst, library: Library) -> Result<Self, workspace::Error> {
         let roots = Roots::open(&config.workspaces)?;
-        let sandbox = sandbox::Sandbox::start(config).await;
+        let sandbox = sandbox::Sandbox::start(config).await.map(Arc::new);
         let slots = Semaphore::new(config.slots.clamp(1, 64) as usize);
-        Ok(Self { registry: Registry::built_in(), roots, sandbox, analyst, library, slots })
+        Ok(Self { toolbox: Toolbox::new(Registry::built_in()), roots, sandbox, analyst, library, slots })
     }
 
-    /// The tools.
+    /// The tools, which may come and go.
     #[must_use]
-    pub fn registry(&self) -> &Registry {
-        &self.registry
+    pub fn toolbox(&self) -> &Toolbox {
+        &self.toolbox
     }
 
     /// Whether calls can be confined; if not, why not.
     pub fn sandbox(&self) -> Result<&sandbox::Sandbox, &str> {
-        self.sandbox.as_ref().map_err(String::as_str)
+        self.sandbox.as_deref().map_err(String::as_str)
+    }
+
+    /// The same for handlers of tools, which may need a box as well.
+    pub(crate) fn boxes(&self) -> Result<Arc<sandbox::Sandbox>, String> {
+        self.sandbox.clone()
     }
 
     /// Finds a workspace, as each call does again.
@@ -102,33 +109,65 @@ impl Executor {
         let shown = self.result(call, &mut sandbox).await;
         let (result, full) = match shown {
             Ok(Shown { text, full }) => (Ok(text), full),
-            Err(failure) => (Err(failure), None),
+            Err(Failure { class, detail }) => (Err(Failure { class, detail: visible_owned(detail) }), None),
         };
         Outcome { result, full, duration: started.elapsed(), sandbox }
     }
 
     async fn result(&self, call: &Call, report: &mut Sandbox) -> Result<Shown, Failure> {
-        let (tool, arguments) = self.registry.check(&call.tool, &call.arguments)?;
+        let checked = self.toolbox.now().check(&call.tool, &call.arguments)?;
+        let tool = checked.tool();
         let bytes_max = match call.result_bytes_max {
             0 => tool.result_bytes_max,
             bytes_max => bytes_max.min(tool.result_bytes_max),
         };
-        if let Some(object) = object_named(tool, &arguments) {
+        if let Some(object) = object_named(tool, &checked.arguments) {
             // Nothing of the workspace is touched, and what is read was written here.
-            let text = (self.library)(object.to_owned()).await?;
-            return Ok(Shown { text: tools::object_lines(&text, &arguments, bytes_max)?, full: None });
+            let text = visible_owned((self.library)(object.to_owned()).await?);
+            return Ok(Shown { text: tools::object_lines(&text, &checked.arguments, bytes_max)?, full: None });
         }
-        let workspace = self.roots.find(call.workspace.as_deref())?;
+        let workspace = match tool.has_workspace() {
+            true => Some(self.roots.find(call.workspace.as_deref())?),
+            false => None,
+        };
+        let arguments = checked.arguments.clone();
+        let text = match &tool.means {
+            Means::Runner => self.in_a_box(tool, arguments, workspace, bytes_max, report).await?,
+            Means::Handler(handler) => {
+                let order = Order { arguments, workspace, result_bytes_max: bytes_max };
+                let answer = tokio::time::timeout(tool.timeout, handler.carry_out(order, report)).await;
+                let late = |_| Failure::timeout(format!("{} took longer than {:?}", tool.name, tool.timeout));
+                answer.map_err(late)??
+            }
+        };
+        let text = visible_owned(text);
+        checked.check_result(&text)?;
+        Ok(Shown::of(text, bytes_max))
+    }
+
+    /// A call of a tool that the runner knows.
+    async fn in_a_box(
+        &self,
+        tool: &Tool,
+        arguments: Map<String, Value>,
+        workspace: Option<Workspace>,
+        bytes_max: usize,
+        report: &mut Sandbox,
+    ) -> Result<String, Failure> {
+        let workspace =
+            workspace.ok_or_else(|| Failure::refused(format!("{} has no workspace to run in", tool.name)))?;
         let sandbox = self.sandbox.as_ref().map_err(|reason| Failure::refused(format!("no sandbox: {reason}")))?;
         let path = arguments.get("path").and_then(|path| path.as_str()).unwrap_or_default().to_owned();
-        let boxed = BoxedCall { tool: tool.name.to_owned(), arguments };
+        let boxed = BoxedCall { tool: tool.name.clone(), arguments };
         sandbox.tier().clone_into(&mut report.tier);
         sandbox.enforced().clone_into(&mut report.enforced);
         let BoxedAnswer { outcome, .. } = sandbox.run(workspace.path(), &boxed, tool.timeout).await?;
         let text = Result::from(outcome)?;
-        let text = if tool.name == "analyze_code" { self.outlined(tool, path, text).await? } else { text };
-        let text = if tool.name == "read_file" { cut_lines(&text, bytes_max / LINE_SHARE) } else { text };
-        Ok(Shown::of(text, bytes_max))
+        match tool.name.as_str() {
+            "analyze_code" => self.outlined(tool, path, text).await,
+            "read_file" => Ok(cut_lines(&text, bytes_max / LINE_SHARE)),
+            _ => Ok(text),
+        }
     }
 
     async fn outlined(&self, tool: &Tool, path: String, code: String) -> Result<String, Failure> {

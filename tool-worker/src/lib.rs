@@ -4,13 +4,20 @@
 //! `vl.v1.rpc.tools` with its registry.
 //!
 //! What must always be true: no tool runs outside a box, a box is used for one call, and whatever a call does, its
-//! outcome is known within its time limit.
+//! outcome is known within its time limit. A box has no network: what looks at the web is fetched by the worker, by
+//! [`fetch`] and nothing else, and taken apart in a box.
 
 pub mod config;
 pub mod executor;
+pub mod fetch;
 pub mod registry;
 pub mod sandbox;
+#[cfg(test)]
+mod scripted;
 mod service;
+pub mod toolbox;
+mod visible;
+pub mod web;
 pub mod workspace;
 
 pub use config::Config;

@@ -2,117 +2,254 @@
 //!
 //! Every call passes [`Registry::check`] before anything runs. A model reads the refusals, so they name the argument
 //! and say what was expected. Tools that cannot be used here stay listed with the reason, so that nobody has to guess.
+//!
+//! A registry does not change. Where tools come and go while the worker runs, a [`crate::toolbox::Toolbox`] holds the
+//! present one, and a call that has begun keeps the one it began with.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+mod built_in;
+mod tool;
+mod words;
 
-use jsonschema::Validator;
-use jsonschema::error::ValidationErrorKind;
-use schemas::rpc;
-use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jsonschema::{PatternOptions, Validator};
+use schemas::{rpc, subject};
+use serde_json::{Map, Value};
+
+pub use schemas::rpc::{Approval, SideEffect};
+pub use tool::{Handler, Means, Order, Permission, Tool};
 
 use crate::failure::Failure;
 
-/// One tool.
-#[derive(Debug, Clone)]
-pub struct Tool {
-    /// Its name, a subject token.
-    pub name: &'static str,
-    /// What it does, for the model.
-    pub description: &'static str,
-    /// JSON schema of its arguments.
-    pub parameters: Value,
-    /// What a call changes or reaches.
-    pub effect: SideEffect,
-    /// Wall time of one call.
-    pub timeout: Duration,
-    /// Bytes of result text.
-    pub result_bytes_max: usize,
-    /// Why it cannot be used here; none when it can.
-    pub unavailable: Option<String>,
-}
-
-/// What a call changes or reaches beyond its own answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SideEffect {
-    /// Reads the workspace and nothing else; a repeated call does no harm.
-    ReadsWorkspace,
-    /// Reaches the network.
-    ReachesNetwork,
-}
-
 /// Longest arguments accepted, as JSON text. The longest useful one is a regex.
 const ARGUMENTS_BYTES_MAX: usize = 64 * 1024;
-/// Wall time of a built-in: a large repository is searched in a second or two.
-const BUILT_IN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Result text of a built-in; a model's window is the scarce thing.
-const RESULT_BYTES_MAX: usize = 32 * 1024;
+/// Longest description of a tool: it stands in the prompt of everybody who may call it.
+const DESCRIPTION_BYTES_MAX: usize = 4 * 1024;
+/// Violations that one refusal names: a model mends a few at a time.
+const VIOLATIONS_SHOWN_MAX: usize = 4;
 
-/// All tools, each with its compiled schema.
-#[derive(Debug)]
+/// Why a tool cannot be registered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Its name is no subject token.
+    #[error("tool {0:?}: a name has 1 to 64 lower-case letters, digits, `-` or `_`")]
+    Name(String),
+    /// There is one of that name.
+    #[error("tool {0}: there is one of that name already")]
+    Taken(String),
+    /// One of its fields cannot be what it is.
+    #[error("tool {tool}: `{field}` {reason}")]
+    Field {
+        /// The tool.
+        tool: String,
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
+}
+
+/// All tools, each with its compiled schemas. Cheap to copy.
+#[derive(Debug, Clone, Default)]
 pub struct Registry {
-    tools: BTreeMap<&'static str, (Tool, Validator)>,
+    tools: BTreeMap<String, Arc<Entry>>,
+    /// Tools for which a person must be asked, whatever they say of themselves.
+    asking: BTreeSet<String>,
+}
+
+/// One tool and what its calls are held against.
+#[derive(Debug, Clone)]
+struct Entry {
+    tool: Tool,
+    parameters: Validator,
+    result: Option<Validator>,
+}
+
+/// A call that may be carried out.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    entry: Arc<Entry>,
+    /// Its arguments, as they fit the tool.
+    pub arguments: Map<String, Value>,
 }
 
 impl Registry {
     /// The built-in tools.
     #[must_use]
     pub fn built_in() -> Self {
-        let with_validator = |tool: Tool| {
-            let validator =
-                jsonschema::validator_for(&tool.parameters).expect("built-in schemas are valid, a test compiles them");
-            (tool.name, (tool, validator))
-        };
-        Self { tools: built_ins().into_iter().map(with_validator).collect() }
+        let tools = built_in::tools();
+        tools.into_iter().fold(Self::default(), |registry, tool| {
+            registry.with(tool).expect("built-in tools are well formed and named once, every test builds them")
+        })
+    }
+
+    /// With one tool more.
+    ///
+    /// # Errors
+    /// It is not well formed, or its name is taken.
+    pub fn with(&self, tool: Tool) -> Result<Self, Error> {
+        if self.tools.contains_key(&tool.name) {
+            return Err(Error::Taken(tool.name));
+        }
+        let entry = Entry::new(if self.asking.contains(&tool.name) { asked(tool) } else { tool })?;
+        let mut tools = self.tools.clone();
+        tools.insert(entry.tool.name.clone(), Arc::new(entry));
+        Ok(Self { tools, asking: self.asking.clone() })
+    }
+
+    /// Without the tool of that name, if there is one.
+    #[must_use]
+    pub fn without(&self, name: &str) -> Self {
+        let mut tools = self.tools.clone();
+        tools.remove(name);
+        Self { tools, asking: self.asking.clone() }
+    }
+
+    /// With a person asked before each call of these tools, of those that are there and of those that come later.
+    #[must_use]
+    pub fn asking(&self, names: &[String]) -> Self {
+        let (mut tools, mut asking) = (self.tools.clone(), self.asking.clone());
+        for name in names {
+            asking.insert(name.clone());
+            if let Some(entry) = tools.get_mut(name) {
+                *entry = Arc::new(Entry { tool: asked(entry.tool.clone()), ..Entry::clone(entry) });
+            }
+        }
+        Self { tools, asking }
+    }
+
+    /// Tools for which a person must be asked and that are not there.
+    pub fn asked_for_and_missing(&self) -> impl Iterator<Item = &str> {
+        self.asking.iter().map(String::as_str).filter(|name| !self.tools.contains_key(*name))
     }
 
     /// Every tool in alphabetical order.
     pub fn tools(&self) -> impl Iterator<Item = &Tool> {
-        self.tools.values().map(|(tool, _)| tool)
+        self.tools.values().map(|entry| &entry.tool)
+    }
+
+    /// One tool.
+    #[must_use]
+    pub fn tool(&self, name: &str) -> Option<&Tool> {
+        self.tools.get(name).map(|entry| &entry.tool)
     }
 
     /// The registry as it is told to others.
     #[must_use]
     pub fn listing(&self) -> Vec<rpc::Tool> {
-        let listed = |tool: &Tool| rpc::Tool {
-            name: tool.name.to_owned(),
-            description: tool.description.to_owned(),
-            parameters: tool.parameters.clone(),
-            unavailable: tool.unavailable.clone(),
-        };
-        self.tools().map(listed).collect()
+        self.tools().map(Tool::listed).collect()
     }
 
-    /// Finds the tool and reads its arguments, given as JSON text. An argument that is `null` counts as left out:
-    /// models write that for "no opinion".
-    pub fn check(&self, name: &str, arguments: &str) -> Result<(&Tool, Map<String, Value>), Failure> {
-        let (tool, validator) = self.tools.get(name).ok_or_else(|| self.no_such_tool(name))?;
-        if let Some(reason) = &tool.unavailable {
+    /// Finds the tool and reads its arguments, given as JSON text. An argument that is `null` counts as left out where
+    /// `null` does not fit: models write that for "no opinion".
+    ///
+    /// # Errors
+    /// There is no such tool, it cannot be used, or it does not take these arguments; in words for the model.
+    pub fn check(&self, name: &str, arguments: &str) -> Result<Checked, Failure> {
+        let entry = self.tools.get(name).ok_or_else(|| self.no_such_tool(name))?;
+        if let Some(reason) = &entry.tool.unavailable {
             return Err(Failure::refused(format!("{name} is not available: {reason}")));
         }
-        let arguments = read_arguments(tool, arguments)?;
-        let instance = Value::Object(arguments);
-        let wrong: Vec<String> = validator.iter_errors(&instance).map(|error| in_words(tool, &error)).take(4).collect();
-        if !wrong.is_empty() {
-            return Err(Failure::bad_request(format!("{}; usage: {}", wrong.join("; "), usage(tool))));
+        let mut arguments = read_arguments(&entry.tool, arguments)?;
+        if !entry.parameters.is_valid(&arguments)
+            && let Some(given) = arguments.as_object_mut()
+        {
+            given.retain(|_, value| !value.is_null());
         }
-        match instance {
-            Value::Object(arguments) => Ok((tool, arguments)),
-            _ => unreachable!("built as an object above"),
+        let violations = entry.parameters.iter_errors(&arguments);
+        let wrong: Vec<String> = violations
+            .map(|violation| words::argument(&entry.tool.parameters, &violation))
+            .take(VIOLATIONS_SHOWN_MAX)
+            .collect();
+        if !wrong.is_empty() {
+            return Err(Failure::bad_request(format!("{}; usage: {}", wrong.join("; "), words::usage(&entry.tool))));
+        }
+        match arguments {
+            Value::Object(arguments) => Ok(Checked { entry: entry.clone(), arguments }),
+            _ => unreachable!("an object was read"),
         }
     }
 
     fn no_such_tool(&self, name: &str) -> Failure {
         let shown: String = name.chars().take(64).collect();
         let mut names: Vec<&str> =
-            self.tools().filter(|tool| tool.unavailable.is_none()).map(|tool| tool.name).collect();
+            self.tools().filter(|tool| tool.unavailable.is_none()).map(|tool| tool.name.as_str()).collect();
         // The nearest comes first: a model that takes the first of the list takes the right one.
         names.sort_by(|a, b| strsim::jaro_winkler(&shown, b).total_cmp(&strsim::jaro_winkler(&shown, a)));
         Failure::unknown(format!("no such tool: {shown} (available: {})", names.join(", ")))
     }
 }
 
-fn read_arguments(tool: &Tool, text: &str) -> Result<Map<String, Value>, Failure> {
+impl Checked {
+    /// The tool as it was when the call was checked.
+    #[must_use]
+    pub fn tool(&self) -> &Tool {
+        &self.entry.tool
+    }
+
+    /// Holds a result against what the tool says of its results. Text without a schema is free.
+    ///
+    /// # Errors
+    /// It is no JSON, or does not fit; in words for the model, who can do nothing about it but not rely on the tool.
+    pub fn check_result(&self, text: &str) -> Result<(), Failure> {
+        let Some(validator) = &self.entry.result else { return Ok(()) };
+        let name = &self.entry.tool.name;
+        let broken = |why: String| {
+            // It has run: trying again is not for us to decide.
+            Failure::bad_request(format!("{name} answered something else than it promises: {why}"))
+        };
+        let value: Value = serde_json::from_str(text).map_err(|error| broken(format!("no JSON ({error})")))?;
+        let schema = self.entry.tool.result.as_ref().unwrap_or(&Value::Null);
+        let violation = validator.iter_errors(&value).next().map(|violation| words::result(schema, &violation));
+        violation.map_or(Ok(()), |why| Err(broken(why)))
+    }
+}
+
+impl Entry {
+    fn new(tool: Tool) -> Result<Self, Error> {
+        if tool.name.is_empty() || subject::token(&tool.name) != tool.name {
+            return Err(Error::Name(tool.name));
+        }
+        let wrong = |field, reason: &str| Error::Field { tool: tool.name.clone(), field, reason: reason.to_owned() };
+        if tool.description.trim().is_empty() {
+            return Err(wrong("description", "is empty: say what the tool does, for the model"));
+        }
+        if tool.description.len() > DESCRIPTION_BYTES_MAX {
+            return Err(wrong("description", &format!("has more than {DESCRIPTION_BYTES_MAX} bytes")));
+        }
+        if tool.timeout.is_zero() {
+            return Err(wrong("timeout", "is zero: no call would ever end in time"));
+        }
+        if tool.result_bytes_max == 0 {
+            return Err(wrong("result_bytes_max", "is zero: no result could be shown"));
+        }
+        if tool.parameters["type"] != "object" {
+            return Err(wrong("parameters", "is no schema of an object: expected \"type\": \"object\" at its top"));
+        }
+        let compiled = |field, schema: &Value| compile(schema).map_err(|reason| wrong(field, &reason));
+        let parameters = compiled("parameters", &tool.parameters)?;
+        let result = tool.result.as_ref().map(|schema| compiled("result", schema)).transpose()?;
+        Ok(Self { tool, parameters, result })
+    }
+}
+
+/// The tool with a person asked before each of its calls.
+fn asked(tool: Tool) -> Tool {
+    Tool { approval: Approval::Always, ..tool }
+}
+
+/// A schema from anywhere: it reaches for nothing outside itself, and its patterns take linear time.
+fn compile(schema: &Value) -> Result<Validator, String> {
+    let options = jsonschema::options().with_pattern_options(PatternOptions::regex());
+    options.build(schema).map_err(|error| {
+        let at = error.instance_path().to_string();
+        let at = if at.is_empty() { "its top".to_owned() } else { at };
+        format!("is no JSON schema at {at}: {}", words::shortened(&error.to_string()))
+    })
+}
+
+fn read_arguments(tool: &Tool, text: &str) -> Result<Value, Failure> {
     if text.len() > ARGUMENTS_BYTES_MAX {
         return Err(Failure::bad_request(format!(
             "arguments are {} bytes, the limit is {ARGUMENTS_BYTES_MAX}",
@@ -120,179 +257,13 @@ fn read_arguments(tool: &Tool, text: &str) -> Result<Map<String, Value>, Failure
         )));
     }
     let text = if text.trim().is_empty() { "{}" } else { text };
+    let usage = || words::usage(tool);
     match serde_json::from_str(text) {
-        Ok(Value::Object(arguments)) => Ok(arguments.into_iter().filter(|(_, value)| !value.is_null()).collect()),
-        Ok(_) => Err(Failure::bad_request(format!("arguments must be a JSON object; usage: {}", usage(tool)))),
-        Err(error) => Err(Failure::bad_request(format!("arguments are not JSON ({error}); usage: {}", usage(tool)))),
+        Ok(arguments @ Value::Object(_)) => Ok(arguments),
+        Ok(_) => Err(Failure::bad_request(format!("arguments must be a JSON object; usage: {}", usage()))),
+        Err(error) => Err(Failure::bad_request(format!("arguments are not JSON ({error}); usage: {}", usage()))),
     }
-}
-
-/// One violation, naming the argument and what was expected.
-fn in_words(tool: &Tool, error: &jsonschema::ValidationError<'_>) -> String {
-    let path = error.instance_path().to_string();
-    let argument = path.trim_start_matches('/').replace('/', ".");
-    match error.kind() {
-        ValidationErrorKind::Required { property } => {
-            let name = property.as_str().unwrap_or_default();
-            format!("argument `{name}` is missing, expected {}", expected(tool, name))
-        }
-        ValidationErrorKind::AdditionalProperties { unexpected } => {
-            let names: Vec<String> =
-                unexpected.iter().map(|name| format!("`{}`", name.chars().take(64).collect::<String>())).collect();
-            format!("unknown argument {}", names.join(", "))
-        }
-        _ => {
-            let found: String = error.instance().to_string().chars().take(64).collect();
-            format!("argument `{argument}` is {found}, expected {}", expected(tool, &argument))
-        }
-    }
-}
-
-/// What the schema says of one argument: `an integer of at least 1 (first line to read)`.
-fn expected(tool: &Tool, argument: &str) -> String {
-    let schema = &tool.parameters["properties"][argument];
-    let kind = match schema["type"].as_str() {
-        Some("integer") => "an integer",
-        Some("boolean") => "true or false",
-        Some("string") => "a string that is not empty",
-        _ => "another value",
-    };
-    let least = schema["minimum"].as_u64().map(|least| format!(" of at least {least}")).unwrap_or_default();
-    let most = schema["maximum"].as_u64().map(|most| format!(" and at most {most}")).unwrap_or_default();
-    let description = schema["description"].as_str().unwrap_or_default();
-    format!("{kind}{least}{most} ({description})")
-}
-
-/// `read_file(path, start?, end?)`.
-fn usage(tool: &Tool) -> String {
-    let required: Vec<&str> =
-        tool.parameters["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let names = tool.parameters["properties"].as_object().into_iter().flat_map(Map::keys);
-    let shown: Vec<String> =
-        names.map(|name| if required.contains(&name.as_str()) { name.clone() } else { format!("{name}?") }).collect();
-    format!("{}({})", tool.name, shown.join(", "))
-}
-
-fn built_ins() -> Vec<Tool> {
-    let path = |what: &str| json!({"type": "string", "minLength": 1, "description": what});
-    let query = |what: &str| json!({"type": "string", "minLength": 1, "maxLength": 1000, "description": what});
-    let reads = |name, description, properties: Value, required: Value| Tool {
-        name,
-        description,
-        parameters: json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false}),
-        effect: SideEffect::ReadsWorkspace,
-        timeout: BUILT_IN_TIMEOUT,
-        result_bytes_max: RESULT_BYTES_MAX,
-        unavailable: None,
-    };
-    let semantic = reads(
-        "semantic_search",
-        "Find code by meaning.",
-        json!({"query": query("what the code is about")}),
-        json!(["query"]),
-    );
-    let web = reads("web_search", "Search the web.", json!({"query": query("what to look for")}), json!(["query"]));
-    vec![
-        reads(
-            "search_code",
-            "Search the workspace for text; lines that define it come first.",
-            json!({
-                "query": query("text to find, or a pattern when regex is true"),
-                "path": path("file or directory to search, relative to the workspace"),
-                "regex": {"type": "boolean", "description": "whether query is a regular expression"},
-                "max": {"type": "integer", "minimum": 1, "maximum": 50, "description": "lines to show, 8 unless given"},
-            }),
-            json!(["query"]),
-        ),
-        reads(
-            "read_file",
-            "Read a file, or some of its lines.",
-            json!({
-                "path": path("file to read, relative to the workspace"),
-                "start": {"type": "integer", "minimum": 1, "description": "first line"},
-                "end": {"type": "integer", "minimum": 1, "description": "last line, included"},
-            }),
-            json!(["path"]),
-        ),
-        reads(
-            "analyze_code",
-            "List what a source file imports and defines.",
-            json!({"path": path("source file, relative to the workspace")}),
-            json!(["path"]),
-        ),
-        Tool { unavailable: Some("this server has no vector index; use search_code".to_owned()), ..semantic },
-        Tool {
-            unavailable: Some("no search provider is configured on this server".to_owned()),
-            effect: SideEffect::ReachesNetwork,
-            ..web
-        },
-    ]
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use schemas::fact::FailureClass;
-
-    fn refusal(name: &str, arguments: &str) -> Failure {
-        Registry::built_in().check(name, arguments).map(|_| ()).unwrap_err()
-    }
-
-    #[test]
-    fn good_arguments_pass_and_nulls_count_as_left_out() {
-        let registry = Registry::built_in();
-        let (tool, arguments) = registry.check("read_file", r#"{"path": "a.rs", "start": 3, "end": null}"#).unwrap();
-        assert_eq!(tool.name, "read_file");
-        assert_eq!(Value::Object(arguments), json!({"path": "a.rs", "start": 3}));
-    }
-
-    #[test]
-    fn a_wrong_argument_is_named_with_what_was_expected() {
-        let usage = "usage: read_file(path, start?, end?)";
-        for (arguments, detail) in [
-            (
-                "{}",
-                "argument `path` is missing, expected a string that is not empty (file to read, relative to the workspace)",
-            ),
-            (
-                r#"{"path": "a", "start": "3"}"#,
-                "argument `start` is \"3\", expected an integer of at least 1 (first line)",
-            ),
-            (r#"{"path": "a", "start": 0}"#, "argument `start` is 0, expected an integer of at least 1 (first line)"),
-            (r#"{"path": "a", "line": 1}"#, "unknown argument `line`"),
-            ("[1]", "arguments must be a JSON object"),
-        ] {
-            let failure = refusal("read_file", arguments);
-            assert_eq!(failure.class, FailureClass::BadRequest);
-            assert_eq!(failure.detail, format!("{detail}; {usage}"), "{arguments}");
-        }
-        assert!(refusal("read_file", "{\"path\"").detail.starts_with("arguments are not JSON ("));
-        assert!(
-            refusal("read_file", &format!("{{\"path\": \"{}\"}}", "a".repeat(70_000)))
-                .detail
-                .contains("the limit is 65536")
-        );
-    }
-
-    #[test]
-    fn an_unknown_tool_lists_the_nearest_first() {
-        let failure = refusal("read_files", "{}");
-        assert_eq!(failure.class, FailureClass::Unknown);
-        assert_eq!(failure.detail, "no such tool: read_files (available: read_file, search_code, analyze_code)");
-    }
-
-    #[test]
-    fn an_unavailable_tool_says_why_and_stays_listed() {
-        let failure = refusal("semantic_search", r#"{"query": "x"}"#);
-        assert_eq!(failure.class, FailureClass::Refused);
-        assert_eq!(
-            failure.detail,
-            "semantic_search is not available: this server has no vector index; use search_code"
-        );
-        let listing = Registry::built_in().listing();
-        let unavailable: Vec<&str> =
-            listing.iter().filter(|tool| tool.unavailable.is_some()).map(|tool| tool.name.as_str()).collect();
-        assert_eq!(unavailable, ["semantic_search", "web_search"]);
-        assert_eq!(listing.len(), 5);
-    }
-}
+mod tests;

@@ -172,6 +172,19 @@ impl Sandbox {
         cold.carry_out(call, timeout).await.map_err(|trouble| shared.failure(trouble))
     }
 
+    /// The same for a workspace that will not be seen again: nothing is prepared for another call there.
+    pub(crate) async fn run_once(
+        &self,
+        workspace: &Path,
+        call: &BoxedCall,
+        timeout: Duration,
+    ) -> Result<BoxedAnswer, Failure> {
+        let shared = &self.shared;
+        shared.metrics.cold.inc();
+        let cold = shared.tier.prepare(&MadeFor::Tool(workspace.to_owned())).await?;
+        cold.carry_out(call, timeout).await.map_err(|trouble| shared.failure(trouble))
+    }
+
     /// Runs a command to its end in a box of its own: `given` is what it reads, and of what it writes `bytes_max` are kept.
     /// Dropping the future ends the box. A command is started once: if its box is lost, that is the result.
     pub async fn command(

@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::executor::{Analyst, Call, Executor, Library, Outcome};
 use crate::failure::Failure;
+use crate::toolbox::Toolbox;
+use crate::web::Web;
 use crate::workspace::{self, Workspace};
 
 /// Why the worker does not serve.
@@ -33,6 +35,9 @@ pub enum Error {
     /// A figure is registered twice.
     #[error("register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// A setting is wrong; the text names it.
+    #[error("{0}")]
+    Settings(String),
 }
 
 /// How often the presence is renewed: twice may be missed.
@@ -49,6 +54,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let (bus, tasks) = (runtime.bus, runtime.tasks);
     let executor = Executor::start(&config, analyst(bus.clone()), library(bus.clone())).await?;
+    equip(&executor, &config).map_err(Error::Settings)?;
     let slots = config.slots.clamp(1, 64);
     let shell = Arc::new(Shell {
         id: format!("tool-{}", clock::process_token()),
@@ -64,13 +70,12 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         }
         Err(reason) => tracing::error!(worker = shell.id, reason, "no sandbox: every tool call is refused"),
     }
-    let listing = shell.executor.registry().listing();
     // Signs of life and cancels matter as long as work is in hand, which is neither the soft nor the hard token.
     let alive = Tasks::new();
     let holder = shell.clone();
     bus.serve_liveness(&alive, &shell.id, move || holder.holds()).await?;
-    let listed = listing.clone();
-    bus.serve(&tasks, subject::RPC_TOOLS, move |(): ()| std::future::ready(listed.clone())).await?;
+    let toolbox = shell.executor.toolbox().clone();
+    bus.serve(&tasks, subject::RPC_TOOLS, move |(): ()| std::future::ready(toolbox.now().listing())).await?;
     let finder = shell.clone();
     let find = move |question: FindWorkspace| std::future::ready(found(finder.executor.workspace(&question.name)));
     bus.serve(&tasks, subject::RPC_WORKSPACE, find).await?;
@@ -87,11 +92,11 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         slots,
         models: Vec::new(),
-        tools: listing,
+        tools: Vec::new(),
         inference: None,
         sandbox: Some(confinement(&shell.executor)),
     };
-    announce(&bus, &tasks, worker).await?;
+    announce(&bus, &tasks, worker, shell.executor.toolbox()).await?;
     let queue = bus.tool_jobs().await?;
     let free = Arc::new(Semaphore::new(slots as usize));
     let (intake, working) = (take_jobs(shell.clone(), tasks.clone(), queue, free.clone()), alive.hard());
@@ -104,6 +109,20 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
             sandbox.close().await;
         }
     });
+    Ok(())
+}
+
+/// Adds the tools that depend on the configuration.
+fn equip(executor: &Executor, config: &Config) -> Result<(), String> {
+    let web = Web::new(config, executor.boxes())?.tools();
+    executor.toolbox().change(|registry| {
+        let registry =
+            web.into_iter().try_fold(registry.clone(), |registry, tool| registry.without(&tool.name).with(tool));
+        registry.map_err(|error| error.to_string()).map(|registry| registry.asking(&config.approve))
+    })?;
+    for name in executor.toolbox().now().asked_for_and_missing() {
+        tracing::warn!(name, "tools.approve names a tool that is not there, or not yet");
+    }
     Ok(())
 }
 
@@ -265,19 +284,22 @@ fn confinement(executor: &Executor) -> Confinement {
     }
 }
 
-/// Writes the presence again and again, and withdraws it when no more work is taken.
-async fn announce(bus: &Bus, tasks: &Tasks, worker: Worker) -> Result<(), Error> {
+/// Writes the presence again and again, and whenever tools come or go; withdraws it when no more work is taken.
+async fn announce(bus: &Bus, tasks: &Tasks, worker: Worker, toolbox: &Toolbox) -> Result<(), Error> {
     let bucket = bus.bucket(stream::BUCKET_WORKERS).await?;
-    let soft = tasks.soft();
+    let (soft, mut changes) = (tasks.soft(), toolbox.changes());
     tasks.spawn(async move {
         loop {
-            let entry = schemas::wire::encode(&worker);
+            let tools = changes.borrow_and_update().listing();
+            let entry = schemas::wire::encode(&Worker { tools, ..worker.clone() });
             if let Err(error) = bucket.put(&worker.id, entry.into()).await {
                 tracing::warn!(%error, "the presence was not renewed");
             }
             tokio::select! {
                 () = soft.cancelled() => break,
                 () = tokio::time::sleep(RENEW_EVERY) => {}
+                // The toolbox lives as long as the shell, which ends after this task.
+                Ok(()) = changes.changed() => {}
             }
         }
         if let Err(error) = bucket.delete(&worker.id).await {

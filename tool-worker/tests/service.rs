@@ -114,7 +114,7 @@ async fn a_job_becomes_one_fact_and_leaves_the_queue() {
     let (bus, tasks) = start(&server, workspace.path()).await;
 
     let tools: Vec<schemas::rpc::Tool> = bus.ask(subject::RPC_TOOLS, &(), Duration::from_secs(5)).await.unwrap();
-    assert_eq!(tools.len(), 5);
+    assert_eq!(tools.len(), 6);
 
     match answer(&bus, &job("search_code", r#"{"query":"open_store"}"#)).await {
         FactBody::ToolCompleted(fact) => {

@@ -28,6 +28,11 @@ fn tools() -> Vec<Tool> {
         description: String::new(),
         parameters: json!({}),
         unavailable: unavailable.map(str::to_owned),
+        result: None,
+        effect: None,
+        approval: None,
+        permissions: vec![],
+        timeout_ms: None,
     };
     vec![tool("read_file", None), tool("web_search", Some("no key")), tool("delete_all", None)]
 }

@@ -12,8 +12,8 @@ use crate::failure::Failure;
 use crate::message::{self, BoxedAnswer, BoxedCall, Order};
 use crate::{COMMANDS, CONTAINER_ONLY, PROBE, SPAWNER, WORKSPACE, probe, spawner, tools};
 
-/// Longest call accepted; the registry lets 64 KiB of arguments through.
-const CALL_BYTES_MAX: u64 = 256 * 1024;
+/// Longest call accepted: a page of 2 MiB, of which every byte is escaped. The registry lets 64 KiB of arguments through.
+const CALL_BYTES_MAX: u64 = 13 << 20;
 /// Exit code of a runner that refuses to start.
 pub const NOT_CONFINED: u8 = 71;
 /// What a shell says of a program that is not there, and of one that cannot be run.

@@ -1,6 +1,7 @@
 //! The built-in tools: plain functions from a confined workspace and arguments to text. They run inside the box.
 
 mod outline;
+mod page;
 mod read;
 mod search;
 
@@ -25,6 +26,8 @@ pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>) -> Re
         "read_file" => read::read(&workspace, &typed(arguments)?),
         // Two steps: the box reads, the analysis worker parses.
         "analyze_code" => source(&workspace, &typed::<Source>(arguments)?.path),
+        // Two steps: the worker fetches, the box takes apart what came.
+        "take_apart" => page::text(&typed(arguments)?),
         other => Err(Failure::unknown(format!("no such built-in: {other}"))),
     }
 }

@@ -1,6 +1,7 @@
 //! Real boxes: calls, limits and escapes.
 
 use super::*;
+use crate::registry::Handler;
 use schemas::fact::FailureClass;
 use std::path::Path;
 
@@ -226,4 +227,50 @@ async fn an_object_is_read_like_a_file_and_a_missing_one_is_said_to_be() {
     assert_eq!((outcome.result.unwrap().as_str(), outcome.full), ("2: second\n3: third", None));
     let missing = executor.execute(&call("read_file", path("b"))).await.result.unwrap_err();
     assert_eq!((missing.class, missing.detail.as_str()), (FailureClass::BadRequest, "object b is missing"));
+}
+
+/// Answers with what it was told.
+struct Echo;
+
+impl Handler for Echo {
+    fn carry_out<'a>(&'a self, order: Order, report: &'a mut Sandbox) -> BoxFuture<'a, Result<String, Failure>> {
+        "none-needed".clone_into(&mut report.tier);
+        Box::pin(async move {
+            match order.arguments.get("wait") {
+                Some(_) => std::future::pending().await,
+                None => Ok(format!("{:?} of {}", order.workspace.map(|w| w.path().to_owned()), order.result_bytes_max)),
+            }
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_tool_that_was_added_is_carried_out_by_its_handler_within_its_time_and_rights() {
+    let base = workspace();
+    let config = Config { workspaces: vec![base.path().to_owned()], bubblewrap: "/none".into(), ..Config::default() };
+    let config = Config { sandbox: sandbox::Choice::Bubblewrap, ..config };
+    let analyst: Analyst = Arc::new(|_, _| Box::pin(async { Err(Failure::internal("not asked")) }));
+    let executor = Executor::start(&config, analyst, library()).await.unwrap();
+    let like = executor.toolbox().now().tool("read_file").cloned().unwrap();
+    let echo = Tool {
+        name: "echo".to_owned(),
+        parameters: json!({"type": "object"}),
+        timeout: Duration::from_millis(50),
+        result_bytes_max: 999,
+        means: Means::Handler(Arc::new(Echo)),
+        ..like
+    };
+    let blind = Tool { name: "blind".to_owned(), permissions: [].into(), ..echo.clone() };
+    executor.toolbox().add(echo).unwrap();
+    executor.toolbox().add(blind).unwrap();
+    let outcome = executor.execute(&call("echo", json!({}))).await;
+    let path = base.path().canonicalize().unwrap();
+    assert_eq!(outcome.result.unwrap(), format!("Some({path:?}) of 999"));
+    assert_eq!(outcome.sandbox.tier, "none-needed");
+    let without = executor.execute(&Call { workspace: Some("/etc".to_owned()), ..call("blind", json!({})) }).await;
+    assert_eq!(without.result.unwrap(), "None of 999", "it is told of no workspace, so none is looked for");
+    let outside = executor.execute(&Call { workspace: Some("/etc".to_owned()), ..call("echo", json!({})) }).await;
+    assert_eq!(outside.result.unwrap_err().class, FailureClass::Refused);
+    let late = executor.execute(&call("echo", json!({"wait": true}))).await.result.unwrap_err();
+    assert_eq!((late.class, late.detail.as_str()), (FailureClass::Timeout, "echo took longer than 50ms"));
 }
