@@ -13,6 +13,8 @@ use crate::{fetch, web};
 pub struct Config {
     /// Directories under which workspaces may lie. None: every tool that needs one is refused.
     pub workspaces: Vec<PathBuf>,
+    /// Those of them, or directories below, in which tools may write that ask for it. None: all are read-only.
+    pub writable: Vec<PathBuf>,
     /// Calls carried out at once, 1 to 64. A call costs a process and little else.
     pub slots: u32,
     /// The kind of sandbox: `auto`, `docker` or `bubblewrap`.
@@ -43,6 +45,8 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Commands {
+    /// Whether `run_command` is there for agent types that name it.
+    pub allowed: bool,
     /// Memory in MiB, files in memory included; 16 to 65,536.
     pub memory_mib: u32,
     /// Processes and threads at once, 1 to 4,096.
@@ -66,6 +70,7 @@ pub struct Commands {
 impl Default for Commands {
     fn default() -> Self {
         Self {
+            allowed: true,
             memory_mib: 512,
             processes: 128,
             processor_milli: 1_000,
@@ -92,12 +97,25 @@ impl Commands {
             file_bytes: bytes(self.file_mib),
         }
     }
+
+    /// Wall time of one command, in seconds.
+    #[must_use]
+    pub fn timeout_s(&self) -> u32 {
+        self.timeout_s.clamp(1, 3_600)
+    }
+
+    /// Output that is kept.
+    #[must_use]
+    pub fn output_bytes(&self) -> usize {
+        (self.output_kib.clamp(1, 16_384) as usize) << 10
+    }
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             workspaces: Vec::new(),
+            writable: Vec::new(),
             slots: 4,
             sandbox: Choice::Auto,
             warm_boxes: 2,

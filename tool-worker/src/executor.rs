@@ -74,7 +74,7 @@ impl Executor {
     /// Opens the workspaces and tests the sandbox. A sandbox that fails does not stop the start: its tools are
     /// refused with the reason, which [`Executor::sandbox`] also tells.
     pub async fn start(config: &Config, analyst: Analyst, library: Library) -> Result<Self, workspace::Error> {
-        let roots = Roots::open(&config.workspaces)?;
+        let roots = Roots::open(&config.workspaces, &config.writable)?;
         let sandbox = sandbox::Sandbox::start(config).await.map(Arc::new);
         let slots = Semaphore::new(config.slots.clamp(1, 64) as usize);
         Ok(Self { toolbox: Toolbox::new(Registry::built_in()), roots, sandbox, analyst, library, slots })
@@ -94,6 +94,11 @@ impl Executor {
     /// The same for handlers of tools, which may need a box as well.
     pub(crate) fn boxes(&self) -> Result<Arc<sandbox::Sandbox>, String> {
         self.sandbox.clone()
+    }
+
+    /// Where workspaces may lie.
+    pub(crate) fn roots(&self) -> &Roots {
+        &self.roots
     }
 
     /// Finds a workspace, as each call does again.

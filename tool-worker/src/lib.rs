@@ -7,6 +7,7 @@
 //! outcome is known within its time limit. A box has no network: what looks at the web is fetched by the worker, by
 //! [`fetch`] and nothing else, and taken apart in a box.
 
+mod commands;
 pub mod config;
 pub mod executor;
 pub mod fetch;

@@ -16,6 +16,7 @@ use schemas::{ToolJob, stream, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::commands;
 use crate::config::Config;
 use crate::executor::{Analyst, Call, Executor, Library, Outcome};
 use crate::failure::Failure;
@@ -54,7 +55,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let (bus, tasks) = (runtime.bus, runtime.tasks);
     let executor = Executor::start(&config, analyst(bus.clone()), library(bus.clone())).await?;
-    equip(&executor, &config).map_err(Error::Settings)?;
+    Box::pin(equip(&executor, &config)).await.map_err(Error::Settings)?;
     let slots = config.slots.clamp(1, 64);
     let shell = Arc::new(Shell {
         id: format!("tool-{}", clock::process_token()),
@@ -113,11 +114,13 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
 }
 
 /// Adds the tools that depend on the configuration.
-fn equip(executor: &Executor, config: &Config) -> Result<(), String> {
+async fn equip(executor: &Executor, config: &Config) -> Result<(), String> {
     let web = Web::new(config, executor.boxes())?.tools();
+    let run_command = commands::tool(config, &executor.boxes(), executor.roots()).await;
+    let more = web.into_iter().chain([run_command]);
     executor.toolbox().change(|registry| {
         let registry =
-            web.into_iter().try_fold(registry.clone(), |registry, tool| registry.without(&tool.name).with(tool));
+            more.into_iter().try_fold(registry.clone(), |registry, tool| registry.without(&tool.name).with(tool));
         registry.map_err(|error| error.to_string()).map(|registry| registry.asking(&config.approve))
     })?;
     for name in executor.toolbox().now().asked_for_and_missing() {
