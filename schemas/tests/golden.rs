@@ -634,11 +634,23 @@ fn jobs_tokens_presence_and_questions() {
     );
     check(
         "presence.sandbox",
-        &Confinement { tier: "docker".into(), enforced: vec!["container".into(), "seccomp".into()], refused: None },
+        &Confinement {
+            tier: "docker".into(),
+            enforced: vec!["container".into(), "seccomp".into()],
+            refused: None,
+            commands: vec!["container".into(), "memory-limit".into()],
+            commands_refused: None,
+        },
     );
     check(
         "presence.no_sandbox",
-        &Confinement { tier: "none".into(), enforced: vec![], refused: Some("no engine".into()) },
+        &Confinement {
+            tier: "none".into(),
+            enforced: vec![],
+            refused: Some("no engine".into()),
+            commands: vec![],
+            commands_refused: Some("no engine".into()),
+        },
     );
     models_at_run_time();
     check("rpc.embed", &rpc::Embed { model: None, input: vec!["text".into()] });

@@ -50,6 +50,9 @@ const TIDY_EVERY: Duration = Duration::from_secs(30);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// Boxes prepared ahead at once, so that calls in hand keep the machine.
 const PREPARED_AT_ONCE: usize = 1;
+/// How long a call that has taken a box has the machine for itself before another box is prepared: most are over by then,
+/// and the next one comes when a model has read the result.
+const PREPARE_AFTER: Duration = Duration::from_millis(20);
 
 /// A tier that has passed its self-test, and the boxes that wait in it.
 pub struct Sandbox {
@@ -326,6 +329,7 @@ impl Shared {
 /// Prepares one box for later. What fails here fails again, and says so, when a call needs the box.
 async fn prepare(shared: Weak<Shared>, tasks: Tasks, made_for: MadeFor, directory: Directory) {
     let prepared = async {
+        tokio::time::sleep(PREPARE_AFTER).await;
         let shared = shared.upgrade()?;
         let _turn = shared.preparing.acquire().await.expect("the semaphore is never closed");
         Some(shared.tier.prepare(&made_for).await)

@@ -68,6 +68,9 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
             sandbox.register(&runtime.metrics)?;
             let (tier, enforced) = (sandbox.tier(), sandbox.enforced().join(" "));
             tracing::info!(worker = shell.id, slots, tier, enforced, "carrying out tool calls, confined");
+            if let Err(reason) = sandbox.for_commands() {
+                tracing::warn!(worker = shell.id, reason, "run_command and plugins that are programs are refused");
+            }
         }
         Err(reason) => tracing::error!(worker = shell.id, reason, "no sandbox: every tool call is refused"),
     }
@@ -281,9 +284,25 @@ impl Shell {
 fn confinement(executor: &Executor) -> Confinement {
     match executor.sandbox() {
         Ok(sandbox) => {
-            Confinement { tier: sandbox.tier().to_owned(), enforced: sandbox.enforced().to_vec(), refused: None }
+            let (commands, commands_refused) = match sandbox.for_commands() {
+                Ok(enforced) => (enforced.to_vec(), None),
+                Err(reason) => (Vec::new(), Some(reason.to_owned())),
+            };
+            Confinement {
+                tier: sandbox.tier().to_owned(),
+                enforced: sandbox.enforced().to_vec(),
+                refused: None,
+                commands,
+                commands_refused,
+            }
         }
-        Err(reason) => Confinement { tier: "none".to_owned(), enforced: Vec::new(), refused: Some(reason.to_owned()) },
+        Err(reason) => Confinement {
+            tier: "none".to_owned(),
+            enforced: Vec::new(),
+            refused: Some(reason.to_owned()),
+            commands: Vec::new(),
+            commands_refused: Some(reason.to_owned()),
+        },
     }
 }
 
