@@ -3,6 +3,7 @@
 mod agent_types;
 mod agents;
 mod audit;
+mod commands;
 mod context;
 mod crowd;
 mod dead_letters;
