@@ -1,6 +1,7 @@
 //! The built-in tools: plain functions from a confined workspace and arguments to text. They run inside the box.
 
 mod budget;
+mod kind;
 mod outline;
 mod page;
 mod read;
@@ -37,7 +38,7 @@ pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>, crew:
 /// Lines of an object, as `read_file` shows those of a file, and how to read on where that is too much.
 pub fn object_lines(text: &str, arguments: &Map<String, Value>, bytes_max: usize) -> Result<String, Failure> {
     let arguments: read::Arguments = typed(arguments)?;
-    let shown = read::lines(text.as_bytes(), &arguments)?;
+    let shown = read::lines(text.as_bytes(), text.len() as u64, &arguments)?;
     if shown.len() <= bytes_max {
         return Ok(shown);
     }
@@ -78,7 +79,7 @@ fn typed<'a, T: Deserialize<'a>>(arguments: &'a Map<String, Value>) -> Result<T,
 
 /// A name as it is shown. What could break a line or turn its direction is written as in JSON, so that a name is never taken
 /// for more than a name, and can be copied into the next call.
-fn shown_name(name: &str) -> String {
+pub(crate) fn shown_name(name: &str) -> String {
     let breaks = |c: char| {
         c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
