@@ -1,5 +1,7 @@
 //! The built-in tools: plain functions from a confined workspace and arguments to text. They run inside the box.
 
+mod budget;
+mod kind;
 mod outline;
 mod page;
 mod read;
@@ -11,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::confined::Confined;
+use crate::crew::Crew;
 use crate::failure::Failure;
 
 pub use outline::outline_text;
@@ -19,10 +22,10 @@ pub use outline::outline_text;
 const SOURCE_BYTES_MAX: u64 = 512 * 1024;
 
 /// Runs one built-in. Arguments have passed the registry's schema.
-pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>) -> Result<String, Failure> {
+pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>, crew: &Crew) -> Result<String, Failure> {
     let workspace = Confined::open(root)?;
     match tool {
-        "search_code" => search::search(root, &workspace, &typed(arguments)?),
+        "search_code" => search::search(root, &workspace, &typed(arguments)?, crew),
         "read_file" => read::read(&workspace, &typed(arguments)?),
         // Two steps: the box reads, the analysis worker parses.
         "analyze_code" => source(&workspace, &typed::<Source>(arguments)?.path),
@@ -35,7 +38,7 @@ pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>) -> Re
 /// Lines of an object, as `read_file` shows those of a file, and how to read on where that is too much.
 pub fn object_lines(text: &str, arguments: &Map<String, Value>, bytes_max: usize) -> Result<String, Failure> {
     let arguments: read::Arguments = typed(arguments)?;
-    let shown = read::lines(text.as_bytes(), &arguments)?;
+    let shown = read::lines(text.as_bytes(), text.len() as u64, &arguments)?;
     if shown.len() <= bytes_max {
         return Ok(shown);
     }
@@ -72,6 +75,24 @@ fn source(workspace: &Confined, path: &str) -> Result<String, Failure> {
 
 fn typed<'a, T: Deserialize<'a>>(arguments: &'a Map<String, Value>) -> Result<T, Failure> {
     T::deserialize(arguments).map_err(|error| Failure::bad_request(format!("arguments do not fit: {error}")))
+}
+
+/// A name as it is shown. What could break a line or turn its direction is written as in JSON, so that a name is never taken
+/// for more than a name, and can be copied into the next call.
+pub(crate) fn shown_name(name: &str) -> String {
+    let breaks = |c: char| {
+        c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !name.contains(breaks) {
+        return name.to_owned();
+    }
+    let shown = name.chars().map(|c| match c {
+        '\n' => "\\n".to_owned(),
+        '\\' => "\\\\".to_owned(),
+        c if breaks(c) => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    });
+    shown.collect()
 }
 
 /// The first `chars_max` characters; a cut line ends in an ellipsis.
