@@ -22,3 +22,4 @@ mod requests;
 mod starting;
 mod storage;
 mod takeover;
+mod tools;
