@@ -9,7 +9,7 @@ mod sampling;
 use schemas::api::{AgentConfig, AgentRequest, ChatRequest, ToolRequest};
 use schemas::chat::DELEGATE;
 use schemas::fact::{AgentSpec, ExecutionSubmitted, Kind, Limits, Policy};
-use schemas::rpc::{AgentType, Model, Tool};
+use schemas::rpc::{AgentType, Approval, Model, Tool};
 use schemas::wire::Nanos;
 use schemas::{Message, Role, Sampling, ToolCall, ToolSpec};
 use serde::de::DeserializeOwned;
@@ -108,6 +108,7 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
     }
     let mut policy = policy(with.agent, with.models);
     approve(&config.approve, &tools, &mut policy, &mut agents)?;
+    approve_always(with.tools, &tools, &mut policy, &mut agents);
     let model = models::named_or_preferred(config.model.as_deref(), with, models::tokens(&messages, &tools))?;
     Ok(ExecutionSubmitted {
         model: model.name.clone(),
@@ -119,6 +120,7 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
         sampling,
         priority: config.priority,
         cache,
+        fresh_tools: config.cache == Some(false),
         policy,
         agents,
         ..ExecutionSubmitted::new(Kind::Agent, &with.agent.name, limits)
@@ -146,6 +148,7 @@ pub(crate) fn tool(
         call: Some(ToolCall::new("call-0", &request.tool_name, request.arguments.to_string())),
         workspace: request.workspace,
         user_id: request.user_id,
+        fresh_tools: request.cache == Some(false),
         ..ExecutionSubmitted::new(Kind::Tool, "tool", limits)
     })
 }
@@ -246,6 +249,23 @@ fn approve(names: &[String], tools: &[ToolSpec], policy: &mut Policy, agents: &m
         }
     }
     Ok(())
+}
+
+/// Of some tools their worker says that a person must allow each call, whatever agent types say. Written into the request,
+/// that is a part of the log like the rest of the policy, and stays what it was for this execution.
+fn approve_always(listed: &[Tool], tools: &[ToolSpec], policy: &mut Policy, agents: &mut [AgentSpec]) {
+    let always = |tool: &ToolSpec| {
+        let name = &tool.function.name;
+        listed.iter().any(|listed| &listed.name == name && listed.approval == Some(Approval::Always))
+    };
+    let offers = agents.iter_mut().map(|agent| (agent.tools.as_slice(), &mut agent.policy));
+    for (tools, policy) in offers.chain([(tools, policy)]) {
+        for tool in tools.iter().filter(|tool| always(tool)) {
+            if !policy.approve.contains(&tool.function.name) {
+                policy.approve.push(tool.function.name.clone());
+            }
+        }
+    }
 }
 
 fn check_limits(config: &AgentConfig) -> Result<(), Failure> {

@@ -242,6 +242,7 @@ fn facts() {
             priority: Priority::High,
             truncation: Truncation::Auto,
             cache: true,
+            fresh_tools: false,
         })),
         FactBody::InferenceCompleted(InferenceCompleted {
             effect: effect.clone(),
@@ -537,6 +538,46 @@ fn models_at_run_time() {
 }
 
 #[test]
+fn fields_and_classes_that_came_later_stand_beside_what_was() {
+    let fresh = ExecutionSubmitted { fresh_tools: true, ..ExecutionSubmitted::new(Kind::Tool, "tool", limits()) };
+    let unknown = ToolFailed {
+        effect: EffectId::tool(1, 0),
+        attempt: 2,
+        worker: "tool-2".into(),
+        class: FailureClass::OutcomeUnknown,
+        detail: "outcome unknown: deploy was begun by tool-1".into(),
+        duration_us: 0,
+        sandbox: Sandbox::default(),
+    };
+    for (name, body) in [
+        ("fact.execution.submitted.fresh", FactBody::ExecutionSubmitted(Box::new(fresh))),
+        ("fact.tool.failed.unknown", FactBody::ToolFailed(unknown)),
+    ] {
+        check(name, &Fact::new(exec(), 1, body));
+    }
+}
+
+fn tool_job() -> ToolJob {
+    ToolJob {
+        schema: ToolJob::SCHEMA.into(),
+        exec: exec(),
+        effect: EffectId::tool(1, 0),
+        attempt: 1,
+        deadline: 9,
+        queued_at: 8,
+        trace: Default::default(),
+        tool: "search_code".into(),
+        arguments: r#"{"query": "x"}"#.into(),
+        workspace: Some("repo".into()),
+        user_id: None,
+        result_bytes_max: 1024,
+        agent: String::new(),
+        approved: false,
+        fresh: false,
+    }
+}
+
+#[test]
 fn jobs_tokens_presence_and_questions() {
     check(
         "job.inference",
@@ -563,23 +604,9 @@ fn jobs_tokens_presence_and_questions() {
             cache: true,
         },
     );
-    check(
-        "job.tool",
-        &ToolJob {
-            schema: ToolJob::SCHEMA.into(),
-            exec: exec(),
-            effect: EffectId::tool(1, 0),
-            attempt: 1,
-            deadline: 9,
-            queued_at: 8,
-            trace: Default::default(),
-            tool: "search_code".into(),
-            arguments: r#"{"query": "x"}"#.into(),
-            workspace: Some("repo".into()),
-            user_id: None,
-            result_bytes_max: 1024,
-        },
-    );
+    check("job.tool", &tool_job());
+    let governed = ToolJob { agent: "coder".into(), approved: true, fresh: true, ..tool_job() };
+    check("job.tool.governed", &governed);
     check("token.delta", &Frame { ids: vec![5, 6], text: "he".into(), ..Frame::new(1, 3, FrameKind::Delta) });
     let found = Frame { ids: vec![5], text: "he".into(), ..Frame::new(1, 3, FrameKind::Delta) };
     check("token.logprobs", &Frame { logprobs: vec![logprob()], ..found });

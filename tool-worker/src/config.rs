@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::{Choice, Limits};
-use crate::{fetch, web};
+use crate::{fetch, permission, web};
 
 /// Section `tools`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,12 @@ pub struct Config {
     pub commands: Commands,
     /// Tools whose calls by agents a person must allow each time, whatever the agent type says.
     pub approve: Vec<String>,
+    /// What users may call, `[tools.users.NAME]`; `*` is whoever has no entry.
+    pub users: permission::Rules,
+    /// What agent types may call beside what they say themselves, `[tools.agents.NAME]`; `*` likewise.
+    pub agents: permission::Rules,
+    /// Whether results of tools that only read are kept for five minutes, or until a file changes.
+    pub cache: bool,
     /// What requests to the web may do, `[tools.fetch]`.
     pub fetch: fetch::Settings,
     /// Who answers `web_search`, `[tools.search]`. None: nobody.
@@ -126,6 +132,9 @@ impl Default for Config {
             runner_arguments: vec!["tool-runner".to_owned()],
             commands: Commands::default(),
             approve: Vec::new(),
+            users: permission::Rules::new(),
+            agents: permission::Rules::new(),
+            cache: true,
             fetch: fetch::Settings::default(),
             search: None,
         }

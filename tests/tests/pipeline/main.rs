@@ -23,3 +23,4 @@ mod requests;
 mod starting;
 mod storage;
 mod takeover;
+mod tools;
