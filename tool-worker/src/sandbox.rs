@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use runtime::{Tasks, clock};
+use schemas::fact::FailureClass;
 use tokio::sync::Semaphore;
 use tool_runner::CONTAINER_ONLY;
 use tool_runner::message::{BoxedAnswer, BoxedCall, Command, Order};
@@ -234,7 +235,12 @@ impl Sandbox {
             return Ok(warm);
         }
         shared.metrics.cold.inc();
-        shared.tier.prepare(&made_for).await
+        // Whatever went wrong, the command was not begun.
+        let begun = |failure: Failure| match failure.class {
+            FailureClass::Internal => Failure::overloaded(failure.detail),
+            _ => failure,
+        };
+        shared.tier.prepare(&made_for).await.map_err(begun)
     }
 
     /// Runs one operation of the self-test in a box for commands. There is no way to run one outside.

@@ -178,7 +178,7 @@ impl Running {
                 Ended::Code { out_of_memory: true, .. } => End::OutOfMemory,
                 Ended::Code { code, .. } if code == i32::from(tool_runner::NOT_CONFINED) && stdout.is_empty() => {
                     let said = String::from_utf8_lossy(&stderr).trim().to_owned();
-                    return Err(Trouble::Failed(Failure::internal(format!("the box could not be closed: {said}"))));
+                    return Err(Trouble::Failed(Failure::refused(format!("the box could not be closed: {said}"))));
                 }
                 Ended::Code { code, .. } => End::Exited(code),
                 Ended::NotStarted(reason) => return Err(Trouble::Failed(not_started(&reason))),
@@ -262,5 +262,5 @@ impl Hold {
 }
 
 fn not_started(reason: &str) -> Failure {
-    Failure::internal(format!("the sandbox did not start: {reason}"))
+    Failure::overloaded(format!("the sandbox did not start: {reason}"))
 }
