@@ -40,7 +40,7 @@ async fn a_command_is_carried_out_confined_and_told_by_its_end() -> anyhow::Resu
     let (status, answer) =
         system.ask("/internal/tools/execute", &run(&system, &["sh", "-c", "ls src; exit 4"])).await?;
     assert_eq!((status, &answer["success"]), (200, &json!(true)), "{answer}");
-    assert_eq!(answer["result"], "exit code 4\nliveness.rs\nreader.rs");
+    assert_eq!(answer["result"], "exit code 4\nliveness.rs\nmain.rs\nreader.rs");
     assert!(answer["sandbox"]["enforced"].to_string().contains("memory-limit"), "{answer}");
     let (_, refused) = system.ask("/internal/tools/execute", &run(&system, &["touch", "made"])).await?;
     assert!(refused["result"].as_str().is_some_and(|text| text.contains("cannot touch 'made'")), "{refused}");
