@@ -2,6 +2,7 @@
 //! gone then. `VLINDERS_TEST_RUNAWAYS` sets how many are let run away.
 
 #![expect(unreachable_pub, reason = "the module is shared by several test programs")]
+#![expect(dead_code, reason = "the module is shared by several test programs, and each uses a part")]
 
 mod boxes;
 

@@ -72,6 +72,8 @@ pub(crate) fn confine(layers: Layers) -> Result<(Vec<String>, Crew), Error> {
     rustix::thread::set_no_new_privs(true).map_err(|error| failed("set no_new_privs", &error))?;
     enforced.push("no-new-privileges".to_owned());
     enforced.extend(landlock(layers).map_err(|error| failed("restrict with landlock", &error))?);
+    // The last filter lets no other be added.
+    kill_foreign_numbers().map_err(|error| failed("install the filter of foreign calls", &error))?;
     let mut crew = Crew::default();
     let filtered = if let Layers::Commands(_) = layers {
         seccomp_for_commands()
@@ -240,6 +242,25 @@ fn seccomp() -> Result<(), Box<dyn std::error::Error>> {
     let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
     let program: seccompiler::BpfProgram = filter.try_into()?;
+    seccompiler::apply_filter_all_threads(&program)?;
+    Ok(())
+}
+
+/// A call in the numbering of x32 ends the process. An engine's own filter ends only the thread that makes one, and a
+/// process whose first thread is gone would stay until its time is over.
+fn kill_foreign_numbers() -> Result<(), Box<dyn std::error::Error>> {
+    if !cfg!(target_arch = "x86_64") {
+        return Ok(());
+    }
+    const X32: u32 = 0x4000_0000;
+    let step = |code, jf, k| seccompiler::sock_filter { code, jt: 0, jf, k };
+    let program = vec![
+        // The call's number; whether it is at least that; and what then, and what else.
+        step((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0),
+        step((libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16, 1, X32),
+        step((libc::BPF_RET | libc::BPF_K) as u16, 0, libc::SECCOMP_RET_KILL_PROCESS),
+        step((libc::BPF_RET | libc::BPF_K) as u16, 0, libc::SECCOMP_RET_ALLOW),
+    ];
     seccompiler::apply_filter_all_threads(&program)?;
     Ok(())
 }
