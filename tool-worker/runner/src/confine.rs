@@ -239,9 +239,31 @@ fn seccomp() -> Result<(), Box<dyn std::error::Error>> {
     }
     let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
-    let program: seccompiler::BpfProgram = filter.try_into()?;
+    let mut program: seccompiler::BpfProgram = filter.try_into()?;
+    program.splice(0..0, foreign_calls_end_it());
     seccompiler::apply_filter_all_threads(&program)?;
     Ok(())
+}
+
+/// Calls in the numbering of 32-bit pointers end the process. A container's own filter ends the thread that makes one, and
+/// then the others would wait for it.
+fn foreign_calls_end_it() -> Vec<seccompiler::sock_filter> {
+    if cfg!(not(target_arch = "x86_64")) {
+        return Vec::new();
+    }
+    const FOREIGN: u32 = 0x4000_0000;
+    let step = |code: u32, jump_if_not: u8, k: u32| seccompiler::sock_filter {
+        code: u16::try_from(code).expect("codes are small"),
+        jt: 0,
+        jf: jump_if_not,
+        k,
+    };
+    vec![
+        // The number of the call comes first in what a filter sees.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 1, FOREIGN),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_KILL_PROCESS),
+    ]
 }
 
 /// The same for commands. Two filters, since one has one way to refuse: what is "not implemented" makes libraries use an
