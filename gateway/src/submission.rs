@@ -4,6 +4,7 @@
 mod binding;
 mod delegation;
 pub(crate) mod models;
+mod offered;
 mod sampling;
 
 use schemas::api::{AgentConfig, AgentRequest, ChatRequest, ToolRequest};
@@ -109,7 +110,9 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
     let mut policy = policy(with.agent, with.models);
     approve(&config.approve, &tools, &mut policy, &mut agents)?;
     approve_always(with.tools, &tools, &mut policy, &mut agents);
-    let model = models::named_or_preferred(config.model.as_deref(), with, models::tokens(&messages, &tools))?;
+    let tokens = models::tokens(&messages, &offered::least(&tools));
+    let model = models::named_or_preferred(config.model.as_deref(), with, tokens)?;
+    let tools = offered::to_window(tools, model.window);
     Ok(ExecutionSubmitted {
         model: model.name.clone(),
         window: model.window,

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
 use schemas::fact::{FailureClass, Sandbox};
 use schemas::object::{self, Reference};
@@ -14,7 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tool_runner::message::{BoxedAnswer, BoxedCall};
-use tool_runner::tools::{self, outline_text};
+use tool_runner::tools::{self, SourceFile, Sources, directory_text, outline_text};
 
 use crate::config::Config;
 use crate::failure::Failure;
@@ -23,6 +24,9 @@ use crate::sandbox;
 use crate::toolbox::Toolbox;
 use crate::visible::visible_owned;
 use crate::workspace::{self, Roots, Workspace};
+
+/// Files of a directory about which the analysis workers are asked at once; they have a few slots each.
+const QUESTIONS_AT_ONCE: usize = 4;
 
 /// One line of a file takes at most this part of a result, so that a small window is not spent on a long line.
 const LINE_SHARE: usize = 12;
@@ -249,7 +253,6 @@ impl Executor {
         let workspace =
             workspace.ok_or_else(|| Failure::refused(format!("{} has no workspace to run in", tool.name)))?;
         let sandbox = self.sandbox.as_ref().map_err(|reason| Failure::refused(format!("no sandbox: {reason}")))?;
-        let path = arguments.get("path").and_then(|path| path.as_str()).unwrap_or_default().to_owned();
         let boxed = BoxedCall { tool: tool.name.clone(), arguments };
         sandbox.tier().clone_into(&mut report.tier);
         sandbox.enforced().clone_into(&mut report.enforced);
@@ -260,16 +263,37 @@ impl Executor {
         };
         let text = Result::from(outcome)?;
         match tool.name.as_str() {
-            "analyze_code" => self.outlined(tool, path, text).await,
+            "analyze_code" => self.outlined(tool, &text).await,
             "read_file" => Ok(cut_lines(&text, bytes_max / LINE_SHARE)),
             _ => Ok(text),
         }
     }
 
-    async fn outlined(&self, tool: &Tool, path: String, code: String) -> Result<String, Failure> {
-        let question = (self.analyst)(path, code);
-        let outline = tokio::time::timeout(tool.timeout, question).await;
-        Ok(outline_text(&outline.map_err(|_| Failure::timeout("the analysis worker did not answer in time"))??))
+    /// What the analysis workers say of the sources that a box has read.
+    async fn outlined(&self, tool: &Tool, sources: &str) -> Result<String, Failure> {
+        let nonsense = |error| Failure::internal(format!("the sandbox answered nonsense: {error}"));
+        let mut sources: Sources = serde_json::from_str(sources).map_err(nonsense)?;
+        let files = std::mem::take(&mut sources.files);
+        let ask = |SourceFile { path, code }| {
+            let question = (self.analyst)(path.clone(), code);
+            async move { (path, question.await) }
+        };
+        let answers = futures::stream::iter(files).map(ask).buffered(QUESTIONS_AT_ONCE).collect::<Vec<_>>();
+        let answers = tokio::time::timeout(tool.timeout, answers).await;
+        let mut answers = answers.map_err(|_| Failure::timeout("the analysis worker did not answer in time"))?;
+        if !sources.is_directory {
+            let (_, outline) = answers.pop().ok_or_else(|| Failure::internal("the sandbox read no file"))?;
+            return Ok(outline_text(&outline?));
+        }
+        let mut outlines = Vec::new();
+        for (path, outline) in answers {
+            match outline {
+                // What is wrong with one file is said there; what is wrong with the worker fails the call.
+                Err(failure) if failure.class == FailureClass::BadRequest => outlines.push((path, Err(failure.detail))),
+                outline => outlines.push((path, Ok(outline?))),
+            }
+        }
+        Ok(directory_text(&outlines, &sources))
     }
 }
 

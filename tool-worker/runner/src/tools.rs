@@ -6,6 +6,7 @@ mod outline;
 mod page;
 mod read;
 mod search;
+mod sources;
 
 use std::path::Path;
 
@@ -16,10 +17,8 @@ use crate::confined::Confined;
 use crate::crew::Crew;
 use crate::failure::Failure;
 
-pub use outline::outline_text;
-
-/// Most code handed to the analysis worker; a message of the bus holds a megabyte.
-const SOURCE_BYTES_MAX: u64 = 512 * 1024;
+pub use outline::{directory_text, outline_text};
+pub use sources::{SourceFile, Sources};
 
 /// Runs one built-in. Arguments have passed the registry's schema.
 pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>, crew: &Crew) -> Result<String, Failure> {
@@ -28,7 +27,10 @@ pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>, crew:
         "search_code" => search::search(root, &workspace, &typed(arguments)?, crew),
         "read_file" => read::read(&workspace, &typed(arguments)?),
         // Two steps: the box reads, the analysis worker parses.
-        "analyze_code" => source(&workspace, &typed::<Source>(arguments)?.path),
+        "analyze_code" => {
+            let sources = sources::sources(root, &workspace, &typed(arguments)?)?;
+            Ok(serde_json::to_string(&sources).expect("strings only"))
+        }
         // Two steps: the worker fetches, the box takes apart what came.
         "take_apart" => page::text(&typed(arguments)?),
         other => Err(Failure::unknown(format!("no such built-in: {other}"))),
@@ -58,19 +60,6 @@ pub fn cut_at_line(text: &str, bytes_max: usize, mark: impl Fn(usize, usize) -> 
     let end = text[..end].rfind('\n').unwrap_or(end);
     let shown = &text[..end];
     format!("{shown}{}", mark(end, shown.lines().count() + 1))
-}
-
-#[derive(Deserialize)]
-struct Source {
-    path: String,
-}
-
-fn source(workspace: &Confined, path: &str) -> Result<String, Failure> {
-    let content = workspace.read(path, SOURCE_BYTES_MAX)?;
-    if content.contains(&0) {
-        return Err(Failure::bad_request(format!("{path} is a binary file")));
-    }
-    Ok(String::from_utf8_lossy(&content).into_owned())
 }
 
 fn typed<'a, T: Deserialize<'a>>(arguments: &'a Map<String, Value>) -> Result<T, Failure> {

@@ -80,7 +80,7 @@ pub(super) fn search(root: &Path, workspace: &Confined, arguments: &Arguments, c
 }
 
 /// What is searched: everything below, as ripgrep chooses.
-fn walk(root: &Path, below: &Path, globs: &[String]) -> Result<Walk, Failure> {
+pub(super) fn walk(root: &Path, below: &Path, globs: &[String]) -> Result<Walk, Failure> {
     let mut overrides = OverrideBuilder::new(root);
     for glob in globs {
         let added = overrides.add(glob);
