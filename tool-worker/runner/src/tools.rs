@@ -4,6 +4,7 @@ mod outline;
 mod page;
 mod read;
 mod search;
+mod walk;
 
 use std::path::Path;
 
@@ -14,6 +15,7 @@ use crate::confined::Confined;
 use crate::failure::Failure;
 
 pub use outline::outline_text;
+pub use walk::walk;
 
 /// Most code handed to the analysis worker; a message of the bus holds a megabyte.
 const SOURCE_BYTES_MAX: u64 = 512 * 1024;

@@ -5,10 +5,9 @@ use std::path::Path;
 use grep_matcher::Matcher;
 use grep_regex::{RegexMatcher, RegexMatcherBuilder};
 use grep_searcher::{BinaryDetection, SearcherBuilder, sinks};
-use ignore::WalkBuilder;
 use serde::Deserialize;
 
-use super::cut;
+use super::{cut, walk};
 use crate::confined::Confined;
 use crate::failure::Failure;
 
@@ -52,13 +51,7 @@ pub(super) fn search(root: &Path, workspace: &Confined, arguments: &Arguments) -
     let mut count = 0;
     // Best of each rank, in the order found; no more than can be shown.
     let mut hits: [Vec<Hit>; 3] = [Vec::new(), Vec::new(), Vec::new()];
-    let walk = WalkBuilder::new(&below)
-        .require_git(false)
-        .git_global(false)
-        .follow_links(false)
-        .max_filesize(Some(FILE_BYTES_MAX))
-        .sort_by_file_path(Path::cmp)
-        .build();
+    let walk = walk(&below).max_filesize(Some(FILE_BYTES_MAX)).sort_by_file_path(Path::cmp).build();
     for entry in walk.filter_map(Result::ok).filter(|entry| entry.file_type().is_some_and(|kind| kind.is_file())) {
         let path = entry.path().strip_prefix(root).unwrap_or(entry.path()).display().to_string();
         let sink = sinks::Lossy(|number, line| {
