@@ -235,10 +235,10 @@ impl Results {
     }
 
     async fn look_up(&self, key: &Key) -> Option<Kept> {
-        tokio::time::timeout(LOOK_UP_MAX, self.from_bucket(key)).await.ok().flatten()
+        tokio::time::timeout(LOOK_UP_MAX, self.in_bucket(key)).await.ok().flatten()
     }
 
-    async fn from_bucket(&self, key: &Key) -> Option<Kept> {
+    async fn in_bucket(&self, key: &Key) -> Option<Kept> {
         let bytes = self.bucket().await?.get(hex::encode(key)).await.ok()??;
         let kept: Kept = decode(&bytes).ok()?;
         let kept_for = Nanos::try_from(TOOL_RESULT_TTL.as_nanos()).unwrap_or(Nanos::MAX);

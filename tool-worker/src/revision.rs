@@ -273,7 +273,8 @@ mod tests {
         let sights = [Sight::Searched, Sight::Below, Sight::Tree];
         let seen = || sights.map(|sight| of(&base, sight).unwrap());
         // What changes, and for whom that is another revision.
-        let changes: [(&str, [bool; 3], &dyn Fn()); 6] = [
+        type Change<'a> = (&'static str, [bool; 3], &'a dyn Fn());
+        let changes: [Change<'_>; 6] = [
             ("ignored", [false, false, true], &|| fs::write(path("ignored"), "else").unwrap()),
             ("hidden", [false, true, true], &|| fs::write(path("src/.hidden/b"), "else").unwrap()),
             ("seen", [true, true, true], &|| fs::write(path("src/a.rs"), "else").unwrap()),
