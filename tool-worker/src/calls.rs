@@ -64,7 +64,7 @@ impl Calls {
     /// # Errors
     /// The bus does not do what is needed; the job must come again.
     pub(crate) async fn carry_out(&self, job: &ToolJob) -> Result<Ended, ObjectError> {
-        let Told { ended, word } = self.told(job).await?;
+        let Told { ended, word } = Box::pin(self.told(job)).await?;
         self.count(&job.tool, word);
         if let Some(tool) = self.executor.toolbox().now().tool(&job.tool)
             && ended.duration > Duration::ZERO
@@ -110,9 +110,11 @@ impl Calls {
             return self.once(job, ready).await;
         }
         let results = self.results.as_ref().filter(|_| !job.fresh && self.executor.sandbox().is_ok());
+        // Boxed: with everything that a call may hold, the future is some forty kilobytes.
+        let call = Box::pin(self.executor.carry_out(&ready));
         let outcome = match results.zip(Question::of(&ready)) {
-            Some((results, question)) => results.find_or(&question, self.executor.carry_out(&ready)).await,
-            None => self.executor.carry_out(&ready).await,
+            Some((results, question)) => Box::pin(results.find_or(&question, call)).await,
+            None => call.await,
         };
         let ended = self.stored(outcome).await?;
         Ok(Told { word: outcome_word(&ended), ended })

@@ -26,7 +26,7 @@ use tokio::sync::OnceCell;
 
 use crate::executor::{Outcome, Ready};
 use crate::registry::{Means, Tool};
-use crate::revision::{Revision, Sight, revision};
+use crate::revision::{Revision, Sight, Unseen, revision};
 
 /// Part of every key: another number where the same call is answered otherwise, or kept in another form.
 const VERSION: u32 = 1;
@@ -55,7 +55,7 @@ pub(crate) struct Results {
     bucket: OnceCell<Bucket>,
     under_way: Mutex<BTreeMap<Key, UnderWay>>,
     /// Until when no changes are looked for, and why not is the price.
-    too_dear: Mutex<BTreeMap<(PathBuf, bool), Instant>>,
+    too_dear: Mutex<BTreeMap<(PathBuf, Sight), Instant>>,
     asked: IntCounterVec,
 }
 
@@ -89,7 +89,7 @@ impl<'a> Question<'a> {
 
     fn sight(&self) -> Sight {
         match &self.tool.means {
-            Means::Runner => Sight::of(&self.tool.name),
+            Means::Runner => Sight::of(&self.tool.name, self.arguments),
             Means::Handler(_) => Sight::Tree,
         }
     }
@@ -186,7 +186,7 @@ impl Results {
     /// What the result is known by; none where that is not known, or too dear to find out.
     async fn key(&self, question: &Question<'_>) -> Option<Key> {
         let sight = question.sight();
-        let place = (question.workspace.to_owned(), sight == Sight::Tree);
+        let place = (question.workspace.to_owned(), sight);
         let now = clock::instant();
         {
             let mut too_dear = self.too_dear.lock().expect("no panic while the lock is held");
@@ -197,7 +197,14 @@ impl Results {
         }
         let (workspace, arguments) = (question.workspace.to_owned(), question.arguments.clone());
         let looked = move || revision(&workspace, sight, &arguments, clock::now());
-        let revision = tokio::task::spawn_blocking(looked).await.ok()??;
+        let revision = match tokio::task::spawn_blocking(looked).await.ok()? {
+            Ok(revision) => revision,
+            Err(Unseen::Unsettled) => return None,
+            Err(Unseen::TooMuch) => {
+                self.leave_alone(question);
+                return None;
+            }
+        };
         let decides = Decides {
             version: VERSION,
             program: env!("CARGO_PKG_VERSION"),
@@ -215,20 +222,23 @@ impl Results {
         if looked * LOOK_SHARE <= called {
             return;
         }
+        tracing::debug!(workspace = %question.workspace.display(), ?looked, ?called, "looking for changes does not pay");
+        self.leave_alone(question);
+    }
+
+    fn leave_alone(&self, question: &Question<'_>) {
         let mut too_dear = self.too_dear.lock().expect("no panic while the lock is held");
         if too_dear.len() >= REMEMBERED_MAX {
             too_dear.clear();
         }
-        let place = (question.workspace.to_owned(), question.sight() == Sight::Tree);
-        too_dear.insert(place, clock::instant() + LEFT_ALONE);
-        tracing::debug!(workspace = %question.workspace.display(), ?looked, ?called, "looking for changes does not pay");
+        too_dear.insert((question.workspace.to_owned(), question.sight()), clock::instant() + LEFT_ALONE);
     }
 
     async fn look_up(&self, key: &Key) -> Option<Kept> {
-        tokio::time::timeout(LOOK_UP_MAX, self.from_bucket(key)).await.ok().flatten()
+        tokio::time::timeout(LOOK_UP_MAX, self.in_bucket(key)).await.ok().flatten()
     }
 
-    async fn from_bucket(&self, key: &Key) -> Option<Kept> {
+    async fn in_bucket(&self, key: &Key) -> Option<Kept> {
         let bytes = self.bucket().await?.get(hex::encode(key)).await.ok()??;
         let kept: Kept = decode(&bytes).ok()?;
         let kept_for = Nanos::try_from(TOOL_RESULT_TTL.as_nanos()).unwrap_or(Nanos::MAX);

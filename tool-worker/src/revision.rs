@@ -3,13 +3,13 @@
 //! What git calls the head is not enough: tools read what lies on disk, committed or not, ignored or not. So the
 //! fingerprint is made of what the file system says of each file: device, inode, size, and the times of the last change of
 //! content and of anything. The last of these cannot be set by a program, so putting a content or a date back gives
-//! another fingerprint. A tool that reads one file depends on that file alone; one that searches, on the whole tree.
+//! another fingerprint. A tool that reads one file depends on that file alone; one that searches, on the files it looks at;
+//! any other on the whole tree. It costs one look at each of these files.
 //!
 //! A file that changed a moment ago could change again within the same tick of its file system's clock, unnoticed; while
 //! there is such a file, there is no fingerprint. What no fingerprint of this kind sees is a program that goes on writing
 //! through a memory map without telling the kernel.
 
-use std::fs::Metadata;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -22,6 +22,7 @@ use ignore::WalkBuilder;
 use schemas::wire::Nanos;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use tool_runner::tools;
 
 /// A fingerprint.
 pub(crate) type Revision = [u8; 32];
@@ -32,57 +33,80 @@ const SETTLED_AFTER: Duration = Duration::from_secs(2);
 const ENTRIES_MAX: usize = 20_000;
 
 /// What of a workspace decides the result of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Sight {
     /// The file at the argument `path`.
     File,
+    /// Every file that a search of the whole workspace looks at.
+    Searched,
+    /// Any file at or below the argument `path`, and what is ignored there.
+    Below,
     /// Any file.
     Tree,
 }
 
+/// Why there is no fingerprint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unseen {
+    /// Something changed a moment ago, or cannot be looked at: later there may be one.
+    Unsettled,
+    /// There is too much to look at.
+    TooMuch,
+}
+
 impl Sight {
     /// Of a tool that only reads.
-    pub(crate) fn of(tool: &str) -> Self {
-        match tool {
-            "read_file" | "analyze_code" => Self::File,
+    pub(crate) fn of(tool: &str, arguments: &Map<String, Value>) -> Self {
+        match (tool, arguments.get("path").and_then(Value::as_str)) {
+            ("read_file" | "analyze_code", _) => Self::File,
+            // A glob may name what is ignored or hidden.
+            ("search_code", _) if arguments.contains_key("globs") => Self::Tree,
+            ("search_code", None | Some("." | "./")) => Self::Searched,
+            ("search_code", Some(_)) => Self::Below,
             _ => Self::Tree,
         }
     }
 }
 
-/// The fingerprint at the moment `now`; none while something is unsettled, unreadable or too large. It blocks.
-pub(crate) fn revision(workspace: &Path, sight: Sight, arguments: &Map<String, Value>, now: Nanos) -> Option<Revision> {
-    let mut hash = Fingerprint { hash: Sha256::new(), settled_before: settled_before(now) };
+/// The fingerprint at the moment `now`. It blocks.
+pub(crate) fn revision(
+    workspace: &Path,
+    sight: Sight,
+    arguments: &Map<String, Value>,
+    now: Nanos,
+) -> Result<Revision, Unseen> {
+    let mut hash = Fingerprint { hash: Sha256::new(), settled_before: settled_before(now), entries: 0 };
     match sight {
         Sight::File => {
-            let path = arguments.get("path")?.as_str()?;
-            let dir = Dir::open_ambient_dir(workspace, ambient_authority()).ok()?;
+            let (dir, path) = place(workspace, arguments)?;
             // Links are followed as the tool follows them, and no further.
-            let file = dir.metadata(path).ok().filter(cap_std::fs::Metadata::is_file)?;
+            let file = dir.metadata(path).ok().filter(cap_std::fs::Metadata::is_file).ok_or(Unseen::Unsettled)?;
             let times = [(file.mtime(), file.mtime_nsec()), (file.ctime(), file.ctime_nsec())];
             hash.file(path.as_bytes(), [file.dev(), file.ino(), file.size(), u64::from(file.mode())], times)?;
         }
-        Sight::Tree => tree(workspace, &mut hash)?,
+        // What stands above the workspace a box does not see.
+        Sight::Searched => hash.walk(tools::walk(workspace).parents(false))?,
+        Sight::Below => {
+            let (dir, path) = place(workspace, arguments)?;
+            let below = workspace.join(dir.canonicalize(path).map_err(|_| Unseen::Unsettled)?);
+            for above in below.ancestors().skip(1).take_while(|above| above.starts_with(workspace)) {
+                IGNORE_FILES.iter().try_for_each(|name| hash.ignore_file(&above.join(name)))?;
+            }
+            hash.walk(WalkBuilder::new(&below).standard_filters(false).follow_links(false))?;
+        }
+        Sight::Tree => hash.walk(WalkBuilder::new(workspace).standard_filters(false).follow_links(false))?,
     }
-    Some(hash.hash.finalize().into())
+    Ok(hash.hash.finalize().into())
 }
 
-/// Every entry below, in an order of its own.
-fn tree(workspace: &Path, hash: &mut Fingerprint) -> Option<()> {
-    let walk =
-        WalkBuilder::new(workspace).standard_filters(false).follow_links(false).sort_by_file_name(Ord::cmp).build();
-    for (count, entry) in walk.enumerate() {
-        if count >= ENTRIES_MAX {
-            return None;
-        }
-        let described = |entry: &ignore::DirEntry| -> io::Result<Metadata> { std::fs::symlink_metadata(entry.path()) };
-        let entry = entry.ok()?;
-        let of = described(&entry).ok()?;
-        let times = [(of.mtime(), of.mtime_nsec()), (of.ctime(), of.ctime_nsec())];
-        let path = entry.path().as_os_str().as_bytes();
-        hash.file(path, [of.dev(), of.ino(), of.size(), u64::from(of.mode())], times)?;
-    }
-    Some(())
+/// What a search takes for rules about files below.
+const IGNORE_FILES: [&str; 4] = [".gitignore", ".ignore", ".rgignore", ".git/info/exclude"];
+
+/// The place that the arguments name, within the workspace.
+fn place<'a>(workspace: &Path, arguments: &'a Map<String, Value>) -> Result<(Dir, &'a str), Unseen> {
+    let path = arguments.get("path").and_then(Value::as_str).ok_or(Unseen::Unsettled)?;
+    let dir = Dir::open_ambient_dir(workspace, ambient_authority()).map_err(|_| Unseen::Unsettled)?;
+    Ok((dir, path))
 }
 
 fn settled_before(now: Nanos) -> Nanos {
@@ -92,24 +116,54 @@ fn settled_before(now: Nanos) -> Nanos {
 struct Fingerprint {
     hash: Sha256,
     settled_before: Nanos,
+    entries: usize,
 }
 
 impl Fingerprint {
-    /// Adds a file; none when it has not settled.
-    fn file(&mut self, path: &[u8], numbers: [u64; 4], times: [(i64, i64); 2]) -> Option<()> {
+    /// Adds every entry of a walk, in an order of its own.
+    fn walk(&mut self, walk: &mut WalkBuilder) -> Result<(), Unseen> {
+        for entry in walk.sort_by_file_name(Ord::cmp).build() {
+            let entry = entry.map_err(|_| Unseen::Unsettled)?;
+            self.entry(entry.path())?;
+        }
+        Ok(())
+    }
+
+    /// Adds a file of rules, or that there is none.
+    fn ignore_file(&mut self, path: &Path) -> Result<(), Unseen> {
+        match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.hash.update([0]);
+                Ok(())
+            }
+            _ => self.entry(path),
+        }
+    }
+
+    fn entry(&mut self, path: &Path) -> Result<(), Unseen> {
+        self.entries += 1;
+        if self.entries > ENTRIES_MAX {
+            return Err(Unseen::TooMuch);
+        }
+        let of = std::fs::symlink_metadata(path).map_err(|_| Unseen::Unsettled)?;
+        let times = [(of.mtime(), of.mtime_nsec()), (of.ctime(), of.ctime_nsec())];
+        self.file(path.as_os_str().as_bytes(), [of.dev(), of.ino(), of.size(), u64::from(of.mode())], times)
+    }
+
+    /// Adds a file, unless it has not settled.
+    fn file(&mut self, path: &[u8], numbers: [u64; 4], times: [(i64, i64); 2]) -> Result<(), Unseen> {
         self.hash.update((path.len() as u64).to_le_bytes());
         self.hash.update(path);
         for number in numbers {
             self.hash.update(number.to_le_bytes());
         }
-        for (seconds, nanoseconds) in times {
-            let at = seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
-            self.hash.update(at.to_le_bytes());
+        let in_nanoseconds =
+            |(seconds, nanoseconds): (i64, i64)| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
+        for time in times {
+            self.hash.update(in_nanoseconds(time).to_le_bytes());
         }
         // Only the time of the last change of anything is the system's own; the other is anybody's.
-        let (seconds, nanoseconds) = times[1];
-        let changed = seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
-        (changed < self.settled_before).then_some(())
+        (in_nanoseconds(times[1]) < self.settled_before).then_some(()).ok_or(Unseen::Unsettled)
     }
 }
 
@@ -137,9 +191,13 @@ mod tests {
         base
     }
 
-    fn of(base: &tempfile::TempDir, sight: Sight) -> Option<Revision> {
-        let arguments = json!({"path": "src/a.rs"}).as_object().cloned().unwrap();
-        revision(base.path(), sight, &arguments, later())
+    fn of(base: &tempfile::TempDir, sight: Sight) -> Result<Revision, Unseen> {
+        let path = if sight == Sight::Below { "src" } else { "src/a.rs" };
+        revision(base.path(), sight, &at(path), later())
+    }
+
+    fn at(path: &str) -> Map<String, Value> {
+        json!({"path": path}).as_object().cloned().unwrap()
     }
 
     #[test]
@@ -147,7 +205,7 @@ mod tests {
         let base = workspace();
         let path = |name: &str| base.path().join(name);
         let mut seen = vec![of(&base, Sight::Tree).unwrap()];
-        assert_eq!(of(&base, Sight::Tree), Some(seen[0]), "nothing changed");
+        assert_eq!(of(&base, Sight::Tree), Ok(seen[0]), "nothing changed");
         let changes: [(&str, &dyn Fn()); 9] = [
             ("same size", &|| fs::write(path("src/a.rs"), "eno").unwrap()),
             ("put back", &|| fs::write(path("src/a.rs"), "one").unwrap()),
@@ -196,7 +254,7 @@ mod tests {
         let base = workspace();
         let before = of(&base, Sight::File).unwrap();
         fs::write(base.path().join("ignored"), "else").unwrap();
-        assert_eq!(of(&base, Sight::File), Some(before));
+        assert_eq!(of(&base, Sight::File), Ok(before));
         wait_for_a_tick(base.path());
         fs::write(base.path().join("src/a.rs"), "eno").unwrap();
         let after = of(&base, Sight::File).unwrap();
@@ -206,31 +264,68 @@ mod tests {
         fs::rename(base.path().join("src/c.rs"), base.path().join("src/a.rs")).unwrap();
         assert_ne!(of(&base, Sight::File).unwrap(), after);
         for path in ["../x", "/etc/passwd", "src", "none"] {
-            let arguments = json!({"path": path}).as_object().cloned().unwrap();
-            assert_eq!(revision(base.path(), Sight::File, &arguments, later()), None, "{path}");
+            assert_eq!(revision(base.path(), Sight::File, &at(path), later()), Err(Unseen::Unsettled), "{path}");
         }
     }
 
     #[test]
-    fn what_changed_a_moment_ago_has_no_revision_yet() {
+    fn a_search_depends_on_what_it_looks_at() {
         let base = workspace();
-        for sight in [Sight::File, Sight::Tree] {
-            assert_eq!(
-                revision(base.path(), sight, &json!({"path": "src/a.rs"}).as_object().cloned().unwrap(), clock::now()),
-                None
-            );
-            assert!(of(&base, sight).is_some());
+        let path = |name: &str| base.path().join(name);
+        let sights = [Sight::Searched, Sight::Below, Sight::Tree];
+        let seen = || sights.map(|sight| of(&base, sight).unwrap());
+        // What changes, and for whom that is another revision.
+        type Change<'a> = (&'static str, [bool; 3], &'a dyn Fn());
+        let changes: [Change<'_>; 6] = [
+            ("ignored", [false, false, true], &|| fs::write(path("ignored"), "else").unwrap()),
+            ("hidden", [false, true, true], &|| fs::write(path("src/.hidden/b"), "else").unwrap()),
+            ("seen", [true, true, true], &|| fs::write(path("src/a.rs"), "else").unwrap()),
+            ("beside", [true, false, true], &|| fs::write(path("beside"), "else").unwrap()),
+            ("new rule", [true, true, true], &|| fs::write(path(".gitignore"), "ignored\nbeside\n").unwrap()),
+            ("now ignored", [false, false, true], &|| fs::write(path("beside"), "other").unwrap()),
+        ];
+        for (what, expected, change) in changes {
+            let before = seen();
+            wait_for_a_tick(base.path());
+            change();
+            let after = seen();
+            let changed = [0, 1, 2].map(|n| before[n] != after[n]);
+            assert_eq!(changed, expected, "{what}");
         }
+        let sight = |tool: &str, path: Option<&str>| Sight::of(tool, &path.map(at).unwrap_or_default());
+        assert_eq!(sight("search_code", None), Sight::Searched);
+        assert_eq!(sight("search_code", Some("src")), Sight::Below);
+        let globs = json!({"path": "src", "globs": ["*.log"]});
+        assert_eq!(Sight::of("search_code", globs.as_object().unwrap()), Sight::Tree, "which may name what is ignored");
+        assert_eq!((sight("read_file", Some("a")), sight("plugin", Some("a"))), (Sight::File, Sight::Tree));
+        // Nothing outside is looked at.
+        for outside in ["..", "/etc", "src/../.."] {
+            assert_eq!(revision(base.path(), Sight::Below, &at(outside), later()), Err(Unseen::Unsettled), "{outside}");
+        }
+    }
+
+    #[test]
+    fn what_changed_a_moment_ago_has_no_revision_yet_and_what_is_too_much_never() {
+        let base = workspace();
+        for sight in [Sight::File, Sight::Searched, Sight::Tree] {
+            assert_eq!(revision(base.path(), sight, &at("src/a.rs"), clock::now()), Err(Unseen::Unsettled));
+            assert!(of(&base, sight).is_ok());
+        }
+        let many = base.path().join("many");
+        fs::create_dir(&many).unwrap();
+        for n in 0..=ENTRIES_MAX {
+            std::os::unix::fs::symlink("x", many.join(n.to_string())).unwrap();
+        }
+        assert_eq!(of(&base, Sight::Tree), Err(Unseen::TooMuch));
     }
 
     /// Prints the cost over this repository; machines differ, so nothing is held against it.
     #[test]
     fn the_cost_of_looking_is_measured() {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let arguments = json!({"path": "Cargo.toml"}).as_object().cloned().unwrap();
-        for sight in [Sight::File, Sight::Tree] {
+        for sight in [Sight::File, Sight::Searched, Sight::Tree] {
             let since = clock::instant();
-            let found = revision(repository, sight, &arguments, later()).is_some();
+            let found = revision(repository, sight, &at("Cargo.toml"), later()).is_ok();
             println!("{sight:?} of this repository: {:?} (found: {found})", clock::instant().duration_since(since));
         }
     }

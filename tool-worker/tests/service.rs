@@ -129,7 +129,8 @@ async fn stopped(tasks: &Tasks) {
 /// What was counted under these labels.
 fn counted(metrics: &prometheus::Registry, name: &str, labels: &[(&str, &str)]) -> u64 {
     let families = metrics.gather();
-    let of_name = families.iter().filter(|family| family.name() == name).flat_map(|family| family.get_metric());
+    let of_name =
+        families.iter().filter(|family| family.name() == name).flat_map(prometheus::proto::MetricFamily::get_metric);
     let has = |metric: &prometheus::proto::Metric, (name, value): (&str, &str)| {
         metric.get_label().iter().any(|label| (label.name(), label.value()) == (name, value))
     };

@@ -7,6 +7,7 @@ mod page;
 mod read;
 mod search;
 mod sources;
+mod walk;
 
 use std::path::Path;
 
@@ -19,6 +20,7 @@ use crate::failure::Failure;
 
 pub use outline::{directory_text, outline_text};
 pub use sources::{SourceFile, Sources};
+pub use walk::walk;
 
 /// Runs one built-in. Arguments have passed the registry's schema.
 pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>, crew: &Crew) -> Result<String, Failure> {

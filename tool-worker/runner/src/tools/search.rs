@@ -20,8 +20,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ignore::Walk;
 use ignore::overrides::OverrideBuilder;
-use ignore::{Walk, WalkBuilder};
 use serde::Deserialize;
 
 use super::budget::Budget;
@@ -88,15 +88,7 @@ pub(super) fn walk(root: &Path, below: &Path, globs: &[String]) -> Result<Walk, 
     }
     let overrides = overrides.build();
     let overrides = overrides.map_err(|error| Failure::bad_request(format!("the globs are too much: {error}")))?;
-    let walk = WalkBuilder::new(below)
-        .overrides(overrides)
-        .require_git(false)
-        .git_global(false)
-        .add_custom_ignore_filename(".rgignore")
-        .follow_links(false)
-        .sort_by_file_name(OsStr::cmp)
-        .build();
-    Ok(walk)
+    Ok(super::walk(below).overrides(overrides).sort_by_file_name(OsStr::cmp).build())
 }
 
 /// How an answer is written.
