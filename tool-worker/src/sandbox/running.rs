@@ -131,14 +131,14 @@ impl Running {
 
     /// Gives a command its order and its input, and waits for its end.
     pub(super) async fn finish(
-        mut self,
+        self,
         order: &Order,
         given: &[u8],
         timeout: Duration,
         bytes_max: usize,
     ) -> Result<Finished, Trouble> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let Self { input, pieces, .. } = &mut self;
+        let Self { mut input, mut pieces, mut hold } = self;
         let reading = async {
             while let Some(piece) = pieces.next().await {
                 let (bytes, bytes_max, piece) = match &piece {
@@ -154,10 +154,11 @@ impl Running {
             None
         };
         let work = async {
-            let writing = async {
+            let writing = async move {
                 // A command need not read what it is given.
                 let _ = input.write_all(&order.bytes()).await;
                 let _ = input.write_all(given).await;
+                // A connection ends when it is shut down, a pipe when it is dropped, which is here.
                 let _ = input.shutdown().await;
             };
             tokio::pin!(reading);
@@ -169,10 +170,10 @@ impl Running {
         let stopped = tokio::time::timeout(timeout, work).await.unwrap_or(Some(End::TimedOut));
         let end = match stopped {
             Some(end) => {
-                let _ = tokio::time::timeout(GONE_TIMEOUT, self.hold.end()).await;
+                let _ = tokio::time::timeout(GONE_TIMEOUT, hold.end()).await;
                 end
             }
-            None => match self.hold.ended().await? {
+            None => match hold.ended().await? {
                 Ended::Code { out_of_memory: true, .. } => End::OutOfMemory,
                 Ended::Code { code, .. } if code == i32::from(tool_runner::NOT_CONFINED) && stdout.is_empty() => {
                     let said = String::from_utf8_lossy(&stderr).trim().to_owned();
