@@ -630,5 +630,6 @@ pub const fn failure_code(class: FailureClass) -> &'static str {
         FailureClass::Timeout => "timeout",
         FailureClass::Refused => "refused",
         FailureClass::Cancelled => "cancelled",
+        FailureClass::OutcomeUnknown => "outcome_unknown",
     }
 }

@@ -519,6 +519,8 @@ pub enum FailureClass {
     Refused,
     /// It was cancelled.
     Cancelled,
+    /// It was begun and nobody knows what came of it, and it is not tried again, because once may have been enough.
+    OutcomeUnknown,
 }
 
 impl FailureClass {

@@ -532,6 +532,7 @@ fn models_at_run_time() {
             tools: Vec::new(),
             inference: Some(InferenceState { models, operations, memory, gpus: vec![gpu] }),
             sandbox: None,
+            refused: Vec::new(),
         },
     );
 }
@@ -630,11 +631,27 @@ fn jobs_tokens_presence_and_questions() {
             tools: vec![registered],
             inference: None,
             sandbox: None,
+            refused: Vec::new(),
         },
     );
     check(
         "presence.sandbox",
         &Confinement { tier: "docker".into(), enforced: vec!["container".into(), "seccomp".into()], refused: None },
+    );
+    let refused = agent::Refused { file: "broken.toml".into(), line: Some(3), reason: "unknown field `comand`".into() };
+    check(
+        "presence.refused",
+        &Worker {
+            id: "tool-1".into(),
+            role: "tool".into(),
+            version: "0.1.0".into(),
+            slots: 4,
+            models: vec![],
+            tools: vec![],
+            inference: None,
+            sandbox: None,
+            refused: vec![refused],
+        },
     );
     check(
         "presence.no_sandbox",
