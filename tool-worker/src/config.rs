@@ -13,6 +13,8 @@ use crate::{fetch, web};
 pub struct Config {
     /// Directories under which workspaces may lie. None: every tool that needs one is refused.
     pub workspaces: Vec<PathBuf>,
+    /// Those of them, or directories below, in which tools may write that ask for it. None: all are read-only.
+    pub writable: Vec<PathBuf>,
     /// Calls carried out at once, 1 to 64. A call costs a process and little else.
     pub slots: u32,
     /// The kind of sandbox: `auto`, `docker` or `bubblewrap`.
@@ -33,6 +35,8 @@ pub struct Config {
     pub commands: Commands,
     /// Tools whose calls by agents a person must allow each time, whatever the agent type says.
     pub approve: Vec<String>,
+    /// A directory of tools, one TOML file each, taken up again whenever it changes; none when missing.
+    pub plugins_dir: Option<PathBuf>,
     /// What requests to the web may do, `[tools.fetch]`.
     pub fetch: fetch::Settings,
     /// Who answers `web_search`, `[tools.search]`. None: nobody.
@@ -94,10 +98,27 @@ impl Commands {
     }
 }
 
+impl Config {
+    /// Checks what can be known before anything is started.
+    ///
+    /// # Errors
+    /// A text that names the setting and what belongs there.
+    pub fn check(&self) -> Result<(), String> {
+        match &self.plugins_dir {
+            Some(directory) if !directory.is_dir() => Err(format!(
+                "tools.plugins_dir is {}, which is no directory: create it, or name another one",
+                directory.display()
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             workspaces: Vec::new(),
+            writable: Vec::new(),
             slots: 4,
             sandbox: Choice::Auto,
             warm_boxes: 2,
@@ -108,6 +129,7 @@ impl Default for Config {
             runner_arguments: vec!["tool-runner".to_owned()],
             commands: Commands::default(),
             approve: Vec::new(),
+            plugins_dir: None,
             fetch: fetch::Settings::default(),
             search: None,
         }

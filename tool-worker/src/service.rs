@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::executor::{Analyst, Call, Executor, Library, Outcome};
 use crate::failure::Failure;
+use crate::plugins;
 use crate::toolbox::Toolbox;
 use crate::web::Web;
 use crate::workspace::{self, Workspace};
@@ -54,7 +55,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let (bus, tasks) = (runtime.bus, runtime.tasks);
     let executor = Executor::start(&config, analyst(bus.clone()), library(bus.clone())).await?;
+    config.check().map_err(Error::Settings)?;
     equip(&executor, &config).map_err(Error::Settings)?;
+    plugins::start(&config, &executor, &tasks).await;
     let slots = config.slots.clamp(1, 64);
     let shell = Arc::new(Shell {
         id: format!("tool-{}", clock::process_token()),
@@ -95,6 +98,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         tools: Vec::new(),
         inference: None,
         sandbox: Some(confinement(&shell.executor)),
+        refused: Vec::new(),
     };
     announce(&bus, &tasks, worker, shell.executor.toolbox()).await?;
     let queue = bus.tool_jobs().await?;
@@ -290,8 +294,9 @@ async fn announce(bus: &Bus, tasks: &Tasks, worker: Worker, toolbox: &Toolbox) -
     let (soft, mut changes) = (tasks.soft(), toolbox.changes());
     tasks.spawn(async move {
         loop {
-            let tools = changes.borrow_and_update().listing();
-            let entry = schemas::wire::encode(&Worker { tools, ..worker.clone() });
+            let registry = changes.borrow_and_update().clone();
+            let (tools, refused) = (registry.listing(), registry.refused());
+            let entry = schemas::wire::encode(&Worker { tools, refused, ..worker.clone() });
             if let Err(error) = bucket.put(&worker.id, entry.into()).await {
                 tracing::warn!(%error, "the presence was not renewed");
             }
