@@ -15,6 +15,7 @@ mod models;
 mod moments;
 mod objects;
 mod people;
+mod plugins;
 mod proof;
 mod refusals;
 mod remote;
