@@ -37,6 +37,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         tools: Vec::new(),
         inference: None,
         sandbox: None,
+        refused: Vec::new(),
     };
     // Questions are no effects: an orchestrator has nothing to ask this worker back.
     let alive = Tasks::new();

@@ -309,6 +309,7 @@ mod tests {
             models: vec![],
             tools: vec![],
             sandbox: None,
+            refused: Vec::new(),
             inference: Some(InferenceState { models, operations, memory: HostMemory::default(), gpus: vec![] }),
         }
     }

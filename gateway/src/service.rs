@@ -204,7 +204,12 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Response, Failur
 }
 
 async fn tools(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Failure> {
-    Ok(Json(json!({"tools": *gateway.directory.tools().await?.unwrap_or_default()})))
+    // Workers with the same files say the same of them.
+    let mut refused: Vec<_> =
+        gateway.directory.workers().await?.iter().flat_map(|worker| worker.refused.clone()).collect();
+    refused.sort_by(|a, b| (&a.file, a.line, &a.reason).cmp(&(&b.file, b.line, &b.reason)));
+    refused.dedup();
+    Ok(Json(json!({"tools": *gateway.directory.tools().await?.unwrap_or_default(), "refused": refused})))
 }
 
 pub(crate) fn parse(id: &str) -> Result<ExecutionId, Failure> {

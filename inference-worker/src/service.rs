@@ -267,5 +267,6 @@ fn entry(id: &str, announced: Announced) -> Worker {
         tools: Vec::new(),
         inference: Some(announced.state),
         sandbox: None,
+        refused: Vec::new(),
     }
 }

@@ -95,10 +95,11 @@ pub fn effective(found: impl IntoIterator<Item = (Source, AgentType)>) -> Team {
     team
 }
 
-/// A manifest that was not taken. Stored in the bucket `vl_config` beside the agent types, so that everybody can see.
+/// A manifest that was not taken. Stored in the bucket `vl_config` beside the agent types, so that everybody can see; those
+/// of tools stand in the presence of their worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
-    /// The file.
+    /// The file; of a server of tools, the setting that names it.
     pub file: String,
     /// The line that is wrong, from 1; none when it is no single line.
     #[serde(default, skip_serializing_if = "Option::is_none")]

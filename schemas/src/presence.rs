@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::Refused;
 use crate::ids::{EffectId, ExecutionId};
 
 /// A worker's entry in the KV bucket `vl_workers`, renewed while it lives.
@@ -27,6 +28,9 @@ pub struct Worker {
     /// How a tool worker confines calls; none of other workers, and of tool workers that do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<Confinement>,
+    /// Files and settings from which a tool worker should have tools and has none, or not the newest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refused>,
 }
 
 /// How a tool worker confines its calls, or why it carries out none.

@@ -533,6 +533,7 @@ fn models_at_run_time() {
             tools: Vec::new(),
             inference: Some(InferenceState { models, operations, memory, gpus: vec![gpu] }),
             sandbox: None,
+            refused: Vec::new(),
         },
     );
 }
@@ -657,6 +658,7 @@ fn jobs_tokens_presence_and_questions() {
             tools: vec![registered],
             inference: None,
             sandbox: None,
+            refused: Vec::new(),
         },
     );
     check(
@@ -667,6 +669,21 @@ fn jobs_tokens_presence_and_questions() {
             refused: None,
             commands: vec!["container".into(), "memory-limit".into()],
             commands_refused: None,
+        },
+    );
+    let refused = agent::Refused { file: "broken.toml".into(), line: Some(3), reason: "unknown field `comand`".into() };
+    check(
+        "presence.refused",
+        &Worker {
+            id: "tool-1".into(),
+            role: "tool".into(),
+            version: "0.1.0".into(),
+            slots: 4,
+            models: vec![],
+            tools: vec![],
+            inference: None,
+            sandbox: None,
+            refused: vec![refused],
         },
     );
     check(

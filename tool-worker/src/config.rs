@@ -41,6 +41,8 @@ pub struct Config {
     pub agents: permission::Rules,
     /// Whether results of tools that only read are kept for five minutes, or until a file changes.
     pub cache: bool,
+    /// A directory of tools, one TOML file each, taken up again whenever it changes; none when missing.
+    pub plugins_dir: Option<PathBuf>,
     /// What requests to the web may do, `[tools.fetch]`.
     pub fetch: fetch::Settings,
     /// Who answers `web_search`, `[tools.search]`. None: nobody.
@@ -117,6 +119,22 @@ impl Commands {
     }
 }
 
+impl Config {
+    /// Checks what can be known before anything is started.
+    ///
+    /// # Errors
+    /// A text that names the setting and what belongs there.
+    pub fn check(&self) -> Result<(), String> {
+        match &self.plugins_dir {
+            Some(directory) if !directory.is_dir() => Err(format!(
+                "tools.plugins_dir is {}, which is no directory: create it, or name another one",
+                directory.display()
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -135,6 +153,7 @@ impl Default for Config {
             users: permission::Rules::new(),
             agents: permission::Rules::new(),
             cache: true,
+            plugins_dir: None,
             fetch: fetch::Settings::default(),
             search: None,
         }

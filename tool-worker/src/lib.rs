@@ -14,6 +14,7 @@ pub mod executor;
 pub mod fetch;
 mod ledger;
 pub mod permission;
+pub mod plugins;
 pub mod registry;
 mod results;
 mod revision;

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jsonschema::{PatternOptions, Validator};
+use schemas::agent::Refused;
 use schemas::{rpc, subject};
 use serde_json::{Map, Value};
 
@@ -56,6 +57,8 @@ pub struct Registry {
     tools: BTreeMap<String, Arc<Entry>>,
     /// Tools for which a person must be asked, whatever they say of themselves.
     asking: BTreeSet<String>,
+    /// Files and settings that should give tools and do not, or not as they are now; by name.
+    refused: BTreeMap<String, Refused>,
 }
 
 /// One tool and what its calls are held against.
@@ -95,7 +98,7 @@ impl Registry {
         let entry = Entry::new(if self.asking.contains(&tool.name) { asked(tool) } else { tool })?;
         let mut tools = self.tools.clone();
         tools.insert(entry.tool.name.clone(), Arc::new(entry));
-        Ok(Self { tools, asking: self.asking.clone() })
+        Ok(Self { tools, ..self.clone() })
     }
 
     /// Without the tool of that name, if there is one.
@@ -103,7 +106,24 @@ impl Registry {
     pub fn without(&self, name: &str) -> Self {
         let mut tools = self.tools.clone();
         tools.remove(name);
-        Self { tools, asking: self.asking.clone() }
+        Self { tools, ..self.clone() }
+    }
+
+    /// With another reason why a file or setting gives no tools, or with none any more.
+    #[must_use]
+    pub fn refusing(&self, file: &str, refused: Option<Refused>) -> Self {
+        let mut all = self.refused.clone();
+        match refused {
+            Some(refused) => all.insert(file.to_owned(), refused),
+            None => all.remove(file),
+        };
+        Self { refused: all, ..self.clone() }
+    }
+
+    /// What gives no tools though it should, and why.
+    #[must_use]
+    pub fn refused(&self) -> Vec<Refused> {
+        self.refused.values().cloned().collect()
     }
 
     /// With a person asked before each call of these tools, of those that are there and of those that come later.
@@ -116,7 +136,7 @@ impl Registry {
                 *entry = Arc::new(Entry { tool: asked(entry.tool.clone()), ..Entry::clone(entry) });
             }
         }
-        Self { tools, asking }
+        Self { tools, asking, ..self.clone() }
     }
 
     /// Tools for which a person must be asked and that are not there.

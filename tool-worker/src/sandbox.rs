@@ -44,6 +44,7 @@ use metrics::Metrics;
 use pool::{Directory, Pool};
 use running::Running;
 pub use running::{Connected, End, Finished};
+pub(crate) use system::unfit;
 
 /// How often boxes that have waited too long are looked for.
 const TIDY_EVERY: Duration = Duration::from_secs(30);
@@ -226,7 +227,7 @@ impl Sandbox {
         if let Err(reason) = &shared.for_commands {
             return Err(Failure::refused(format!("no command runs here: {reason}")));
         }
-        if let Some(reason) = surroundings.reads.iter().find_map(|path| system::unfit(path)) {
+        if let Some(reason) = surroundings.reads.iter().find_map(|path| unfit(path)) {
             return Err(Failure::refused(reason));
         }
         let made_for = MadeFor::Command(surroundings.clone());

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::executor::{Analyst, Executor, Library};
 use crate::failure::Failure;
 use crate::ledger::Ended;
+use crate::plugins;
 use crate::toolbox::Toolbox;
 use crate::web::Web;
 use crate::workspace::{self, Workspace};
@@ -57,7 +58,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let (bus, tasks, metrics) = (runtime.bus.clone(), runtime.tasks.clone(), runtime.metrics.clone());
     let executor = Executor::start(&config, analyst(bus.clone()), library(bus.clone())).await?;
+    config.check().map_err(Error::Settings)?;
     Box::pin(equip(&executor, &config)).await.map_err(Error::Settings)?;
+    plugins::start(&config, &executor, &tasks).await;
     let slots = config.slots.clamp(1, 64);
     let id = format!("tool-{}", clock::process_token());
     let calls = Calls::new(executor, &id, &config, runtime)?;
@@ -99,6 +102,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         tools: Vec::new(),
         inference: None,
         sandbox: Some(confinement(&shell.calls.executor)),
+        refused: Vec::new(),
     };
     announce(&bus, &tasks, worker, shell.calls.executor.toolbox()).await?;
     let queue = bus.tool_jobs().await?;
@@ -307,8 +311,9 @@ async fn announce(bus: &Bus, tasks: &Tasks, worker: Worker, toolbox: &Toolbox) -
     let (soft, mut changes) = (tasks.soft(), toolbox.changes());
     tasks.spawn(async move {
         loop {
-            let tools = changes.borrow_and_update().listing();
-            let entry = schemas::wire::encode(&Worker { tools, ..worker.clone() });
+            let registry = changes.borrow_and_update().clone();
+            let (tools, refused) = (registry.listing(), registry.refused());
+            let entry = schemas::wire::encode(&Worker { tools, refused, ..worker.clone() });
             if let Err(error) = bucket.put(&worker.id, entry.into()).await {
                 tracing::warn!(%error, "the presence was not renewed");
             }

@@ -90,6 +90,10 @@ pub(crate) struct Up {
     /// A directory of agent types, one TOML file each; taken up again whenever it changes.
     #[arg(long, value_name = "DIR")]
     pub(crate) agents: Option<PathBuf>,
+    /// A directory of tools, one TOML file each; taken up again whenever it changes. `tools` in the data directory, if it
+    /// is there.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tools: Option<PathBuf>,
     /// A configuration file (TOML).
     #[arg(long, value_name = "FILE", env = "VLINDERS_CONFIG")]
     pub(crate) config: Option<PathBuf>,
@@ -132,6 +136,9 @@ pub(crate) struct Role {
     /// orchestrator: a directory of agent types, one TOML file each; taken up again whenever it changes.
     #[arg(long, value_name = "DIR")]
     pub(crate) agents: Option<PathBuf>,
+    /// tool-worker: a directory of tools, one TOML file each; taken up again whenever it changes.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tools: Option<PathBuf>,
     /// Print one JSON line when ready, and log as JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -22,6 +22,7 @@ pub(crate) async fn run(options: Doctor) -> anyhow::Result<ExitCode> {
     findings.extend(Box::pin(sandboxes(&options)).await?);
     findings.extend(remotes(&options).await);
     findings.push(gateway(&options).await);
+    findings.extend(refused_tools(&options).await);
     for finding in &findings {
         if options.json {
             println!("{}", json!({"check": finding.what, "ok": finding.ok, "found": finding.found}));
@@ -31,15 +32,16 @@ pub(crate) async fn run(options: Doctor) -> anyhow::Result<ExitCode> {
                 (false, "gateway") => "at rest",
                 (false, "remote") => "away",
                 (false, DOCKER | BUBBLEWRAP) => "absent",
+                (false, "tools") => "refused",
                 (false, _) => "MISSING",
             };
             println!("{mark:<7} {:<12} {}", finding.what, finding.found);
         }
     }
-    // The gateway may rest, servers of remote models may be away, and one kind of sandbox is enough; everything else is
+    // The gateway may rest, servers of remote models may be away, a file of a tool may be wrong, and one kind of sandbox is enough; everything else is
     // needed to start.
     let confined = findings.iter().any(|f| matches!(f.what, DOCKER | BUBBLEWRAP) && f.ok);
-    let optional = ["gateway", "remote", DOCKER, BUBBLEWRAP];
+    let optional = ["gateway", "remote", "tools", DOCKER, BUBBLEWRAP];
     let whole = confined && findings.iter().filter(|f| !optional.contains(&f.what)).all(|f| f.ok);
     if !confined && !options.json {
         println!("without a sandbox every tool call is refused");
@@ -157,4 +159,22 @@ async fn gateway(options: &Doctor) -> Finding {
         },
     };
     Finding { what: "gateway", ok: found.is_ok(), found: found.unwrap_or_else(|e| e) }
+}
+
+/// What a running system refuses of the files and servers that should give it tools.
+async fn refused_tools(options: &Doctor) -> Vec<Finding> {
+    let ask = async {
+        let (url, secret) = options.target.gateway().ok()?;
+        let request = reqwest::Client::new().get(format!("{url}/internal/tools"));
+        let response = request.header("X-Internal-Auth", secret).send().await.ok()?;
+        response.json::<serde_json::Value>().await.ok()
+    };
+    let listed = ask.await.unwrap_or_default();
+    let refused = listed["refused"].as_array().cloned().unwrap_or_default();
+    let told = |refused: serde_json::Value| {
+        let text = |field: &str| refused[field].as_str().unwrap_or_default().to_owned();
+        let line = refused["line"].as_u64().map(|line| format!(" line {line}")).unwrap_or_default();
+        Finding { what: "tools", ok: false, found: format!("{}{line}: {}", text("file"), text("reason")) }
+    };
+    refused.into_iter().map(told).collect()
 }

@@ -61,6 +61,9 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     if let Some(agents) = &options.agents {
         flags.push(("orchestrator", "agents_dir", toml::Value::String(agents.display().to_string())));
     }
+    if let Some(tools) = &options.tools {
+        flags.push(("tools", "plugins_dir", toml::Value::String(tools.display().to_string())));
+    }
     let mut settings = Settings::load(options.config.as_deref(), flags)?;
     if options.json {
         settings.telemetry.format = telemetry::Format::Json;
@@ -73,6 +76,9 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     }
     if role == Role::Inference {
         settings.inference.check().map_err(Usage)?;
+    }
+    if role == Role::Tools {
+        settings.tools.check().map_err(Usage)?;
     }
     let _telemetry = telemetry::start(&settings.telemetry, role.name())?;
     settings.log();

@@ -21,6 +21,7 @@ pub(crate) async fn run(options: Up) -> anyhow::Result<ExitCode> {
     let settings = load(&options, &data)?;
     settings.orchestrator.check().map_err(Usage)?;
     settings.inference.check().map_err(Usage)?;
+    settings.tools.check().map_err(Usage)?;
     let _telemetry = telemetry::start(&settings.telemetry, "up")?;
     settings.log();
     let _lock = lock(&data)?;
@@ -98,7 +99,14 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
     if let Some(agents) = &options.agents {
         flags.push(("orchestrator", "agents_dir", toml::Value::String(agents.display().to_string())));
     }
+    if let Some(tools) = &options.tools {
+        flags.push(("tools", "plugins_dir", toml::Value::String(tools.display().to_string())));
+    }
     let mut settings = Settings::load(options.config.as_deref(), flags)?;
+    let tools = data.join("tools");
+    if settings.tools.plugins_dir.is_none() && tools.is_dir() {
+        settings.tools.plugins_dir = Some(tools);
+    }
     settings::add_shipped_models(&mut settings.inference, data)?;
     // A box of bubblewrap starts in milliseconds and loads nothing between calls, which suits one person's machine; a
     // server's worker, a process of its own, prefers containers.

@@ -16,6 +16,7 @@ mod models;
 mod moments;
 mod objects;
 mod people;
+mod plugins;
 mod proof;
 mod refusals;
 mod remote;

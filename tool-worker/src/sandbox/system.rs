@@ -36,7 +36,7 @@ impl System {
 }
 
 /// Why a directory that a command should read cannot be shown at its path; none when it can.
-pub(super) fn unfit(path: &Path) -> Option<String> {
+pub(crate) fn unfit(path: &Path) -> Option<String> {
     let shown = path.display();
     let taken = ["/proc", "/dev", "/sys", "/tmp", "/box", WORKSPACE];
     if !path.is_absolute() || path.components().any(|part| part == std::path::Component::ParentDir) {
