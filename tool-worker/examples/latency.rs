@@ -15,7 +15,7 @@ use futures::StreamExt;
 use runtime::clock;
 use serde_json::{Value, json};
 use tool_runner::message as boxed;
-use tool_worker::sandbox::{Access, Choice, End, Surroundings};
+use tool_worker::sandbox::{Access, Choice, End, Place, Surroundings};
 use tool_worker::{Analyst, Call, Config, Executor, Failure, Library, Sandbox};
 
 /// Calls at once, as many as a worker may have slots.
@@ -59,7 +59,7 @@ async fn main() -> Result<(), String> {
         ..Config::default()
     };
     let here = Surroundings {
-        workspace: Some((workspace.path().to_owned(), Access::Read)),
+        workspace: Some((Place::at(workspace.path()).map_err(told)?, Access::Read)),
         reads: vec![],
         image: None,
         limits: config.commands.limits(),

@@ -1,6 +1,6 @@
 //! `run_command`: any program of this system, or of an image, in a box for commands.
 //!
-//! Nobody gets it by itself: an agent type must name it. What it may use is in `[tools.commands]`; the workspace is
+//! An agent gets it if its type names it, and none that we ship does; rules may keep it from users and agent types. What it may use is in `[tools.commands]`; the workspace is
 //! read-only unless it lies under one of the roots of `tools.writable`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +26,8 @@ const NAME: &str = "run_command";
 const RESULT_BYTES_MAX: usize = 32 * 1024;
 /// Wall time beside the command's own: a box is made and ended.
 const MARGIN: Duration = Duration::from_secs(10);
+/// Of what a command said that was stopped, the end is told.
+const SAID_OF_FAILURE_BYTES: usize = 4 * 1024;
 /// Text that a command may be given.
 const INPUT_BYTES_MAX: usize = 32 * 1024;
 
@@ -109,6 +111,10 @@ async fn run_command(settings: &config::Commands, boxes: &Result<Arc<Sandbox>, S
 }
 
 impl Handler for RunCommand {
+    fn version(&self) -> Option<String> {
+        None
+    }
+
     fn carry_out<'a>(&'a self, order: Order, report: &'a mut Report) -> BoxFuture<'a, Result<String, Failure>> {
         Box::pin(async move {
             let arguments = Arguments::deserialize(&Value::Object(order.arguments))
@@ -130,7 +136,7 @@ impl RunCommand {
             return Err(Failure::bad_request("`directory` is relative to the workspace"));
         }
         let surroundings = Surroundings {
-            workspace: workspace.map(|workspace| (workspace.path().to_owned(), workspace.access())),
+            workspace: workspace.map(|workspace| (workspace.place().clone(), workspace.access())),
             reads: self.settings.reads.clone(),
             image: self.image.as_ref().map(|(id, _)| id.clone()),
             limits: self.settings.limits(),
@@ -151,16 +157,18 @@ impl RunCommand {
 /// What came of a command, for the model: how it ended, and what it said.
 pub(crate) fn told(finished: &Finished, timeout: Duration, bytes_max: usize) -> Result<String, Failure> {
     let said = said(finished);
+    let beginning = said.len().saturating_sub(SAID_OF_FAILURE_BYTES);
+    let end = &said[said.ceil_char_boundary(beginning)..];
     match finished.end {
         End::Exited(code) => Ok(format!("exit code {code}{said}")),
         End::TimedOut => {
             Err(Failure::timeout(format!("the command took longer than {} s and was stopped{said}", timeout.as_secs())))
         }
         End::TooMuchOutput => {
-            Err(Failure::refused(format!("the command wrote more than {bytes_max} bytes and was stopped{said}")))
+            Err(Failure::refused(format!("the command wrote more than {bytes_max} bytes and was stopped{end}")))
         }
         End::OutOfMemory => {
-            Err(Failure::refused(format!("the command used more memory than it may and was stopped{said}")))
+            Err(Failure::refused(format!("the command used more memory than it may and was stopped{end}")))
         }
     }
 }

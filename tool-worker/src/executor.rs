@@ -214,7 +214,12 @@ impl Executor {
         let shown = self.result(ready, &mut sandbox).await;
         let (result, full) = match shown {
             Ok(Shown { text, full }) => (Ok(text), full),
-            Err(Failure { class, detail }) => (Err(Failure { class, detail: visible_owned(detail) }), None),
+            Err(Failure { class, detail }) => {
+                // What a model reads of a failure has the same room as a result.
+                let detail =
+                    tools::cut_at_line(&visible_owned(detail), ready.result_bytes_max, |_, _| "\n... (cut)".to_owned());
+                (Err(Failure { class, detail }), None)
+            }
         };
         Outcome { result, full, duration: started.elapsed(), sandbox }
     }
@@ -258,8 +263,8 @@ impl Executor {
         sandbox.enforced().clone_into(&mut report.enforced);
         // A box that waited may be found dead and be replaced; what changes something gets a box of its own, once.
         let BoxedAnswer { outcome, .. } = match tool.effect.is_pure() {
-            true => sandbox.run(workspace.path(), &boxed, tool.timeout).await?,
-            false => sandbox.run_once(workspace.path(), &boxed, tool.timeout).await?,
+            true => sandbox.run(workspace.place(), &boxed, tool.timeout).await?,
+            false => sandbox.run_once(workspace.place(), &boxed, tool.timeout).await?,
         };
         let text = Result::from(outcome)?;
         match tool.name.as_str() {

@@ -118,6 +118,10 @@ struct Plugin {
 }
 
 impl Handler for Plugin {
+    fn version(&self) -> Option<String> {
+        self.program.version()
+    }
+
     fn carry_out<'a>(&'a self, order: Order, report: &'a mut Report) -> BoxFuture<'a, Result<String, Failure>> {
         Box::pin(self.run(order, report))
     }
@@ -127,8 +131,7 @@ impl Plugin {
     async fn run(&self, order: Order, report: &mut Report) -> Result<String, Failure> {
         let workspace = match (self.uses.access(), &order.workspace) {
             (Some(wanted), Some(workspace)) => {
-                let path = workspace.path();
-                Some((path.to_owned(), access::granted(wanted, path, &self.writable)?))
+                Some((workspace.place().clone(), access::granted(wanted, workspace.path(), &self.writable)?))
             }
             _ => None,
         };

@@ -77,6 +77,8 @@ pub(crate) struct Question<'a> {
     arguments: &'a Map<String, Value>,
     bytes_max: usize,
     workspace: &'a Path,
+    /// What is behind the tool.
+    version: String,
 }
 
 impl<'a> Question<'a> {
@@ -84,7 +86,11 @@ impl<'a> Question<'a> {
     pub(crate) fn of(ready: &'a Ready) -> Option<Self> {
         let (tool, workspace) = (ready.tool(), ready.workspace()?.path());
         let (arguments, bytes_max) = (ready.arguments(), ready.result_bytes_max());
-        tool.effect.is_pure().then_some(Self { tool, arguments, bytes_max, workspace })
+        let version = match &tool.means {
+            Means::Runner => String::new(),
+            Means::Handler(handler) => handler.version()?,
+        };
+        tool.effect.is_pure().then_some(Self { tool, arguments, bytes_max, workspace, version })
     }
 
     fn sight(&self) -> Sight {
@@ -101,8 +107,10 @@ impl<'a> Question<'a> {
 struct Decides<'a> {
     version: u32,
     program: &'static str,
-    /// Name, description and schemas: another version of a plugin answers otherwise.
+    /// Name, description and schemas.
     tool: &'a rpc::Tool,
+    /// The program behind it: another version of a plugin answers otherwise.
+    behind: &'a str,
     arguments: Value,
     bytes_max: usize,
     workspace: &'a Path,
@@ -209,6 +217,7 @@ impl Results {
             version: VERSION,
             program: env!("CARGO_PKG_VERSION"),
             tool: &question.tool.listed(),
+            behind: &question.version,
             arguments: canonical(&Value::Object(question.arguments.clone())),
             bytes_max: question.bytes_max,
             workspace: question.workspace,

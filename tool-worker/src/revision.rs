@@ -3,7 +3,7 @@
 //! What git calls the head is not enough: tools read what lies on disk, committed or not, ignored or not. So the
 //! fingerprint is made of what the file system says of each file: device, inode, size, and the times of the last change of
 //! content and of anything. The last of these cannot be set by a program, so putting a content or a date back gives
-//! another fingerprint. A tool that reads one file depends on that file alone; one that searches, on the files it looks at;
+//! another fingerprint. A tool that reads one file depends on that file alone; one that searches, on all below the place where it does;
 //! any other on the whole tree. It costs one look at each of these files.
 //!
 //! A file that changed a moment ago could change again within the same tick of its file system's clock, unnoticed; while
@@ -22,7 +22,6 @@ use ignore::WalkBuilder;
 use schemas::wire::Nanos;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use tool_runner::tools;
 
 /// A fingerprint.
 pub(crate) type Revision = [u8; 32];
@@ -37,8 +36,6 @@ const ENTRIES_MAX: usize = 20_000;
 pub(crate) enum Sight {
     /// The file at the argument `path`.
     File,
-    /// Every file that a search of the whole workspace looks at.
-    Searched,
     /// Any file at or below the argument `path`, and what is ignored there.
     Below,
     /// Any file.
@@ -59,9 +56,8 @@ impl Sight {
     pub(crate) fn of(tool: &str, arguments: &Map<String, Value>) -> Self {
         match (tool, arguments.get("path").and_then(Value::as_str)) {
             ("read_file" | "analyze_code", _) => Self::File,
-            // A glob may name what is ignored or hidden.
-            ("search_code", _) if arguments.contains_key("globs") => Self::Tree,
-            ("search_code", None | Some("." | "./")) => Self::Searched,
+            // Which files a search leaves out stands in files of the workspace, which are read in a box only.
+            ("search_code", None | Some("." | "./")) => Self::Tree,
             ("search_code", Some(_)) => Self::Below,
             _ => Self::Tree,
         }
@@ -84,8 +80,6 @@ pub(crate) fn revision(
             let times = [(file.mtime(), file.mtime_nsec()), (file.ctime(), file.ctime_nsec())];
             hash.file(path.as_bytes(), [file.dev(), file.ino(), file.size(), u64::from(file.mode())], times)?;
         }
-        // What stands above the workspace a box does not see.
-        Sight::Searched => hash.walk(tools::walk(workspace).parents(false))?,
         Sight::Below => {
             let (dir, path) = place(workspace, arguments)?;
             let below = workspace.join(dir.canonicalize(path).map_err(|_| Unseen::Unsettled)?);
@@ -272,31 +266,29 @@ mod tests {
     fn a_search_depends_on_what_it_looks_at() {
         let base = workspace();
         let path = |name: &str| base.path().join(name);
-        let sights = [Sight::Searched, Sight::Below, Sight::Tree];
+        let sights = [Sight::Below, Sight::Tree];
         let seen = || sights.map(|sight| of(&base, sight).unwrap());
         // What changes, and for whom that is another revision.
-        type Change<'a> = (&'static str, [bool; 3], &'a dyn Fn());
+        type Change<'a> = (&'static str, [bool; 2], &'a dyn Fn());
         let changes: [Change<'_>; 6] = [
-            ("ignored", [false, false, true], &|| fs::write(path("ignored"), "else").unwrap()),
-            ("hidden", [false, true, true], &|| fs::write(path("src/.hidden/b"), "else").unwrap()),
-            ("seen", [true, true, true], &|| fs::write(path("src/a.rs"), "else").unwrap()),
-            ("beside", [true, false, true], &|| fs::write(path("beside"), "else").unwrap()),
-            ("new rule", [true, true, true], &|| fs::write(path(".gitignore"), "ignored\nbeside\n").unwrap()),
-            ("now ignored", [false, false, true], &|| fs::write(path("beside"), "other").unwrap()),
+            ("ignored", [false, true], &|| fs::write(path("ignored"), "else").unwrap()),
+            ("hidden", [true, true], &|| fs::write(path("src/.hidden/b"), "else").unwrap()),
+            ("seen", [true, true], &|| fs::write(path("src/a.rs"), "else").unwrap()),
+            ("beside", [false, true], &|| fs::write(path("beside"), "else").unwrap()),
+            ("new rule", [true, true], &|| fs::write(path(".gitignore"), "ignored\nbeside\n").unwrap()),
+            ("now ignored", [false, true], &|| fs::write(path("beside"), "other").unwrap()),
         ];
         for (what, expected, change) in changes {
             let before = seen();
             wait_for_a_tick(base.path());
             change();
             let after = seen();
-            let changed = [0, 1, 2].map(|n| before[n] != after[n]);
+            let changed = [0, 1].map(|n| before[n] != after[n]);
             assert_eq!(changed, expected, "{what}");
         }
         let sight = |tool: &str, path: Option<&str>| Sight::of(tool, &path.map(at).unwrap_or_default());
-        assert_eq!(sight("search_code", None), Sight::Searched);
+        assert_eq!(sight("search_code", None), Sight::Tree);
         assert_eq!(sight("search_code", Some("src")), Sight::Below);
-        let globs = json!({"path": "src", "globs": ["*.log"]});
-        assert_eq!(Sight::of("search_code", globs.as_object().unwrap()), Sight::Tree, "which may name what is ignored");
         assert_eq!((sight("read_file", Some("a")), sight("plugin", Some("a"))), (Sight::File, Sight::Tree));
         // Nothing outside is looked at.
         for outside in ["..", "/etc", "src/../.."] {
@@ -307,7 +299,7 @@ mod tests {
     #[test]
     fn what_changed_a_moment_ago_has_no_revision_yet_and_what_is_too_much_never() {
         let base = workspace();
-        for sight in [Sight::File, Sight::Searched, Sight::Tree] {
+        for sight in [Sight::File, Sight::Below, Sight::Tree] {
             assert_eq!(revision(base.path(), sight, &at("src/a.rs"), clock::now()), Err(Unseen::Unsettled));
             assert!(of(&base, sight).is_ok());
         }
@@ -323,7 +315,7 @@ mod tests {
     #[test]
     fn the_cost_of_looking_is_measured() {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        for sight in [Sight::File, Sight::Searched, Sight::Tree] {
+        for sight in [Sight::File, Sight::Below, Sight::Tree] {
             let since = clock::instant();
             let found = revision(repository, sight, &at("Cargo.toml"), later()).is_ok();
             println!("{sight:?} of this repository: {:?} (found: {found})", clock::instant().duration_since(since));

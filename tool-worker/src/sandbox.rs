@@ -18,6 +18,7 @@ mod docker;
 mod ending;
 mod made_for;
 mod metrics;
+mod place;
 mod pool;
 mod program;
 mod running;
@@ -25,7 +26,6 @@ mod spawner;
 mod system;
 mod user;
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -41,7 +41,8 @@ pub use choice::Choice;
 use made_for::MadeFor;
 pub use made_for::{Access, Limits, Surroundings};
 use metrics::Metrics;
-use pool::{Directory, Pool};
+pub use place::Place;
+use pool::Pool;
 use running::Running;
 pub use running::{Connected, End, Finished};
 pub(crate) use system::unfit;
@@ -155,12 +156,12 @@ impl Sandbox {
     /// Runs one call in a box of its own. Dropping the future ends the box.
     pub(crate) async fn run(
         &self,
-        workspace: &Path,
+        workspace: &Place,
         call: &BoxedCall,
         timeout: Duration,
     ) -> Result<BoxedAnswer, Failure> {
-        let (shared, made_for) = (&self.shared, MadeFor::Tool(workspace.to_owned()));
-        if let Some(warm) = shared.take(&made_for)? {
+        let (shared, made_for) = (&self.shared, MadeFor::Tool(workspace.clone()));
+        if let Some(warm) = shared.take(&made_for) {
             shared.metrics.warm.inc();
             match warm.carry_out(call, timeout).await {
                 Err(Trouble::Failed(failure)) => return Err(failure),
@@ -180,13 +181,13 @@ impl Sandbox {
     /// The same for a workspace that will not be seen again: nothing is prepared for another call there.
     pub(crate) async fn run_once(
         &self,
-        workspace: &Path,
+        workspace: &Place,
         call: &BoxedCall,
         timeout: Duration,
     ) -> Result<BoxedAnswer, Failure> {
         let shared = &self.shared;
         shared.metrics.cold.inc();
-        let cold = shared.tier.prepare(&MadeFor::Tool(workspace.to_owned())).await?;
+        let cold = shared.tier.prepare(&MadeFor::Tool(workspace.clone())).await?;
         cold.carry_out(call, timeout).await.map_err(|trouble| shared.failure(trouble))
     }
 
@@ -231,7 +232,7 @@ impl Sandbox {
             return Err(Failure::refused(reason));
         }
         let made_for = MadeFor::Command(surroundings.clone());
-        if let Some(warm) = shared.take(&made_for)? {
+        if let Some(warm) = shared.take(&made_for) {
             shared.metrics.warm.inc();
             return Ok(warm);
         }
@@ -258,7 +259,8 @@ impl Sandbox {
 
     /// Runs one operation of the self-test in a box of its own. There is no way to run one outside.
     pub async fn probe(&self, workspace: &Path, operation: &str, timeout: Duration) -> Result<String, Failure> {
-        Result::from(self.run(workspace, &BoxedCall::probe(operation), timeout).await?.outcome)
+        let place = looked_at(workspace)?;
+        Result::from(self.run(&place, &BoxedCall::probe(operation), timeout).await?.outcome)
     }
 
     /// The same with nothing but the container around it, to see what that withstands alone. Other tiers refuse.
@@ -271,7 +273,7 @@ impl Sandbox {
         let Tier::Docker(docker) = &self.shared.tier else {
             return Err(Failure::refused("only a container is tried alone"));
         };
-        let alone = docker.prepare(&MadeFor::Tool(workspace.to_owned()), &[CONTAINER_ONLY]).await?;
+        let alone = docker.prepare(&MadeFor::Tool(looked_at(workspace)?), &[CONTAINER_ONLY]).await?;
         let answer = alone.carry_out(&BoxedCall::probe(operation), timeout).await;
         Result::from(answer.map_err(|trouble| self.shared.failure(trouble))?.outcome)
     }
@@ -300,18 +302,17 @@ impl Shared {
     }
 
     /// A box that waited, if there is one, and others on their way.
-    fn take(self: &Arc<Self>, made_for: &MadeFor) -> Result<Option<Running>, Failure> {
-        let directory = directory(made_for)?;
+    fn take(self: &Arc<Self>, made_for: &MadeFor) -> Option<Running> {
         loop {
-            let taken = self.pool().take(made_for, directory, clock::instant());
+            let taken = self.pool().take(made_for, clock::instant());
             for _ in 0..taken.prepare {
-                self.tasks.spawn(prepare(Arc::downgrade(self), self.tasks.clone(), made_for.clone(), directory));
+                self.tasks.spawn(prepare(Arc::downgrade(self), self.tasks.clone(), made_for.clone()));
             }
             self.count();
-            let Some(mut found) = taken.found else { return Ok(None) };
+            let mut found = taken.found?;
             // One that died while it waited is as good as none.
             if found.alive() {
-                return Ok(Some(found));
+                return Some(found);
             }
         }
     }
@@ -334,7 +335,7 @@ impl Shared {
 }
 
 /// Prepares one box for later. What fails here fails again, and says so, when a call needs the box.
-async fn prepare(shared: Weak<Shared>, tasks: Tasks, made_for: MadeFor, directory: Directory) {
+async fn prepare(shared: Weak<Shared>, tasks: Tasks, made_for: MadeFor) {
     let prepared = async {
         tokio::time::sleep(PREPARE_AFTER).await;
         let shared = shared.upgrade()?;
@@ -348,10 +349,10 @@ async fn prepare(shared: Weak<Shared>, tasks: Tasks, made_for: MadeFor, director
     };
     let (Some(prepared), Some(shared)) = (prepared, shared.upgrade()) else { return };
     let unwanted = match prepared {
-        Ok(waiting) => shared.pool().put(&made_for, directory, clock::instant(), waiting),
+        Ok(waiting) => shared.pool().put(&made_for, clock::instant(), waiting),
         Err(failure) => {
             tracing::debug!(%failure, "no box was prepared");
-            shared.pool().failed(&made_for, directory);
+            shared.pool().failed(&made_for);
             None
         }
     };
@@ -382,12 +383,8 @@ async fn tidy(shared: Weak<Shared>, tasks: Tasks) {
     }
 }
 
-/// The workspace's directory; the same for all that have none.
-fn directory(made_for: &MadeFor) -> Result<Directory, Failure> {
-    let Some(workspace) = made_for.workspace() else { return Ok(Directory { device: 0, inode: 0 }) };
-    let metadata = std::fs::metadata(workspace)
-        .map_err(|error| Failure::internal(format!("the workspace cannot be opened: {error}")))?;
-    Ok(Directory { device: metadata.dev(), inode: metadata.ino() })
+fn looked_at(workspace: &Path) -> Result<Place, Failure> {
+    Place::at(workspace).map_err(|error| Failure::internal(format!("the workspace cannot be opened: {error}")))
 }
 
 impl Tier {

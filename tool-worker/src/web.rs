@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::fetch::{Fetcher, Page, Question};
 use crate::registry::{Approval, Handler, Means, Order, Permission, SideEffect, Tool};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Place, Sandbox};
 use provider::{Found, Provider};
 pub use provider::{Kind, Settings};
 
@@ -174,7 +174,9 @@ impl Web {
         let arguments = json!({"html": beginning(&text, HTML_BYTES_MAX), "url": url});
         let arguments = arguments.as_object().cloned().unwrap_or_default();
         let call = BoxedCall { tool: TAKE_APART.to_owned(), arguments };
-        let BoxedAnswer { enforced, outcome } = sandbox.run_once(nothing.path(), &call, TAKE_APART_TIMEOUT).await?;
+        let place = Place::at(nothing.path());
+        let place = place.map_err(|error| Failure::internal(format!("look at an empty workspace: {error}")))?;
+        let BoxedAnswer { enforced, outcome } = sandbox.run_once(&place, &call, TAKE_APART_TIMEOUT).await?;
         let text = Result::from(outcome)?;
         let enforced = sandbox.enforced().iter().cloned().chain(enforced).collect();
         Ok((url, text, enforced))
@@ -182,6 +184,10 @@ impl Web {
 }
 
 impl Handler for Search {
+    fn version(&self) -> Option<String> {
+        None
+    }
+
     fn carry_out<'a>(&'a self, order: Order, report: &'a mut Report) -> BoxFuture<'a, Result<String, Failure>> {
         begun(report);
         Box::pin(async move { self.0.search(&order.arguments, order.result_bytes_max, report).await })
@@ -189,6 +195,10 @@ impl Handler for Search {
 }
 
 impl Handler for Fetch {
+    fn version(&self) -> Option<String> {
+        None
+    }
+
     fn carry_out<'a>(&'a self, order: Order, report: &'a mut Report) -> BoxFuture<'a, Result<String, Failure>> {
         begun(report);
         Box::pin(async move { self.0.fetch(&order.arguments, report).await })

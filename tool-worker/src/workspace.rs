@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
-use crate::sandbox::Access;
+use crate::sandbox::{Access, Place};
 
 /// The directories under which workspaces may lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Roots {
 /// A directory that tools may read, resolved and allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workspace {
-    path: PathBuf,
+    place: Place,
     access: Access,
 }
 
@@ -101,7 +101,9 @@ impl Roots {
     pub fn find(&self, name: Option<&str>) -> Result<Workspace, Error> {
         let first = self.allowed.first().ok_or(Error::NoRoots)?;
         let Some(name) = name.filter(|name| !name.is_empty()) else {
-            return Ok(self.workspace(first.clone()));
+            return Place::at(first)
+                .map(|place| self.workspace(place))
+                .map_err(|_| Error::Missing { name: first.display().to_string(), roots: self.allowed.clone() });
         };
         let shown: String = name.chars().take(200).collect();
         let missing = || Error::Missing { name: shown.clone(), roots: self.allowed.clone() };
@@ -121,12 +123,17 @@ impl Roots {
         if !lexically_inside(&path) {
             return Err(outside());
         }
-        if path.is_dir() { Ok(self.workspace(path)) } else { Err(missing()) }
+        match Place::at(&path) {
+            // What lies there may have changed since it was looked at; what was opened is what counts.
+            Ok(place) if lexically_inside(place.path()) => Ok(self.workspace(place)),
+            Ok(_) => Err(outside()),
+            Err(_) => Err(missing()),
+        }
     }
 
-    fn workspace(&self, path: PathBuf) -> Workspace {
-        let writable = self.writable.iter().any(|root| path.starts_with(root));
-        Workspace { path, access: if writable { Access::Write } else { Access::Read } }
+    fn workspace(&self, place: Place) -> Workspace {
+        let writable = self.writable.iter().any(|root| place.path().starts_with(root));
+        Workspace { place, access: if writable { Access::Write } else { Access::Read } }
     }
 }
 
@@ -134,7 +141,13 @@ impl Workspace {
     /// The directory, absolute and without symbolic links.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.place.path()
+    }
+
+    /// The directory itself, whatever its path leads to later.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// What a tool may do there that asks for as much as there is.

@@ -16,7 +16,7 @@ use runtime::clock;
 use schemas::fact::FailureClass;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tool_runner::message::Command;
-use tool_worker::sandbox::{Access, Choice, End, Finished, Limits, Surroundings};
+use tool_worker::sandbox::{Access, Choice, End, Finished, Limits, Place, Surroundings};
 use tool_worker::{Executor, Failure, Sandbox};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -31,7 +31,12 @@ fn limits() -> Limits {
 }
 
 fn around(workspace: &Path, access: Access) -> Surroundings {
-    Surroundings { workspace: Some((workspace.to_owned(), access)), reads: vec![], image: None, limits: limits() }
+    Surroundings {
+        workspace: Some((Place::at(workspace).unwrap(), access)),
+        reads: vec![],
+        image: None,
+        limits: limits(),
+    }
 }
 
 fn command(argv: &[&str]) -> Command {

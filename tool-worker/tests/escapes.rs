@@ -14,7 +14,7 @@ use boxes::{TIERS, call, config, no_traces_but, start, traces, workspace};
 use runtime::clock;
 use schemas::fact::FailureClass;
 use serde_json::json;
-use tool_worker::sandbox::{Access, Choice, Surroundings};
+use tool_worker::sandbox::{Access, Choice, Place, Surroundings};
 use tool_worker::{Executor, Failure};
 
 /// What should come of an attack.
@@ -153,7 +153,7 @@ async fn works(executor: &Executor, after: &str) {
 /// What a command of these tests has around itself.
 fn surroundings(workspace: &Path) -> Surroundings {
     let limits = tool_worker::config::Commands::default().limits();
-    Surroundings { workspace: Some((workspace.to_owned(), Access::Read)), reads: vec![], image: None, limits }
+    Surroundings { workspace: Some((Place::at(workspace).unwrap(), Access::Read)), reads: vec![], image: None, limits }
 }
 
 /// Processes of this machine.

@@ -49,16 +49,16 @@ const SELF_NAME: &str = "vlinders-worker";
 
 impl Groups {
     /// Finds where groups can be made. The reason says why boxes cannot be bounded.
-    pub(crate) fn find() -> Result<Self, String> {
+    pub(crate) fn find(name: &str) -> Result<Self, String> {
         let own =
             fs::read_to_string("/proc/self/cgroup").map_err(|error| format!("read /proc/self/cgroup: {error}"))?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        Self::version_two(&own, &mounts).or_else(|two| {
-            Self::version_one(&own, &mounts).map_err(|one| format!("control groups cannot be used: {two}; {one}"))
+        Self::version_two(&own, &mounts, name).or_else(|two| {
+            Self::version_one(&own, &mounts, name).map_err(|one| format!("control groups cannot be used: {two}; {one}"))
         })
     }
 
-    fn version_two(own: &str, mounts: &str) -> Result<Self, String> {
+    fn version_two(own: &str, mounts: &str, name: &str) -> Result<Self, String> {
         let place = place(own, mounts, None).ok_or("version 2 is not mounted")?;
         let offered = fs::read_to_string(place.join("cgroup.controllers")).unwrap_or_default();
         if !["memory", "pids"].iter().all(|wanted| offered.split_whitespace().any(|there| there == *wanted)) {
@@ -84,20 +84,21 @@ impl Groups {
             share()
         });
         shared.map_err(|error| format!("{} is not delegated to this process: {error}", place.display()))?;
-        Self::Two { base: place }.tried()
+        Self::Two { base: place }.tried(name)
     }
 
-    fn version_one(own: &str, mounts: &str) -> Result<Self, String> {
+    fn version_one(own: &str, mounts: &str, name: &str) -> Result<Self, String> {
         let of = |controller: &str| {
             place(own, mounts, Some(controller)).ok_or(format!("version 1 has no hierarchy of {controller}"))
         };
-        Self::One { memory: of("memory")?, processes: of("pids")?, processor: of("cpu").ok() }.tried()
+        Self::One { memory: of("memory")?, processes: of("pids")?, processor: of("cpu").ok() }.tried(name)
     }
 
     /// Makes a group and removes it.
-    fn tried(self) -> Result<Self, String> {
+    fn tried(self, name: &str) -> Result<Self, String> {
         let least = Bounds { memory_bytes: 64 << 20, processes: 8, processor_milli: 1_000 };
-        let group = self.make("trial", least).map_err(|error| format!("make a control group: {error}"))?;
+        let group =
+            self.make(&format!("{name}-trial"), least).map_err(|error| format!("make a control group: {error}"))?;
         group.remove().map_err(|error| format!("remove a control group: {error}"))?;
         Ok(self)
     }
@@ -150,14 +151,15 @@ impl Groups {
         Ok(group)
     }
 
-    /// Removes groups of boxes whose worker died. Only what is empty can be removed, so this harms nobody.
+    /// Removes groups of boxes whose spawner died. What is not empty cannot be removed, and is by the next.
     pub(crate) fn sweep(&self) {
         let bases: Vec<&PathBuf> = match self {
             Self::Two { base } => vec![base],
             Self::One { memory, processes, processor } => [memory, processes].into_iter().chain(processor).collect(),
         };
         for entry in bases.into_iter().flat_map(fs::read_dir).flatten().filter_map(Result::ok) {
-            if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.strip_prefix(PREFIX).is_some_and(|owner| !is_alive(owner)) {
                 let _ = fs::remove_dir(entry.path());
             }
         }
@@ -222,6 +224,22 @@ impl Group {
         }
         Ok(())
     }
+}
+
+/// Whether the spawner lives that a group is named after: its process and when that started.
+fn is_alive(owner: &str) -> bool {
+    let mut parts = owner.split('-');
+    match (parts.next(), parts.next()) {
+        (Some(process), Some(start)) => started(process).as_deref() == Some(start),
+        _ => false,
+    }
+}
+
+/// When a process started, in ticks since the boot.
+pub(crate) fn started(process: &str) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19).map(str::to_owned)
 }
 
 /// Whether a process is this one's parent, which is the worker, or a child of it.

@@ -110,9 +110,6 @@ fn limits(layers: Layers, kind: Kind) -> Vec<(Resource, u64)> {
     if kind == Kind::Bubblewrap {
         limits.push((Resource::Nproc, allowed.processes.into()));
     }
-    if allowed.processor_s > 0 {
-        limits.push((Resource::Cpu, allowed.processor_s));
-    }
     limits
 }
 

@@ -29,11 +29,15 @@ pub const WORKSPACE: &str = "/workspace";
 pub const RUNNER: &str = "/box/runner";
 /// User and group inside a box that bubblewrap makes, and of a container where there is none better: nobody.
 pub const NOBODY: u32 = 65534;
+/// The first byte that a command's box writes: the runner is about to become the command. Without it nothing was begun.
+pub const BEGUN: u8 = 6;
 /// The name under which the runner takes the self-test's operations. No tool of the registry has it.
 pub const PROBE: &str = "__probe";
 /// The argument that makes a runner take probes only, with nothing but the container around it.
 pub const CONTAINER_ONLY: &str = "--container-only";
 /// The argument, before an [`message::Allowance`] in JSON, that makes a runner take an order instead of a call.
 pub const COMMANDS: &str = "--commands";
+/// The argument before the device and inode of the directory that the workspace must be.
+pub const IDENTITY: &str = "--workspace";
 /// The argument that makes this program the spawner.
 pub const SPAWNER: &str = "--spawner";

@@ -81,8 +81,6 @@ pub struct Allowance {
     pub processes: u32,
     /// Size of a file, in bytes.
     pub file_bytes: u64,
-    /// Processor time of one process, in seconds; 0 for no limit.
-    pub processor_s: u64,
 }
 
 /// What comes out of a box.

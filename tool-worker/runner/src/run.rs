@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -11,7 +12,7 @@ use crate::confine::{self, Layers};
 use crate::crew::Crew;
 use crate::failure::Failure;
 use crate::message::{self, BoxedAnswer, BoxedCall, Order};
-use crate::{COMMANDS, CONTAINER_ONLY, PROBE, SPAWNER, WORKSPACE, probe, spawner, tools};
+use crate::{BEGUN, COMMANDS, CONTAINER_ONLY, IDENTITY, PROBE, SPAWNER, WORKSPACE, probe, spawner, tools};
 
 /// Longest call accepted: a page of 2 MiB, of which every byte is escaped. The registry lets 64 KiB of arguments through.
 const CALL_BYTES_MAX: u64 = 13 << 20;
@@ -47,6 +48,11 @@ pub fn runner_main() -> ExitCode {
     } else {
         Layers::All
     };
+    if let Some(identity) = following(IDENTITY)
+        && let Err(error) = is_workspace(identity)
+    {
+        return not_confined(&error);
+    }
     let (enforced, crew) = match confine::confine(layers) {
         Ok(confined) => confined,
         Err(error) => return not_confined(&error),
@@ -69,6 +75,15 @@ pub fn runner_main() -> ExitCode {
     match io::stdout().write_all(&answer) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Whether the box shows the directory that it was made for, and not one that has taken its name.
+fn is_workspace(identity: &str) -> Result<(), String> {
+    let found = std::fs::metadata(WORKSPACE).map(|found| format!("{}:{}", found.dev(), found.ino()));
+    match found {
+        Ok(found) if found == identity => Ok(()),
+        _ => Err("the workspace is no longer the directory that was allowed".to_owned()),
     }
 }
 
@@ -110,6 +125,10 @@ fn becomes(command: &message::Command) -> ExitCode {
     let directory = Path::new(WORKSPACE).join(&command.directory);
     let mut process = std::process::Command::new(program);
     process.args(arguments).env_clear().envs(ENVIRONMENT).envs(&command.environment).current_dir(&directory);
+    // From here on the command counts as begun.
+    if io::stdout().write_all(&[BEGUN]).and_then(|()| io::stdout().flush()).is_err() {
+        return ExitCode::from(NOT_RUNNABLE);
+    }
     let error = process.exec();
     let (what, code) = match error.kind() {
         // Said of the directory as of the program.

@@ -102,17 +102,12 @@ struct Spawner<'s> {
 /// Serves the worker at the other end of standard input, until that end closes.
 pub(crate) fn main() -> ExitCode {
     let stdin = io::stdin();
-    let groups = Groups::find();
+    let name = format!("{}-{}", std::process::id(), started());
+    let groups = Groups::find(&name);
     if let Ok(groups) = &groups {
         groups.sweep();
     }
-    let mut spawner = Spawner {
-        socket: stdin.as_fd(),
-        groups,
-        running: BTreeMap::new(),
-        leaving: Vec::new(),
-        name: format!("{}-{}", std::process::id(), started()),
-    };
+    let mut spawner = Spawner { socket: stdin.as_fd(), groups, running: BTreeMap::new(), leaving: Vec::new(), name };
     let served = spawner.serve();
     spawner.end_all();
     match served {
@@ -126,9 +121,7 @@ pub(crate) fn main() -> ExitCode {
 
 /// When this process started, in ticks since the boot.
 fn started() -> String {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let started = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().nth(19));
-    started.unwrap_or_default().to_owned()
+    crate::cgroup::started("self").unwrap_or_default()
 }
 
 impl Spawner<'_> {
@@ -219,7 +212,13 @@ impl Spawner<'_> {
                 Some(groups.make(&format!("{}-{}", self.name, start.id), bounds)?)
             }
         };
-        let doors = group.as_ref().map(Group::doors).transpose()?.unwrap_or_default();
+        let doors = match group.as_ref().map(Group::doors).transpose() {
+            Ok(doors) => doors.unwrap_or_default(),
+            Err(error) => {
+                self.leaving.extend(group);
+                return Err(error);
+            }
+        };
         let mut command = Command::new(program);
         command.args(arguments).env_clear().current_dir("/");
         command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
@@ -233,9 +232,16 @@ impl Spawner<'_> {
         unsafe {
             command.pre_exec(join)
         };
-        let spawned = command.spawn().and_then(|child| {
+        let spawned = command.spawn().and_then(|mut child| {
             let process = Pid::from_child(&child);
-            Ok((child, pidfd_open(process, PidfdFlags::empty())?))
+            match pidfd_open(process, PidfdFlags::empty()) {
+                Ok(ended) => Ok((child, ended)),
+                Err(error) => {
+                    // What is told not to have started must not run.
+                    let _ = child.kill().and_then(|()| child.wait());
+                    Err(error.into())
+                }
+            }
         });
         match spawned {
             Ok((child, ended)) => {

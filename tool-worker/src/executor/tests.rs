@@ -239,6 +239,10 @@ async fn an_object_is_read_like_a_file_and_a_missing_one_is_said_to_be() {
 struct Echo;
 
 impl Handler for Echo {
+    fn version(&self) -> Option<String> {
+        None
+    }
+
     fn carry_out<'a>(&'a self, order: Order, report: &'a mut Sandbox) -> BoxFuture<'a, Result<String, Failure>> {
         "none-needed".clone_into(&mut report.tier);
         Box::pin(async move {

@@ -7,7 +7,7 @@ use tool_runner::message::{Command, Order};
 
 use super::manifest::Wrong;
 use super::quota::{Granted, Quota};
-use crate::sandbox::{self, Access, Sandbox, Surroundings};
+use crate::sandbox::{self, Access, Place, Sandbox, Surroundings};
 
 /// As it is configured.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -93,8 +93,13 @@ impl Pinned {
         self.command.clone()
     }
 
+    /// Everything that decides what it answers, beside its arguments and the workspace; none where it may look at more.
+    pub(crate) fn version(&self) -> Option<String> {
+        self.reads.is_empty().then(|| format!("{:?} {:?}", self.command, self.image))
+    }
+
     /// What it finds around itself.
-    pub(crate) fn surroundings(&self, workspace: Option<(PathBuf, Access)>) -> Surroundings {
+    pub(crate) fn surroundings(&self, workspace: Option<(Place, Access)>) -> Surroundings {
         let (reads, image, limits) = (self.reads.clone(), self.image.clone(), self.quota.limits());
         Surroundings { workspace, reads, image, limits }
     }

@@ -66,6 +66,10 @@ pub enum Means {
 
 /// Carries out calls of a tool that the runner does not know.
 pub trait Handler: Send + Sync {
+    /// What decides its answers beside what the tool says of itself, the arguments and the workspace: results are kept
+    /// under it. None where there is more than can be told: nothing is kept then.
+    fn version(&self) -> Option<String>;
+
     /// Carries out one call, whose arguments have been checked, and gives the text the model reads. The report says how
     /// the call was confined, from the moment on that it is. Dropping the future ends what it began.
     fn carry_out<'a>(&'a self, order: Order, report: &'a mut Sandbox) -> BoxFuture<'a, Result<String, Failure>>;

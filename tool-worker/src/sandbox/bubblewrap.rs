@@ -74,17 +74,18 @@ impl Bubblewrap {
     pub(super) async fn prepare(&self, made_for: &MadeFor) -> Result<Running, Failure> {
         let refused = |reason: String| Failure::internal(format!("the sandbox did not start: {reason}"));
         let (command, user, bounds) = match made_for {
-            MadeFor::Tool(workspace) => (self.for_tool(workspace), Ok(None), None),
+            MadeFor::Tool(workspace) => (self.for_tool(workspace.path()), Ok(None), None),
             MadeFor::Command(surroundings) => {
                 let user = match &surroundings.workspace {
-                    Some((workspace, access)) => may_reach(workspace, *access).map(Some),
+                    Some((workspace, access)) => may_reach(workspace.path(), *access).map(Some),
                     None => Ok(rustix::process::geteuid().is_root().then_some((NOBODY, NOBODY))),
                 };
                 (self.for_command(surroundings), user, Some(surroundings.bounds()))
             }
         };
         let spawner = self.spawner().await.map_err(refused)?;
-        let spawned = spawner.spawn(command?, user?, bounds).map_err(|error| refused(error.to_string()))?;
+        let command = command?.into_iter().chain(made_for.arguments()).collect();
+        let spawned = spawner.spawn(command, user?, bounds).map_err(|error| refused(error.to_string()))?;
         Ok(running(spawned))
     }
 
@@ -138,8 +139,8 @@ impl Bubblewrap {
         line.extend(words(["--proc", "/proc", "--dev", "/dev"]));
         line.extend(words(["--size", &limits.tmp_bytes.to_string(), "--perms", "1777", "--tmpfs", "/tmp"]));
         match workspace {
-            Some((path, Access::Read)) => line.extend(words(["--ro-bind", utf8(path)?, WORKSPACE])),
-            Some((path, Access::Write)) => line.extend(words(["--bind", utf8(path)?, WORKSPACE])),
+            Some((place, Access::Read)) => line.extend(words(["--ro-bind", utf8(place.path())?, WORKSPACE])),
+            Some((place, Access::Write)) => line.extend(words(["--bind", utf8(place.path())?, WORKSPACE])),
             None => line.extend(words(["--dir", WORKSPACE])),
         }
         line.extend(words(["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKSPACE, "--"]));

@@ -12,7 +12,7 @@ use super::bubblewrap::Bubblewrap;
 use super::docker::Docker;
 use super::made_for::{Access, MadeFor, Surroundings};
 use super::program::Program;
-use super::{Sandbox, Tier, Trouble};
+use super::{Place, Sandbox, Tier, Trouble};
 use crate::config::Config;
 use crate::failure::Failure;
 
@@ -85,7 +85,8 @@ async fn tested(choice: Choice, config: &Config, program: &Program) -> Result<Sa
     let workspace = tempfile::tempdir().map_err(|error| format!("make a directory for the self-test: {error}"))?;
     canary(workspace.path()).map_err(|error| format!("prepare the self-test: {error}"))?;
     let call = BoxedCall::probe(probe::ESCAPE);
-    let for_tool = MadeFor::Tool(workspace.path().to_owned());
+    let place = Place::at(workspace.path()).map_err(|error| format!("look at the self-test's directory: {error}"))?;
+    let for_tool = MadeFor::Tool(place.clone());
     let tested = match tier.prepare(&for_tool).await {
         Ok(prepared) => self_test(prepared.carry_out(&call, SELF_TEST_TIMEOUT).await),
         Err(failure) => Err(failure.detail),
@@ -104,7 +105,7 @@ async fn tested(choice: Choice, config: &Config, program: &Program) -> Result<Sa
     let for_commands = match tier.bounded() {
         Err(reason) => Err(reason.to_owned()),
         Ok(bounded) => {
-            let workspace = Some((workspace.path().to_owned(), Access::Read));
+            let workspace = Some((place, Access::Read));
             let surroundings = Surroundings { workspace, reads: vec![], image: None, limits: config.commands.limits() };
             match tier.prepare(&MadeFor::Command(surroundings)).await {
                 Ok(prepared) => self_test(prepared.probe(probe::ESCAPE, SELF_TEST_TIMEOUT).await),
@@ -121,7 +122,7 @@ async fn tested(choice: Choice, config: &Config, program: &Program) -> Result<Sa
 /// Boxes for one workspace at most.
 const WARM_BOXES_MAX: u32 = 16;
 
-/// What the self-test's workspace holds. Others may read it, because no box runs as root.
+/// What the self-test's workspace holds. Others may read it, because no command runs as root.
 fn canary(workspace: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(workspace, std::fs::Permissions::from_mode(0o755))?;

@@ -1,15 +1,18 @@
 //! What a box is made for: all that is known before its call. Boxes made for the same are alike, and any of them will do.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use tool_runner::IDENTITY;
 use tool_runner::message::Allowance;
 use tool_runner::spawner::Bounds;
+
+use super::place::Place;
 
 /// What a box is made for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum MadeFor {
     /// One of the built-in tools, which reads a workspace.
-    Tool(PathBuf),
+    Tool(Place),
     /// A command.
     Command(Surroundings),
 }
@@ -18,7 +21,7 @@ pub(super) enum MadeFor {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Surroundings {
     /// The workspace, if it has one, and whether it may write there.
-    pub workspace: Option<(PathBuf, Access)>,
+    pub workspace: Option<(Place, Access)>,
     /// Other directories that it may read, at the paths they have here.
     pub reads: Vec<PathBuf>,
     /// The image whose programs it has, instead of this system's; only containers have images.
@@ -56,12 +59,17 @@ const BOX_MEMORY_BYTES: u64 = 16 << 20;
 const BOX_PROCESSES: u32 = 6;
 
 impl MadeFor {
-    /// The directory that makes a box useless when another takes its place.
-    pub(super) fn workspace(&self) -> Option<&Path> {
+    /// The workspace, if there is one.
+    pub(super) fn workspace(&self) -> Option<&Place> {
         match self {
             Self::Tool(workspace) => Some(workspace),
-            Self::Command(surroundings) => surroundings.workspace.as_ref().map(|(path, _)| path.as_path()),
+            Self::Command(surroundings) => surroundings.workspace.as_ref().map(|(place, _)| place),
         }
+    }
+
+    /// What the runner is told of it, beside what is only for commands.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        self.workspace().map(|place| [IDENTITY.to_owned(), place.identity()]).into_iter().flatten().collect()
     }
 }
 
@@ -69,8 +77,7 @@ impl Surroundings {
     /// What the runner is told.
     pub(super) fn allowance(&self) -> Allowance {
         let writes = matches!(self.workspace, Some((_, Access::Write)));
-        // Wall time and the share of a processor bound it.
-        Allowance { writes, processes: self.limits.processes, file_bytes: self.limits.file_bytes, processor_s: 0 }
+        Allowance { writes, processes: self.limits.processes, file_bytes: self.limits.file_bytes }
     }
 
     /// What the control group is told.

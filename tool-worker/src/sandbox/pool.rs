@@ -13,13 +13,6 @@ const IDLE_MAX: Duration = Duration::from_secs(5 * 60);
 /// How long one box waits at most. What is older than this and a call together is an orphan, whoever made it.
 pub(crate) const AGE_MAX: Duration = Duration::from_secs(10 * 60);
 
-/// Which directory a path means: a box goes on showing the one it was made for, so it is only good for that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Directory {
-    pub(crate) device: u64,
-    pub(crate) inode: u64,
-}
-
 /// Boxes by what they are made for.
 #[derive(Debug)]
 pub(crate) struct Pool<K, B> {
@@ -30,7 +23,6 @@ pub(crate) struct Pool<K, B> {
 
 #[derive(Debug)]
 struct Shelf<B> {
-    directory: Directory,
     used: Instant,
     boxes: VecDeque<(Instant, B)>,
     coming: usize,
@@ -54,7 +46,7 @@ impl<K: Ord + Clone, B> Pool<K, B> {
     }
 
     /// Takes the box that has waited longest and is still good.
-    pub(crate) fn take(&mut self, made_for: &K, directory: Directory, now: Instant) -> Taken<B> {
+    pub(crate) fn take(&mut self, made_for: &K, now: Instant) -> Taken<B> {
         let mut useless = Vec::new();
         if self.closed || self.boxes_each == 0 {
             return Taken { found: None, prepare: 0, useless };
@@ -64,12 +56,9 @@ impl<K: Ord + Clone, B> Pool<K, B> {
             let shelf = unused.and_then(|key| self.shelves.remove(&key));
             useless.extend(shelf.into_iter().flat_map(Shelf::into_boxes));
         }
-        let empty = || Shelf { directory, used: now, boxes: VecDeque::new(), coming: 0 };
+        let empty = || Shelf { used: now, boxes: VecDeque::new(), coming: 0 };
         let shelf = self.shelves.entry(made_for.clone()).or_insert_with(empty);
         shelf.used = now;
-        if shelf.directory != directory {
-            useless.extend(std::mem::replace(shelf, empty()).into_boxes());
-        }
         let mut found = None;
         while let Some((since, waiting)) = shelf.boxes.pop_front() {
             if now.saturating_duration_since(since) < AGE_MAX {
@@ -84,8 +73,8 @@ impl<K: Ord + Clone, B> Pool<K, B> {
     }
 
     /// Lays a prepared box down; gives it back when nobody wants it any more.
-    pub(crate) fn put(&mut self, made_for: &K, directory: Directory, now: Instant, prepared: B) -> Option<B> {
-        let wanted = self.shelves.get_mut(made_for).filter(|shelf| shelf.directory == directory && shelf.coming > 0);
+    pub(crate) fn put(&mut self, made_for: &K, now: Instant, prepared: B) -> Option<B> {
+        let wanted = self.shelves.get_mut(made_for).filter(|shelf| shelf.coming > 0);
         let Some(shelf) = wanted else { return Some(prepared) };
         shelf.coming -= 1;
         shelf.boxes.push_back((now, prepared));
@@ -93,8 +82,8 @@ impl<K: Ord + Clone, B> Pool<K, B> {
     }
 
     /// A promised box does not come.
-    pub(crate) fn failed(&mut self, made_for: &K, directory: Directory) {
-        if let Some(shelf) = self.shelves.get_mut(made_for).filter(|shelf| shelf.directory == directory) {
+    pub(crate) fn failed(&mut self, made_for: &K) {
+        if let Some(shelf) = self.shelves.get_mut(made_for) {
             shelf.coming = shelf.coming.saturating_sub(1);
         }
     }
@@ -137,9 +126,6 @@ mod tests {
 
     use std::path::PathBuf;
 
-    const HERE: Directory = Directory { device: 1, inode: 2 };
-    const MOVED: Directory = Directory { device: 1, inode: 3 };
-
     fn start() -> Instant {
         runtime::clock::instant()
     }
@@ -151,33 +137,24 @@ mod tests {
     #[test]
     fn boxes_are_prepared_up_to_their_number_and_handed_out_once() {
         let (mut pool, now) = (Pool::new(2), start());
-        assert_eq!(pool.take(&path("/a"), HERE, now), Taken { found: None, prepare: 2, useless: vec![] });
-        assert_eq!(pool.take(&path("/a"), HERE, now).prepare, 0, "two are on their way");
-        assert_eq!(pool.put(&path("/a"), HERE, now, 1), None);
-        pool.failed(&path("/a"), HERE);
-        assert_eq!(pool.take(&path("/a"), HERE, now), Taken { found: Some(1), prepare: 2, useless: vec![] });
-        assert_eq!(pool.take(&path("/a"), HERE, now).found, None);
-    }
-
-    #[test]
-    fn a_box_is_good_for_the_directory_it_was_made_for_only() {
-        let (mut pool, now) = (Pool::new(1), start());
-        pool.take(&path("/a"), HERE, now);
-        pool.put(&path("/a"), HERE, now, 1);
-        assert_eq!(pool.take(&path("/a"), MOVED, now), Taken { found: None, prepare: 1, useless: vec![1] });
-        assert_eq!(pool.put(&path("/a"), HERE, now, 2), Some(2), "made for the old one, come too late");
+        assert_eq!(pool.take(&path("/a"), now), Taken { found: None, prepare: 2, useless: vec![] });
+        assert_eq!(pool.take(&path("/a"), now).prepare, 0, "two are on their way");
+        assert_eq!(pool.put(&path("/a"), now, 1), None);
+        pool.failed(&path("/a"));
+        assert_eq!(pool.take(&path("/a"), now), Taken { found: Some(1), prepare: 2, useless: vec![] });
+        assert_eq!(pool.take(&path("/a"), now).found, None);
     }
 
     #[test]
     fn what_waits_too_long_is_given_up() {
         let (mut pool, now) = (Pool::new(2), start());
-        pool.take(&path("/idle"), HERE, now);
-        pool.take(&path("/used"), HERE, now);
-        pool.put(&path("/idle"), HERE, now, 1);
-        pool.put(&path("/used"), HERE, now, 2);
-        pool.failed(&path("/idle"), HERE);
+        pool.take(&path("/idle"), now);
+        pool.take(&path("/used"), now);
+        pool.put(&path("/idle"), now, 1);
+        pool.put(&path("/used"), now, 2);
+        pool.failed(&path("/idle"));
         let later = now + IDLE_MAX;
-        assert_eq!(pool.put(&path("/used"), HERE, later, 3), None);
+        assert_eq!(pool.put(&path("/used"), later, 3), None);
         pool.shelves.get_mut(&path("/used")).unwrap().used = later;
         assert_eq!(pool.expired(later), [1]);
         assert_eq!(pool.expired(now + AGE_MAX).len(), 2, "idle by then, and old");
@@ -189,12 +166,12 @@ mod tests {
         let (mut pool, now) = (Pool::new(1), start());
         for n in 0..=PURPOSES_MAX {
             let (workspace, now) = (path(&format!("/{n}")), now + Duration::from_secs(n as u64));
-            let taken = pool.take(&workspace, HERE, now);
+            let taken = pool.take(&workspace, now);
             assert_eq!(taken.useless, if n == PURPOSES_MAX { vec![0] } else { vec![] });
-            pool.put(&workspace, HERE, now, n);
+            pool.put(&workspace, now, n);
         }
         assert_eq!(pool.waiting(), PURPOSES_MAX);
         assert_eq!(pool.close().len(), PURPOSES_MAX);
-        assert_eq!(pool.take(&path("/1"), HERE, now), Taken { found: None, prepare: 0, useless: vec![] });
+        assert_eq!(pool.take(&path("/1"), now), Taken { found: None, prepare: 0, useless: vec![] });
     }
 }

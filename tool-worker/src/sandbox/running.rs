@@ -8,6 +8,7 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tool_runner::message::{BoxedAnswer, BoxedCall, Order};
+use tool_runner::{BEGUN, NOT_CONFINED};
 
 use super::Trouble;
 use super::docker::{self, Container};
@@ -121,6 +122,9 @@ impl Running {
                 Ended::Code { out_of_memory: true, .. } => Err(Trouble::Failed(ending::too_large())),
                 // A runner that has lost its input leaves without a word.
                 Ended::Code { code: 0, .. } => Err(Trouble::Lost(hold.cut_off())),
+                Ended::Code { code, .. } if code == i32::from(NOT_CONFINED) => {
+                    Err(Trouble::Failed(Failure::refused(format!("nothing was run: {}", said(&stderr)))))
+                }
                 Ended::Code { code, .. } => {
                     Err(Trouble::Failed(ending::in_words(code, &String::from_utf8_lossy(&stderr))))
                 }
@@ -139,11 +143,19 @@ impl Running {
     ) -> Result<Finished, Trouble> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let Self { mut input, mut pieces, mut hold } = self;
+        // The first byte is the runner's.
+        let mut begun = false;
         let reading = async {
             while let Some(piece) = pieces.next().await {
                 let (bytes, bytes_max, piece) = match &piece {
-                    Piece::Output(piece) => (&mut stdout, bytes_max, piece),
-                    Piece::Complaint(piece) => (&mut stderr, bytes_max / COMPLAINTS_SHARE, piece),
+                    Piece::Output(piece) => match piece.split_first() {
+                        Some((&BEGUN, rest)) if !begun => {
+                            begun = true;
+                            (&mut stdout, bytes_max, rest)
+                        }
+                        _ => (&mut stdout, bytes_max, &piece[..]),
+                    },
+                    Piece::Complaint(piece) => (&mut stderr, bytes_max / COMPLAINTS_SHARE, &piece[..]),
                 };
                 let room = bytes_max - bytes.len();
                 bytes.extend_from_slice(&piece[..room.min(piece.len())]);
@@ -175,11 +187,14 @@ impl Running {
                 end
             }
             None => match hold.ended().await? {
-                Ended::Code { out_of_memory: true, .. } => End::OutOfMemory,
-                Ended::Code { code, .. } if code == i32::from(tool_runner::NOT_CONFINED) && stdout.is_empty() => {
-                    let said = String::from_utf8_lossy(&stderr).trim().to_owned();
-                    return Err(Trouble::Failed(Failure::refused(format!("the box could not be closed: {said}"))));
+                Ended::Code { code, .. } if !begun => {
+                    let why = format!("the box ended with code {code} before the command: {}", said(&stderr));
+                    return Err(Trouble::Failed(match u8::try_from(code) {
+                        Ok(NOT_CONFINED) => Failure::refused(format!("nothing was run: {}", said(&stderr))),
+                        _ => Failure::overloaded(why),
+                    }));
                 }
+                Ended::Code { out_of_memory: true, .. } => End::OutOfMemory,
                 Ended::Code { code, .. } => End::Exited(code),
                 Ended::NotStarted(reason) => return Err(Trouble::Failed(not_started(&reason))),
             },
@@ -210,8 +225,14 @@ impl Connected {
         self,
         mut complain: impl FnMut(&[u8]) + Send + 'static,
     ) -> (impl AsyncWrite + Send + Unpin, impl AsyncRead + Send + Unpin, impl Send) {
+        let mut begun = false;
         let output = self.pieces.filter_map(move |piece| {
             std::future::ready(match piece {
+                // The first byte is the runner's.
+                Piece::Output(bytes) if !begun => {
+                    begun = true;
+                    Some(Ok(bytes.slice(usize::from(bytes.first() == Some(&BEGUN))..)))
+                }
                 Piece::Output(bytes) => Some(Ok::<_, std::io::Error>(bytes)),
                 Piece::Complaint(bytes) => {
                     complain(&bytes);
@@ -259,6 +280,11 @@ impl Hold {
             Self::Container(container) => drop(container),
         }
     }
+}
+
+/// What a runner says in trouble.
+fn said(stderr: &[u8]) -> String {
+    String::from_utf8_lossy(stderr).trim().chars().take(300).collect()
 }
 
 fn not_started(reason: &str) -> Failure {

@@ -130,10 +130,13 @@ impl Spawner {
             in_box_stderr.into_blocking_fd()?,
         ];
         let id = self.connection.made.fetch_add(1, Ordering::Relaxed);
+        let request = Request::Start(Start { id, command, user, bounds });
+        if serde_json::to_vec(&request).is_ok_and(|bytes| bytes.len() > MESSAGE_BYTES_MAX) {
+            return Err(io::Error::other("the box would show more than can be asked for"));
+        }
         let (ending, ended) = oneshot::channel();
         self.connection.boxes().insert(id, ending);
         let held = Held { id, ended, connection: self.connection.clone() };
-        let request = Request::Start(Start { id, command, user, bounds });
         self.connection.requests.send((request, pipes)).map_err(|_| io::Error::other("the spawner is gone"))?;
         Ok(Spawned { stdin, stdout, stderr, held })
     }

@@ -185,8 +185,8 @@ impl Provider {
                 Failure { class: FailureClass::Overloaded, detail }
             }
             status if status.is_server_error() => {
-                let detail = format!("{name} has trouble of its own ({status}){said}: try again later");
-                Failure { class: FailureClass::Overloaded, detail }
+                // It may have done its part, and been paid for it, so that nobody asks again by himself.
+                Failure::refused(format!("{name} has trouble of its own ({status}){said}: try again later"))
             }
             status => Failure::refused(format!("{name} refused the search ({status}){said}")),
         }

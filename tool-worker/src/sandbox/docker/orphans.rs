@@ -3,14 +3,15 @@
 //! A worker that dies leaves its containers: those that wait end by themselves, because the engine closes their input, but
 //! they still lie there, and one at work may go on. Every container says which process made it. Workers that share an
 //! engine see the same processes, so death is known at once; where they do not (each in a container of its own), age
-//! tells, since none lives longer than it may wait and work.
+//! tells.
 
 use std::time::Duration;
 
 use super::super::pool::AGE_MAX;
 
-/// A container of an unknown worker is left alone for as long as it may wait, and twice the longest call.
-const UNKNOWN_AGE_MAX: Duration = Duration::from_secs(AGE_MAX.as_secs() + 60);
+/// A container of an unknown worker is left alone for as long as it may wait, and twice the longest call. A server that a
+/// worker keeps may be older, and is then started again.
+const UNKNOWN_AGE_MAX: Duration = Duration::from_secs(AGE_MAX.as_secs() + 2 * 3_600);
 
 /// A process for all time: the boot, the namespace its id counts in, the id, and when it started.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -47,9 +47,13 @@ impl Docker {
     /// A container for a purpose, with arguments for the runner.
     pub(super) fn spec(&self, made_for: &MadeFor, arguments: &[&str]) -> Result<ContainerCreateBody, Failure> {
         let mut kind = match made_for {
-            MadeFor::Tool(workspace) => self.for_tool(workspace)?,
+            MadeFor::Tool(workspace) => self.for_tool(workspace.path())?,
             MadeFor::Command(surroundings) => self.for_command(surroundings)?,
         };
+        // Another runtime may number files as it likes.
+        if self.runtime.is_none() {
+            kind.command.extend(made_for.arguments());
+        }
         kind.command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         Ok(self.container(kind))
     }
@@ -76,8 +80,8 @@ impl Docker {
             return Err(Failure::refused(format!("a command cannot be bounded here: {reason}")));
         }
         let mut mounts = Vec::new();
-        if let Some((path, access)) = workspace {
-            mounts.push(shown(path, WORKSPACE, *access)?);
+        if let Some((place, access)) = workspace {
+            mounts.push(shown(place.path(), WORKSPACE, *access)?);
         }
         match image {
             // An image of its own has its own programs, but not the runner.
@@ -103,9 +107,10 @@ impl Docker {
         Ok(Kind {
             image: image.clone().unwrap_or_else(|| self.command_image.name()),
             command,
-            user: workspace
-                .as_ref()
-                .map_or_else(|| Ok(super::no_workspace_user()), |(path, access)| user_for_access(path, *access))?,
+            user: workspace.as_ref().map_or_else(
+                || Ok(super::no_workspace_user()),
+                |(place, access)| user_for_access(place.path(), *access),
+            )?,
             mounts,
             profile: &self.command_profile,
             memory_bytes: bounds.memory_bytes,
