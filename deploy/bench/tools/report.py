@@ -1,4 +1,4 @@
-"""Holds the latencies of tool calls against their goals."""
+"""Holds the latencies of tool calls, and of searches, against their goals."""
 
 import sys
 
@@ -9,6 +9,8 @@ WARM_DOCKER_MS = 10
 # Starting a box may cost this much of making it by hand.
 COLD_DOCKER = 1.2
 COLD_BUBBLEWRAP = 1.3
+# A search may take this much of `rg`'s time.
+SEARCH = 1.3
 
 
 def main() -> None:
@@ -18,6 +20,15 @@ def main() -> None:
     def goal(met: bool | None) -> bool | None:
         return None if disturbed else met
 
+    rows = latencies(cells, goal) + searches(cells, goal)
+    for found in rows:
+        beside = f"{found['peer_name']} {number(found['peer'])}" if found["peer_name"] else ""
+        print(f"  {found['metric']:<60} {number(found['ours']):>10}  {beside:<32} {verdict(found)}")
+    write(file, "tools", quick, 1, cells, rows)
+
+
+def latencies(cells: Cells, goal) -> list[dict]:
+    """One small call."""
     rows = []
     for tier, by_hand, ratio in (("bubblewrap", "bwrap", COLD_BUBBLEWRAP), ("docker", "docker run", COLD_DOCKER)):
         if cells(tier, "warm_ms") is None:
@@ -33,10 +44,28 @@ def main() -> None:
         rows.append(row(f"{tier}: 64 calls at once, ms", cells(tier, "together_ms")))
         failed = cells(tier, "together_failed")
         rows.append(row(f"{tier}: of which failed", failed, goal="none", met=failed == 0))
-    for found in rows:
-        beside = f"{found['peer_name']} {number(found['peer'])}" if found["peer_name"] else ""
-        print(f"  {found['metric']:<52} {number(found['ours']):>10}  {beside:<32} {verdict(found)}")
-    write(file, "tools", quick, 1, cells, rows)
+    return rows
+
+
+def searches(cells: Cells, goal) -> list[dict]:
+    """Large trees; whether both find the same does not depend on who else is busy."""
+    rows = []
+    within = f"at most {SEARCH} times"
+    for tier in ("bubblewrap", "docker"):
+        for kind in ("rare", "common", "regex"):
+            name = f"search {tier} {kind}"
+            if cells(name, "rg_ms") is None:
+                continue
+            what = {"rare": "a rare text", "common": "a common text", "regex": "a pattern"}[kind]
+            rg = cells(name, "rg_ms")
+            for box, key in (("a box that waits", "warm_ms"), ("a new box", "cold_ms")):
+                ours = cells(name, key)
+                metric = f"{tier}: search for {what}, {box}, ms"
+                rows.append(row(metric, ours, rg, "rg", within, goal(ours <= SEARCH * rg)))
+            equal = all(result["equal"] for result in cells.by_name[name])
+            lines, within_rg = cells(name, "matches"), cells(name, "rg_matches")
+            rows.append(row(f"{tier}: lines with {what}", lines, within_rg, "rg", "the same, and columns", equal))
+    return rows
 
 
 main()

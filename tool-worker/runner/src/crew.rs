@@ -11,7 +11,7 @@ use std::thread;
 
 /// Threads of a runner at most, its first one included. A search of a tree that is in memory spends most of its time in the
 /// kernel, and gains little from more.
-const THREADS_MAX: usize = 8;
+pub const THREADS_MAX: usize = 8;
 /// Stack of a thread. What it runs keeps its data elsewhere.
 const STACK_BYTES: usize = 512 << 10;
 

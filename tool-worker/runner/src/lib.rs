@@ -20,6 +20,7 @@ pub mod spawner;
 pub mod system_calls;
 pub mod tools;
 
+pub use crew::THREADS_MAX;
 pub use failure::Failure;
 pub use run::{NOT_CONFINED, runner_main};
 

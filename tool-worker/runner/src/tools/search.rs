@@ -57,8 +57,10 @@ const SHOWN_DEFAULT: usize = 5;
 const LINE_CHARS_MAX: usize = 90;
 /// Text of a page, whatever was asked for.
 const PAGE_BYTES_MAX: usize = 256 << 10;
-/// Time after which what was found so far is told; below the wall time of a tool, so that there is something to tell.
-const TIME_MAX: Duration = Duration::from_secs(8);
+/// Time after which counting ends, and time to read the lines of the page; together below the wall time of a tool, so that
+/// what was found so far is told.
+const COUNT_TIME_MAX: Duration = Duration::from_secs(7);
+const PAGE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Files named that could not be searched.
 const FAILED_SHOWN_MAX: usize = 3;
 
@@ -72,7 +74,7 @@ pub(super) fn search(root: &Path, workspace: &Confined, arguments: &Arguments, c
         pattern: pattern::pattern(&arguments.query, arguments.regex.unwrap_or(false), arguments.case)?,
         definitions: Definitions::of(&arguments.query),
         context: arguments.context,
-        budget: Budget::new(TIME_MAX),
+        budget: Budget::new(COUNT_TIME_MAX),
     });
     let counted = tally::count(walk(root, &below, &arguments.globs)?, &search, crew)?;
     let text = Text { root, arguments, search: &search };
@@ -119,7 +121,7 @@ impl Text<'_> {
             parts.push(format!("... ({} more; go on with \"offset\": {next})", lines - next));
         }
         if counted.unfinished {
-            let seconds = TIME_MAX.as_secs();
+            let seconds = COUNT_TIME_MAX.as_secs();
             parts.push(format!("(stopped after {seconds} s; search less with \"path\" or \"globs\")"));
         }
         parts.extend(self.failed(counted));
@@ -128,7 +130,7 @@ impl Text<'_> {
 
     /// The lines of a page, and how many of its matches are in them.
     fn page(&self, files: &[Tally], wanted: Range<u64>) -> (Vec<String>, u64) {
-        let blocks = page::page(self.search, files, wanted.clone());
+        let blocks = page::page(self.search, files, wanted.clone(), &Budget::new(PAGE_TIME_MAX));
         let (mut text, mut bytes, mut shown): (Vec<String>, _, _) = (Vec::new(), 0, 0);
         for (nth, block) in blocks.iter().enumerate() {
             let mut lines: Vec<String> = block.lines.iter().map(|line| self.line(&files[line.file], line)).collect();

@@ -1,12 +1,13 @@
 //! Everything that confines a container, field by field of the engine's API.
 
+use std::num::NonZero;
 use std::path::Path;
 
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
     MountType, ResourcesUlimits,
 };
-use tool_runner::{COMMANDS, RUNNER, WORKSPACE};
+use tool_runner::{COMMANDS, RUNNER, THREADS_MAX, WORKSPACE};
 
 use super::super::made_for::{Access, MadeFor, Surroundings};
 use super::super::program::LIBRARIES;
@@ -18,8 +19,6 @@ use crate::failure::Failure;
 const MEMORY_BYTES_MAX: u64 = 384 << 20;
 /// Its processes: the init process, the runner, and room for a runner that is tried alone.
 const PROCESSES_MAX: u32 = 64;
-/// One processor.
-const PROCESSOR_MILLI: u32 = 1_000;
 /// What it may write into memory, in bytes, and what any container may, in files.
 const TMP_BYTES: u64 = 64 << 20;
 const TMP_FILES: u32 = 4_096;
@@ -41,6 +40,12 @@ struct Kind<'k> {
     tmp_bytes: u64,
     file_bytes: u64,
     open_files: u64,
+}
+
+/// A processor for each thread that the runner has, as far as there are any: an engine takes no more.
+fn processor_milli() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX);
+    1_000 * u32::try_from(processors).expect("a handful")
 }
 
 impl Docker {
@@ -67,7 +72,7 @@ impl Docker {
             profile: &self.profile,
             memory_bytes: MEMORY_BYTES_MAX,
             processes: PROCESSES_MAX,
-            processor_milli: PROCESSOR_MILLI,
+            processor_milli: processor_milli(),
             tmp_bytes: TMP_BYTES,
             file_bytes: FILE_BYTES_MAX,
             open_files: FILES_MAX,

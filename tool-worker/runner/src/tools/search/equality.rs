@@ -40,7 +40,8 @@ fn ours(root: &Path, question: Question<'_>) -> Matches {
     let counted = tally::count(walk(root, &below, &globs).unwrap(), &search, &Crew::start().unwrap()).unwrap();
     assert!(!counted.unfinished);
     let total: u64 = counted.files.iter().flat_map(|tally| tally.ranks).sum();
-    let lines = page::page(&search, &counted.files, 0..u64::MAX).into_iter().flat_map(|block| block.lines);
+    let lines =
+        page::page(&search, &counted.files, 0..u64::MAX, &search.budget).into_iter().flat_map(|block| block.lines);
     let relative = |line: &Line| counted.files[line.file].file.path.strip_prefix(root).unwrap().to_owned();
     let matches: Matches = lines
         .filter(|line| !line.columns.is_empty())

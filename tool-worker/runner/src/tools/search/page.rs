@@ -14,6 +14,7 @@ use grep_searcher::{Searcher, Sink, SinkContext, SinkMatch};
 use super::pattern::RANKS;
 use super::scan::Scanner;
 use super::tally::{Search, Tally, Zero};
+use crate::tools::budget::Budget;
 
 /// The matches of one rank in one file that are on the page.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl Block {
 }
 
 /// The blocks of a page, in order.
-pub(super) fn page(search: &Search, files: &[Tally], wanted: Range<u64>) -> Vec<Block> {
+pub(super) fn page(search: &Search, files: &[Tally], wanted: Range<u64>, budget: &Budget) -> Vec<Block> {
     let stretches = stretches(files, wanted);
     let mut found: BTreeMap<usize, Found> = BTreeMap::new();
     for stretch in &stretches {
@@ -60,7 +61,7 @@ pub(super) fn page(search: &Search, files: &[Tally], wanted: Range<u64>) -> Vec<
             continue;
         }
         let of_file: Vec<&Stretch> = stretches.iter().filter(|other| other.file == stretch.file).collect();
-        let lines = read_again(search, &files[stretch.file], stretch.file, &of_file);
+        let lines = read_again(search, &files[stretch.file], stretch.file, &of_file, budget);
         found.insert(stretch.file, lines);
     }
     let mut blocks: Vec<Block> = Vec::new();
@@ -107,7 +108,7 @@ struct Found {
 }
 
 /// A file that cannot be read any more has no lines.
-fn read_again(search: &Search, tally: &Tally, file: usize, stretches: &[&Stretch]) -> Found {
+fn read_again(search: &Search, tally: &Tally, file: usize, stretches: &[&Stretch], budget: &Budget) -> Found {
     let mut lines = Lines {
         search,
         file,
@@ -121,7 +122,7 @@ fn read_again(search: &Search, tally: &Tally, file: usize, stretches: &[&Stretch
     };
     let mut scanner = Scanner::new(&search.pattern, search.context, true);
     // What was read before an error is good all the same.
-    let _ = scanner.scan(&tally.file, &search.budget, &mut lines);
+    let _ = scanner.scan(&tally.file, budget, &mut lines);
     lines.found
 }
 

@@ -146,17 +146,23 @@ fn what_cannot_be_searched_is_said_and_hides_nothing() {
 #[test]
 fn a_search_that_takes_too_long_tells_what_it_found_so_far() {
     let base = workspace(&[("a.rs", "find\n")]);
-    let search = Arc::new(Search {
+    let search = |time| Search {
         pattern: pattern::pattern("find", false, Case::Smart).unwrap(),
         definitions: Definitions::of("find"),
         context: 0,
-        budget: Budget::new(Duration::ZERO),
-    });
-    let crew = Crew::start().unwrap();
-    let counted = tally::count(walk(base.path(), base.path(), &[]).unwrap(), &search, &crew).unwrap();
+        budget: Budget::new(time),
+    };
+    let count = |search| {
+        let search = Arc::new(search);
+        tally::count(walk(base.path(), base.path(), &[]).unwrap(), &search, &Crew::start().unwrap()).unwrap()
+    };
     let arguments = serde_json::from_value(json!({"query": "find"})).unwrap();
-    let text = Text { root: base.path(), arguments: &arguments, search: &search }.of(&counted);
-    assert_eq!(text, "no matches so far\n(stopped after 8 s; search less with \"path\" or \"globs\")");
+    let over = search(Duration::ZERO);
+    let text = Text { root: base.path(), arguments: &arguments, search: &over };
+    let said = "(stopped after 7 s; search less with \"path\" or \"globs\")";
+    assert_eq!(text.of(&count(search(Duration::ZERO))), format!("no matches so far\n{said}"));
+    let some = Counted { unfinished: true, ..count(search(COUNT_TIME_MAX)) };
+    assert_eq!(text.of(&some), format!("1+ matches\na.rs:1: find\n{said}"));
 }
 
 #[test]
