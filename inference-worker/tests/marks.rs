@@ -32,8 +32,11 @@ const HOSTILE: [&str; 22] = [
     "",
 ];
 
+/// A name, marks with whether they are special, and a template.
+type Family = (&'static str, Vec<(&'static str, bool)>, &'static str);
+
 /// Marks of each family beside the shipped model's, with whether they are special, and a template that writes them.
-fn families() -> Vec<(&'static str, Vec<(&'static str, bool)>, &'static str)> {
+fn families() -> Vec<Family> {
     vec![
         (
             "hermes",
