@@ -1,11 +1,12 @@
 //! The knobs of the tool worker.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::{Choice, Limits};
-use crate::{fetch, web};
+use crate::{fetch, mcp, web};
 
 /// Section `tools`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,8 @@ pub struct Config {
     pub approve: Vec<String>,
     /// A directory of tools, one TOML file each, taken up again whenever it changes; none when missing.
     pub plugins_dir: Option<PathBuf>,
+    /// Servers that speak the Model Context Protocol and whose tools are offered, `[tools.mcp.NAME]`.
+    pub mcp: BTreeMap<String, mcp::Settings>,
     /// What requests to the web may do, `[tools.fetch]`.
     pub fetch: fetch::Settings,
     /// Who answers `web_search`, `[tools.search]`. None: nobody.
@@ -109,7 +112,7 @@ impl Config {
                 "tools.plugins_dir is {}, which is no directory: create it, or name another one",
                 directory.display()
             )),
-            _ => Ok(()),
+            _ => self.mcp.iter().try_for_each(|(name, settings)| settings.check(name)),
         }
     }
 }
@@ -130,6 +133,7 @@ impl Default for Config {
             commands: Commands::default(),
             approve: Vec::new(),
             plugins_dir: None,
+            mcp: BTreeMap::new(),
             fetch: fetch::Settings::default(),
             search: None,
         }

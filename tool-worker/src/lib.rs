@@ -10,6 +10,7 @@
 pub mod config;
 pub mod executor;
 pub mod fetch;
+pub mod mcp;
 pub mod plugins;
 pub mod registry;
 pub mod sandbox;

@@ -22,7 +22,7 @@ use runtime::Tasks;
 use schemas::fact::{FailureClass, Sandbox as Report};
 use serde_json::Value;
 
-pub(crate) use access::Uses;
+pub(crate) use access::{Uses, granted};
 pub(crate) use program::{Pinned, Program};
 pub use quota::Quota;
 
@@ -128,7 +128,7 @@ impl Plugin {
         let workspace = match (self.uses.access(), &order.workspace) {
             (Some(wanted), Some(workspace)) => {
                 let path = workspace.path();
-                Some((path.to_owned(), access::granted(wanted, path, &self.writable)?))
+                Some((path.to_owned(), granted(wanted, path, &self.writable)?))
             }
             _ => None,
         };

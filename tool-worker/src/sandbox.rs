@@ -42,7 +42,7 @@ pub use made_for::{Access, Limits, Surroundings};
 use metrics::Metrics;
 use pool::{Directory, Pool};
 use running::Running;
-pub use running::{Connected, End, Finished};
+pub use running::{Connected, End, Finished, Rest};
 pub(crate) use system::unfit;
 
 /// How often boxes that have waited too long are looked for.

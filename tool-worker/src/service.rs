@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::executor::{Analyst, Call, Executor, Library, Outcome};
 use crate::failure::Failure;
-use crate::plugins;
 use crate::toolbox::Toolbox;
 use crate::web::Web;
 use crate::workspace::{self, Workspace};
+use crate::{mcp, plugins};
 
 /// Why the worker does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     config.check().map_err(Error::Settings)?;
     equip(&executor, &config).map_err(Error::Settings)?;
     plugins::start(&config, &executor, &tasks).await;
+    let servers = mcp::start(&config, &executor).await.map_err(Error::Settings)?;
     let slots = config.slots.clamp(1, 64);
     let shell = Arc::new(Shell {
         id: format!("tool-{}", clock::process_token()),
@@ -109,6 +110,8 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         let _until_drained = working.drop_guard();
         intake.await;
         let _all_slots = free.acquire_many(slots).await;
+        // Before the sandbox: their boxes are held open.
+        servers.close().await;
         if let Ok(sandbox) = shell.executor.sandbox() {
             sandbox.close().await;
         }
