@@ -8,6 +8,7 @@
 //! happens to its client, and any gateway can serve any execution.
 
 mod agents;
+mod batch;
 mod config;
 mod control;
 mod dead_letters;

@@ -28,7 +28,7 @@ use crate::submission::{self, Surroundings};
 /// How long past an execution's deadline its end is waited for: the orchestrator writes it, not the edge.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
-type Answered = Result<Response, Failure>;
+pub(crate) type Answered = Result<Response, Failure>;
 
 pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
     let (headers, body) = body(request, gateway.config.body_bytes_max).await?;
@@ -70,10 +70,14 @@ pub(crate) async fn agent(State(gateway): State<Arc<Gateway>>, request: Request<
 
 pub(crate) async fn tool(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
     let (headers, body) = body(request, gateway.config.body_bytes_max).await?;
-    let request: ToolRequest = submission::read(&body)?;
+    call(&gateway, &headers, submission::read(&body)?).await
+}
+
+/// One call of a tool, from its request to its end.
+pub(crate) async fn call(gateway: &Arc<Gateway>, headers: &HeaderMap, request: ToolRequest) -> Answered {
     let tools = gateway.directory.tools().await?.ok_or_else(no_tool_worker)?;
     let submitted = submission::tool(request, &tools, clock::now(), gateway.config.tool_deadline_s)?;
-    run(&gateway, &headers, submitted, false, |follow, exec| follow.execution.tool_answer(exec)).await
+    run(gateway, headers, submitted, false, |follow, exec| follow.execution.tool_answer(exec)).await
 }
 
 pub(crate) async fn embeddings(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {

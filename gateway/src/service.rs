@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
-use crate::{agents, control, dead_letters, forks, models, objects, requests};
+use crate::{agents, batch, control, dead_letters, forks, models, objects, requests};
 
 /// What `/health` says to do about dead letters.
 const LETTERS_NEXT: &str = "look at them: `vlinders dead-letters ls`, or GET /internal/dead-letters";
@@ -100,6 +100,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/internal/chat", post(requests::chat))
         .route("/internal/agent", post(requests::agent))
         .route("/internal/tools/execute", post(requests::tool))
+        .route("/internal/tools/execute_batch", post(batch::tools))
         .route("/internal/embeddings", post(requests::embeddings))
         .route("/internal/executions/{id}", get(execution))
         .route("/internal/executions/{id}/events", get(events))

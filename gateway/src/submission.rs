@@ -4,12 +4,13 @@
 mod binding;
 mod delegation;
 pub(crate) mod models;
+mod offered;
 mod sampling;
 
 use schemas::api::{AgentConfig, AgentRequest, ChatRequest, ToolRequest};
 use schemas::chat::DELEGATE;
 use schemas::fact::{AgentSpec, ExecutionSubmitted, Kind, Limits, Policy};
-use schemas::rpc::{AgentType, Model, Tool};
+use schemas::rpc::{AgentType, Approval, Model, Tool};
 use schemas::wire::Nanos;
 use schemas::{Message, Role, Sampling, ToolCall, ToolSpec};
 use serde::de::DeserializeOwned;
@@ -108,7 +109,10 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
     }
     let mut policy = policy(with.agent, with.models);
     approve(&config.approve, &tools, &mut policy, &mut agents)?;
-    let model = models::named_or_preferred(config.model.as_deref(), with, models::tokens(&messages, &tools))?;
+    approve_always(with.tools, &tools, &mut policy, &mut agents);
+    let tokens = models::tokens(&messages, &offered::least(&tools));
+    let model = models::named_or_preferred(config.model.as_deref(), with, tokens)?;
+    let tools = offered::to_window(tools, model.window);
     Ok(ExecutionSubmitted {
         model: model.name.clone(),
         window: model.window,
@@ -119,6 +123,7 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
         sampling,
         priority: config.priority,
         cache,
+        fresh_tools: config.cache == Some(false),
         policy,
         agents,
         ..ExecutionSubmitted::new(Kind::Agent, &with.agent.name, limits)
@@ -146,6 +151,7 @@ pub(crate) fn tool(
         call: Some(ToolCall::new("call-0", &request.tool_name, request.arguments.to_string())),
         workspace: request.workspace,
         user_id: request.user_id,
+        fresh_tools: request.cache == Some(false),
         ..ExecutionSubmitted::new(Kind::Tool, "tool", limits)
     })
 }
@@ -246,6 +252,23 @@ fn approve(names: &[String], tools: &[ToolSpec], policy: &mut Policy, agents: &m
         }
     }
     Ok(())
+}
+
+/// Of some tools their worker says that a person must allow each call, whatever agent types say. Written into the request,
+/// that is a part of the log like the rest of the policy, and stays what it was for this execution.
+fn approve_always(listed: &[Tool], tools: &[ToolSpec], policy: &mut Policy, agents: &mut [AgentSpec]) {
+    let always = |tool: &ToolSpec| {
+        let name = &tool.function.name;
+        listed.iter().any(|listed| &listed.name == name && listed.approval == Some(Approval::Always))
+    };
+    let offers = agents.iter_mut().map(|agent| (agent.tools.as_slice(), &mut agent.policy));
+    for (tools, policy) in offers.chain([(tools, policy)]) {
+        for tool in tools.iter().filter(|tool| always(tool)) {
+            if !policy.approve.contains(&tool.function.name) {
+                policy.approve.push(tool.function.name.clone());
+            }
+        }
+    }
 }
 
 fn check_limits(config: &AgentConfig) -> Result<(), Failure> {

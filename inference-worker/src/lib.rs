@@ -27,6 +27,7 @@ pub mod gpus;
 mod identity;
 pub mod kernels;
 pub mod kv;
+mod marks;
 pub mod model;
 pub mod model_directory;
 mod models;

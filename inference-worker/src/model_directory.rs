@@ -100,7 +100,8 @@ impl Model {
             Some(file) => Parts::of_gguf(&file, progress)?,
             None => Parts::of_directory(path, progress)?,
         };
-        let Parts { decoder, mut tokenizer, template, end_tokens } = parts;
+        let Parts { decoder, mut tokenizer, mut template, end_tokens } = parts;
+        template.guard(&tokenizer);
         let vocabulary = decoder.architecture().vocabulary;
         if let Some(end) = end_tokens.iter().find(|&&end| end as usize >= vocabulary) {
             return Err(Error::refused(

@@ -4,7 +4,7 @@
 //! Python writes JSON, `raise_exception`, and the methods of Python's strings and dictionaries. They come with models from
 //! anywhere, so what one rendering may do is bounded.
 
-use std::{io::Write, path::Path};
+use std::{borrow::Cow, io::Write, path::Path};
 
 use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde};
 use serde::Serialize;
@@ -13,7 +13,7 @@ use serde_json::{
     ser::{Formatter, PrettyFormatter},
 };
 
-use crate::{model_directory::Error, tool_calls::Family};
+use crate::{marks::Marks, model_directory::Error, tokenizer::Tokenizer, tool_calls::Family};
 
 /// Steps of one rendering, each an instruction or 64 bytes made: about a second, and half a gigabyte at the very most. A
 /// conversation of 16 MiB takes a tenth of it.
@@ -30,6 +30,7 @@ pub struct ChatTemplate {
     pub family: Option<Family>,
     bos_token: String,
     eos_token: String,
+    marks: Option<Marks>,
 }
 
 impl ChatTemplate {
@@ -69,7 +70,14 @@ impl ChatTemplate {
         });
         let family = Family::of_template(source);
         environment.add_template_owned("chat", without_training_marks(source))?;
-        Ok(Self { environment, family, bos_token, eos_token })
+        Ok(Self { environment, family, bos_token, eos_token, marks: None })
+    }
+
+    /// Keeps messages and tools from writing the marks that become this tokenizer's own tokens: they come out cut, and
+    /// [`Tokenizer::encode`] takes the pieces.
+    pub fn guard(&mut self, tokenizer: &Tokenizer) {
+        let template = self.environment.get_template("chat").expect("the template was added when compiled");
+        self.marks = Some(tokenizer.marks(template.source()));
     }
 
     /// The prompt for these messages and tools, both in OpenAI's shape, up to where the answer begins.
@@ -77,9 +85,14 @@ impl ChatTemplate {
     /// # Errors
     /// The template refuses the conversation; the text is the template's.
     pub fn render(&self, messages: &[Json], tools: &[Json]) -> Result<String, String> {
-        let messages: Vec<Json> = messages.iter().map(for_template).collect();
+        let mut messages: Vec<Json> = messages.iter().map(for_template).collect();
+        let mut tools = Cow::Borrowed(tools);
+        if let Some(marks) = &self.marks {
+            messages.iter_mut().for_each(|message| marks.cut_message(message));
+            tools = marks.cut_tools(&tools).into_owned().into();
+        }
         let template = self.environment.get_template("chat").expect("the template was added when compiled");
-        let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools)) };
+        let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools.as_ref())) };
         template
             .render(context! {
                 messages => Value::from(Serde(&messages)),

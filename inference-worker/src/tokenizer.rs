@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, path::Path};
 use serde_json::Value;
 use tokenizers::{PostProcessor, TruncationParams};
 
-use crate::model_directory::Error;
+use crate::{
+    marks::{CUT, Marks},
+    model_directory::Error,
+};
 
 /// A tokenizer as `tokenizer.json` describes it.
 #[derive(Debug)]
@@ -68,11 +71,20 @@ impl Tokenizer {
         self.inner.get_vocab(true).into_values().max()
     }
 
-    /// The ids of a text; markers of special tokens in it become those tokens, nothing is added.
+    /// The ids of a text; markers of special tokens in it become those tokens, nothing is added. Where the text is cut
+    /// (see [`crate::template::ChatTemplate::guard`]), its pieces are taken one by one.
     ///
     /// # Errors
     /// The tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
+        let mut ids = Vec::new();
+        for piece in text.split(CUT).filter(|piece| !piece.is_empty()) {
+            ids.append(&mut self.encode_piece(piece)?);
+        }
+        Ok(ids)
+    }
+
+    fn encode_piece(&self, text: &str) -> Result<Vec<u32>, String> {
         let encoding = self.inner.encode_fast(text, false).map_err(|error| error.to_string())?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -99,6 +111,11 @@ impl Tokenizer {
         let encoding = self.inner.encode_fast(text, true).map_err(|error| error.to_string())?;
         let cut = !encoding.get_overflowing().is_empty();
         Ok(Marked { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec(), cut })
+    }
+
+    /// The marks that its messages must not make: among its own tokens, and in this template.
+    pub(crate) fn marks(&self, template: &str) -> Marks {
+        Marks::of(self.added.values(), self.inner.get_normalizer(), template)
     }
 
     /// Lets readers see these special tokens.

@@ -10,7 +10,7 @@ use schemas::rpc::AgentType;
 use crate::execution::DELEGATE;
 
 const SYSTEM: &str = "You are Vlinder, a code assistant.";
-const TOOLS: [&str; 5] = ["search_code", "semantic_search", "read_file", "analyze_code", "web_search"];
+const TOOLS: [&str; 6] = ["search_code", "semantic_search", "read_file", "analyze_code", "web_search", "web_fetch"];
 
 /// All built-in agent types.
 #[must_use]

@@ -84,6 +84,10 @@ pub fn order(execution: &Execution, id: &EffectId, effect: &Effect, history: &[M
             workspace: request.workspace.clone(),
             user_id: request.user_id.clone(),
             result_bytes_max: result_bytes_max(request.window),
+            agent: request.agent.clone(),
+            // A call that a person must allow is open only once one has.
+            approved: request.kind == Kind::Tool || request.policy.approve.contains(&call.function.name),
+            fresh: request.fresh_tools,
         })),
         Work::Child { call, child, agent, limits } => {
             let parent = Parent { exec, effect: id.clone(), attempt: effect.attempt };
@@ -136,6 +140,7 @@ fn submission(
         agents: request.agents.clone(),
         priority: request.priority,
         cache: request.cache,
+        fresh_tools: request.fresh_tools,
         ..ExecutionSubmitted::new(Kind::Agent, agent, limits)
     })
 }

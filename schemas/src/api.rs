@@ -340,6 +340,17 @@ pub struct ToolRequest {
     /// On whose behalf.
     #[serde(default)]
     pub user_id: Option<String>,
+    /// False: the call is carried out even where its result is known.
+    #[serde(default)]
+    pub cache: Option<bool>,
+}
+
+/// `POST /internal/tools/execute_batch`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolBatch {
+    /// The calls; they do not wait for one another.
+    pub calls: Vec<ToolRequest>,
 }
 
 /// The answer of a single tool call.

@@ -250,6 +250,9 @@ pub struct ExecutionSubmitted {
     /// alone, because nothing is drawn, or by a seed that the caller chose.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cache: bool,
+    /// Tools are called even where a result is known; by the executions below it, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh_tools: bool,
 }
 
 impl ExecutionSubmitted {
@@ -277,6 +280,7 @@ impl ExecutionSubmitted {
             priority: Priority::default(),
             truncation: Truncation::default(),
             cache: false,
+            fresh_tools: false,
         }
     }
 }

@@ -160,6 +160,15 @@ pub struct ToolJob {
     /// Bytes of result text at most; the rest is cut and said to be. 0 means the tool's own limit.
     #[serde(default)]
     pub result_bytes_max: u64,
+    /// The agent type that calls; empty when nobody said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub agent: String,
+    /// Nobody needs to allow the call any more: a person has, or a person calls.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub approved: bool,
+    /// The call is carried out even where its result is known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
 }
 
 impl Schema for ToolJob {

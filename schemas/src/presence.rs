@@ -44,6 +44,12 @@ pub struct Confinement {
     /// Why there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// What is in force around commands and plugins, which may start processes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub commands: Vec<String>,
+    /// Why no commands and plugins run there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commands_refused: Option<String>,
 }
 
 /// Answer to a request on `vl.v1.ctl.worker.<id>` (with an empty body): the worker lives and holds these.

@@ -88,6 +88,10 @@ pub struct Model {
     pub window: u32,
 }
 
+/// The keyword, `true` in an argument's schema, of one that few calls need: a model with a small window is not told of it,
+/// and may give it all the same.
+pub const RARE_ARGUMENT: &str = "x-rare";
+
 /// A registered tool. Question `vl.v1.rpc.tools` (empty body) answers `Vec<Tool>`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tool {
@@ -95,7 +99,7 @@ pub struct Tool {
     pub name: String,
     /// What it does, for the model.
     pub description: String,
-    /// JSON schema of its arguments.
+    /// JSON schema of its arguments. Those that few calls need may be marked with [`RARE_ARGUMENT`].
     pub parameters: Value,
     /// Why it cannot be used here; none when it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -85,11 +85,22 @@ pub const BUCKET_CONFIG: &str = "vl_config";
 /// Bucket of results of inferences that would come out the same again: a cache, never the truth.
 pub const BUCKET_RESULTS: &str = "vl_results";
 
+/// Bucket of results of tools that only read: a cache, never the truth.
+pub const BUCKET_TOOL_RESULTS: &str = "vl_tool_results";
+
+/// Bucket of calls that must not be carried out twice: each is written down before it begins, and again with what came
+/// of it.
+pub const BUCKET_TOOL_CALLS: &str = "vl_tool_calls";
+
 /// Bucket of objects: content of the log that is too large for a message, by the hash of its bytes.
 pub const BUCKET_OBJECTS: &str = "vl_objects";
 
 /// How long a result is kept for equal requests.
 pub const RESULT_TTL: Duration = Duration::from_secs(3_600);
+/// How long a tool's result is kept for equal calls.
+pub const TOOL_RESULT_TTL: Duration = Duration::from_secs(300);
+/// How long a call that must not be carried out twice is remembered: longer than any execution may take.
+pub const TOOL_CALL_TTL: Duration = Duration::from_secs(8 * 24 * 3_600);
 /// How long a worker's entry lives without being renewed.
 pub const WORKER_ENTRY_TTL: Duration = Duration::from_secs(15);
 /// How long a job may be held without a sign of life before it is handed to another worker.
@@ -219,7 +230,7 @@ pub struct BucketDefinition {
 }
 
 /// All buckets.
-pub const BUCKETS: [BucketDefinition; 4] = [
+pub const BUCKETS: [BucketDefinition; 6] = [
     BucketDefinition { name: BUCKET_OPEN, storage: Storage::File, max_age: None, max_bytes: None },
     BucketDefinition {
         name: BUCKET_WORKERS,
@@ -235,6 +246,14 @@ pub const BUCKETS: [BucketDefinition; 4] = [
         max_age: Some(RESULT_TTL),
         max_bytes: Some(64 * MIB),
     },
+    BucketDefinition {
+        name: BUCKET_TOOL_RESULTS,
+        storage: Storage::Memory,
+        max_age: Some(TOOL_RESULT_TTL),
+        max_bytes: Some(32 * MIB),
+    },
+    // No bound but age: forgetting one early could carry a call out twice.
+    BucketDefinition { name: BUCKET_TOOL_CALLS, storage: Storage::File, max_age: Some(TOOL_CALL_TTL), max_bytes: None },
 ];
 
 /// The account mapping that lets a plain NATS client submit with one publish, as a line of NATS configuration.
@@ -251,6 +270,11 @@ mod tests {
     fn stream_names_are_unique_and_every_partition_has_one() {
         let names: std::collections::BTreeSet<_> = streams().into_iter().map(|s| s.name).collect();
         assert_eq!(names.len(), usize::from(PARTITIONS) + 4);
+    }
+
+    #[test]
+    fn a_call_is_remembered_for_longer_than_any_execution_takes() {
+        assert!(TOOL_CALL_TTL > Duration::from_millis(crate::agent::DEADLINE_MS_MAX));
     }
 
     #[test]

@@ -242,6 +242,7 @@ fn facts() {
             priority: Priority::High,
             truncation: Truncation::Auto,
             cache: true,
+            fresh_tools: false,
         })),
         FactBody::InferenceCompleted(InferenceCompleted {
             effect: effect.clone(),
@@ -538,6 +539,46 @@ fn models_at_run_time() {
 }
 
 #[test]
+fn fields_and_classes_that_came_later_stand_beside_what_was() {
+    let fresh = ExecutionSubmitted { fresh_tools: true, ..ExecutionSubmitted::new(Kind::Tool, "tool", limits()) };
+    let unknown = ToolFailed {
+        effect: EffectId::tool(1, 0),
+        attempt: 2,
+        worker: "tool-2".into(),
+        class: FailureClass::OutcomeUnknown,
+        detail: "outcome unknown: deploy was begun by tool-1".into(),
+        duration_us: 0,
+        sandbox: Sandbox::default(),
+    };
+    for (name, body) in [
+        ("fact.execution.submitted.fresh", FactBody::ExecutionSubmitted(Box::new(fresh))),
+        ("fact.tool.failed.unknown", FactBody::ToolFailed(unknown)),
+    ] {
+        check(name, &Fact::new(exec(), 1, body));
+    }
+}
+
+fn tool_job() -> ToolJob {
+    ToolJob {
+        schema: ToolJob::SCHEMA.into(),
+        exec: exec(),
+        effect: EffectId::tool(1, 0),
+        attempt: 1,
+        deadline: 9,
+        queued_at: 8,
+        trace: Default::default(),
+        tool: "search_code".into(),
+        arguments: r#"{"query": "x"}"#.into(),
+        workspace: Some("repo".into()),
+        user_id: None,
+        result_bytes_max: 1024,
+        agent: String::new(),
+        approved: false,
+        fresh: false,
+    }
+}
+
+#[test]
 fn jobs_tokens_presence_and_questions() {
     check(
         "job.inference",
@@ -564,23 +605,9 @@ fn jobs_tokens_presence_and_questions() {
             cache: true,
         },
     );
-    check(
-        "job.tool",
-        &ToolJob {
-            schema: ToolJob::SCHEMA.into(),
-            exec: exec(),
-            effect: EffectId::tool(1, 0),
-            attempt: 1,
-            deadline: 9,
-            queued_at: 8,
-            trace: Default::default(),
-            tool: "search_code".into(),
-            arguments: r#"{"query": "x"}"#.into(),
-            workspace: Some("repo".into()),
-            user_id: None,
-            result_bytes_max: 1024,
-        },
-    );
+    check("job.tool", &tool_job());
+    let governed = ToolJob { agent: "coder".into(), approved: true, fresh: true, ..tool_job() };
+    check("job.tool.governed", &governed);
     check("token.delta", &Frame { ids: vec![5, 6], text: "he".into(), ..Frame::new(1, 3, FrameKind::Delta) });
     let found = Frame { ids: vec![5], text: "he".into(), ..Frame::new(1, 3, FrameKind::Delta) };
     check("token.logprobs", &Frame { logprobs: vec![logprob()], ..found });
@@ -636,7 +663,13 @@ fn jobs_tokens_presence_and_questions() {
     );
     check(
         "presence.sandbox",
-        &Confinement { tier: "docker".into(), enforced: vec!["container".into(), "seccomp".into()], refused: None },
+        &Confinement {
+            tier: "docker".into(),
+            enforced: vec!["container".into(), "seccomp".into()],
+            refused: None,
+            commands: vec!["container".into(), "memory-limit".into()],
+            commands_refused: None,
+        },
     );
     let refused = agent::Refused { file: "broken.toml".into(), line: Some(3), reason: "unknown field `comand`".into() };
     check(
@@ -655,7 +688,13 @@ fn jobs_tokens_presence_and_questions() {
     );
     check(
         "presence.no_sandbox",
-        &Confinement { tier: "none".into(), enforced: vec![], refused: Some("no engine".into()) },
+        &Confinement {
+            tier: "none".into(),
+            enforced: vec![],
+            refused: Some("no engine".into()),
+            commands: vec![],
+            commands_refused: Some("no engine".into()),
+        },
     );
     models_at_run_time();
     check("rpc.embed", &rpc::Embed { model: None, input: vec!["text".into()] });

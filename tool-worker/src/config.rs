@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::{Choice, Limits};
-use crate::{fetch, mcp, web};
+use crate::{fetch, mcp, permission, web};
 
 /// Section `tools`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,12 @@ pub struct Config {
     pub commands: Commands,
     /// Tools whose calls by agents a person must allow each time, whatever the agent type says.
     pub approve: Vec<String>,
+    /// What users may call, `[tools.users.NAME]`; `*` is whoever has no entry.
+    pub users: permission::Rules,
+    /// What agent types may call beside what they say themselves, `[tools.agents.NAME]`; `*` likewise.
+    pub agents: permission::Rules,
+    /// Whether results of tools that only read are kept for five minutes, or until a file changes.
+    pub cache: bool,
     /// A directory of tools, one TOML file each, taken up again whenever it changes; none when missing.
     pub plugins_dir: Option<PathBuf>,
     /// Servers that speak the Model Context Protocol and whose tools are offered, `[tools.mcp.NAME]`.
@@ -50,6 +56,8 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Commands {
+    /// Whether `run_command` is there for agent types that name it.
+    pub allowed: bool,
     /// Memory in MiB, files in memory included; 16 to 65,536.
     pub memory_mib: u32,
     /// Processes and threads at once, 1 to 4,096.
@@ -73,6 +81,7 @@ pub struct Commands {
 impl Default for Commands {
     fn default() -> Self {
         Self {
+            allowed: true,
             memory_mib: 512,
             processes: 128,
             processor_milli: 1_000,
@@ -98,6 +107,18 @@ impl Commands {
             tmp_bytes: bytes(self.tmp_mib),
             file_bytes: bytes(self.file_mib),
         }
+    }
+
+    /// Wall time of one command, in seconds.
+    #[must_use]
+    pub fn timeout_s(&self) -> u32 {
+        self.timeout_s.clamp(1, 3_600)
+    }
+
+    /// Output that is kept.
+    #[must_use]
+    pub fn output_bytes(&self) -> usize {
+        (self.output_kib.clamp(1, 16_384) as usize) << 10
     }
 }
 
@@ -132,6 +153,9 @@ impl Default for Config {
             runner_arguments: vec!["tool-runner".to_owned()],
             commands: Commands::default(),
             approve: Vec::new(),
+            users: permission::Rules::new(),
+            agents: permission::Rules::new(),
+            cache: true,
             plugins_dir: None,
             mcp: BTreeMap::new(),
             fetch: fetch::Settings::default(),

@@ -6,23 +6,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
-use schemas::fact::Sandbox;
+use schemas::fact::{FailureClass, Sandbox};
 use schemas::object::{self, Reference};
 use schemas::rpc::Outline;
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tool_runner::message::{BoxedAnswer, BoxedCall};
-use tool_runner::tools::{self, outline_text};
+use tool_runner::tools::{self, SourceFile, Sources, directory_text, outline_text};
 
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::registry::{Means, Order, Registry, Tool};
+use crate::registry::{Checked, Means, Order, Registry, Tool};
 use crate::sandbox;
 use crate::toolbox::Toolbox;
 use crate::visible::visible_owned;
 use crate::workspace::{self, Roots, Workspace};
+
+/// Files of a directory about which the analysis workers are asked at once; they have a few slots each.
+const QUESTIONS_AT_ONCE: usize = 4;
 
 /// One line of a file takes at most this part of a result, so that a small window is not spent on a long line.
 const LINE_SHARE: usize = 12;
@@ -44,6 +48,62 @@ pub struct Call {
     pub workspace: Option<String>,
     /// Bytes of result text at most; 0 means the tool's own limit.
     pub result_bytes_max: usize,
+}
+
+/// A call that may be carried out: its tool, arguments and workspace were found good.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    checked: Checked,
+    workspace: Option<Workspace>,
+    result_bytes_max: usize,
+}
+
+/// A call that will not be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// What was wrong.
+    pub why: Why,
+    /// The same in words for the model.
+    pub failure: Failure,
+}
+
+/// What was wrong with a call before it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// There is no such tool.
+    UnknownTool,
+    /// The tool cannot be used here.
+    Unavailable,
+    /// It does not take these arguments.
+    BadArguments,
+    /// There is no such workspace, or not for us.
+    BadWorkspace,
+}
+
+impl Ready {
+    /// The tool as it was when the call was checked.
+    #[must_use]
+    pub fn tool(&self) -> &Tool {
+        self.checked.tool()
+    }
+
+    /// Its arguments.
+    #[must_use]
+    pub fn arguments(&self) -> &Map<String, Value> {
+        &self.checked.arguments
+    }
+
+    /// The workspace, where the call looks at one.
+    #[must_use]
+    pub fn workspace(&self) -> Option<&Workspace> {
+        self.workspace.as_ref()
+    }
+
+    /// Bytes of the result that are shown at most.
+    #[must_use]
+    pub fn result_bytes_max(&self) -> usize {
+        self.result_bytes_max
+    }
 }
 
 /// How a call ended.
@@ -74,7 +134,7 @@ impl Executor {
     /// Opens the workspaces and tests the sandbox. A sandbox that fails does not stop the start: its tools are
     /// refused with the reason, which [`Executor::sandbox`] also tells.
     pub async fn start(config: &Config, analyst: Analyst, library: Library) -> Result<Self, workspace::Error> {
-        let roots = Roots::open(&config.workspaces)?;
+        let roots = Roots::open(&config.workspaces, &config.writable)?;
         let sandbox = sandbox::Sandbox::start(config).await.map(Arc::new);
         let slots = Semaphore::new(config.slots.clamp(1, 64) as usize);
         Ok(Self { toolbox: Toolbox::new(Registry::built_in()), roots, sandbox, analyst, library, slots })
@@ -96,17 +156,62 @@ impl Executor {
         self.sandbox.clone()
     }
 
+    /// Where workspaces may lie.
+    pub(crate) fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
     /// Finds a workspace, as each call does again.
     pub fn workspace(&self, name: &str) -> Result<Workspace, workspace::Error> {
         self.roots.find(Some(name))
     }
 
-    /// Carries out one call. Dropping the future kills its box.
+    /// Holds a call against everything that can be known before it begins.
+    ///
+    /// # Errors
+    /// It will not be carried out; in words for the model.
+    pub fn prepare(&self, call: &Call) -> Result<Ready, Refused> {
+        let checked = self.toolbox.now().check(&call.tool, &call.arguments).map_err(|failure| {
+            let why = match failure.class {
+                FailureClass::Unknown => Why::UnknownTool,
+                FailureClass::Refused => Why::Unavailable,
+                _ => Why::BadArguments,
+            };
+            Refused { why, failure }
+        })?;
+        let tool = checked.tool();
+        let result_bytes_max = match call.result_bytes_max {
+            0 => tool.result_bytes_max,
+            bytes_max => bytes_max.min(tool.result_bytes_max),
+        };
+        // Of an object nothing is looked for in the workspace.
+        let workspace = match tool.has_workspace() && object_named(tool, &checked.arguments).is_none() {
+            true => {
+                let found = self.roots.find(call.workspace.as_deref());
+                Some(found.map_err(|error| Refused { why: Why::BadWorkspace, failure: error.into() })?)
+            }
+            false => None,
+        };
+        Ok(Ready { checked, workspace, result_bytes_max })
+    }
+
+    /// Carries out one call.
     pub async fn execute(&self, call: &Call) -> Outcome {
+        match self.prepare(call) {
+            Ok(ready) => self.carry_out(&ready).await,
+            Err(Refused { failure, .. }) => {
+                let sandbox = Sandbox { tier: "none".to_owned(), enforced: Vec::new() };
+                Outcome { result: Err(failure), full: None, duration: Duration::ZERO, sandbox }
+            }
+        }
+    }
+
+    /// Carries out a call that may be. Dropping the future ends what it began.
+    pub async fn carry_out(&self, ready: &Ready) -> Outcome {
         let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
         let started = Instant::now();
         let mut sandbox = Sandbox { tier: "none".to_owned(), enforced: Vec::new() };
-        let shown = self.result(call, &mut sandbox).await;
+        let shown = self.result(ready, &mut sandbox).await;
         let (result, full) = match shown {
             Ok(Shown { text, full }) => (Ok(text), full),
             Err(Failure { class, detail }) => (Err(Failure { class, detail: visible_owned(detail) }), None),
@@ -114,23 +219,14 @@ impl Executor {
         Outcome { result, full, duration: started.elapsed(), sandbox }
     }
 
-    async fn result(&self, call: &Call, report: &mut Sandbox) -> Result<Shown, Failure> {
-        let checked = self.toolbox.now().check(&call.tool, &call.arguments)?;
-        let tool = checked.tool();
-        let bytes_max = match call.result_bytes_max {
-            0 => tool.result_bytes_max,
-            bytes_max => bytes_max.min(tool.result_bytes_max),
-        };
+    async fn result(&self, ready: &Ready, report: &mut Sandbox) -> Result<Shown, Failure> {
+        let (checked, tool, bytes_max) = (&ready.checked, ready.tool(), ready.result_bytes_max);
         if let Some(object) = object_named(tool, &checked.arguments) {
             // Nothing of the workspace is touched, and what is read was written here.
             let text = visible_owned((self.library)(object.to_owned()).await?);
             return Ok(Shown { text: tools::object_lines(&text, &checked.arguments, bytes_max)?, full: None });
         }
-        let workspace = match tool.has_workspace() {
-            true => Some(self.roots.find(call.workspace.as_deref())?),
-            false => None,
-        };
-        let arguments = checked.arguments.clone();
+        let (arguments, workspace) = (checked.arguments.clone(), ready.workspace.clone());
         let text = match &tool.means {
             Means::Runner => self.in_a_box(tool, arguments, workspace, bytes_max, report).await?,
             Means::Handler(handler) => {
@@ -157,23 +253,47 @@ impl Executor {
         let workspace =
             workspace.ok_or_else(|| Failure::refused(format!("{} has no workspace to run in", tool.name)))?;
         let sandbox = self.sandbox.as_ref().map_err(|reason| Failure::refused(format!("no sandbox: {reason}")))?;
-        let path = arguments.get("path").and_then(|path| path.as_str()).unwrap_or_default().to_owned();
         let boxed = BoxedCall { tool: tool.name.clone(), arguments };
         sandbox.tier().clone_into(&mut report.tier);
         sandbox.enforced().clone_into(&mut report.enforced);
-        let BoxedAnswer { outcome, .. } = sandbox.run(workspace.path(), &boxed, tool.timeout).await?;
+        // A box that waited may be found dead and be replaced; what changes something gets a box of its own, once.
+        let BoxedAnswer { outcome, .. } = match tool.effect.is_pure() {
+            true => sandbox.run(workspace.path(), &boxed, tool.timeout).await?,
+            false => sandbox.run_once(workspace.path(), &boxed, tool.timeout).await?,
+        };
         let text = Result::from(outcome)?;
         match tool.name.as_str() {
-            "analyze_code" => self.outlined(tool, path, text).await,
+            "analyze_code" => self.outlined(tool, &text).await,
             "read_file" => Ok(cut_lines(&text, bytes_max / LINE_SHARE)),
             _ => Ok(text),
         }
     }
 
-    async fn outlined(&self, tool: &Tool, path: String, code: String) -> Result<String, Failure> {
-        let question = (self.analyst)(path, code);
-        let outline = tokio::time::timeout(tool.timeout, question).await;
-        Ok(outline_text(&outline.map_err(|_| Failure::timeout("the analysis worker did not answer in time"))??))
+    /// What the analysis workers say of the sources that a box has read.
+    async fn outlined(&self, tool: &Tool, sources: &str) -> Result<String, Failure> {
+        let nonsense = |error| Failure::internal(format!("the sandbox answered nonsense: {error}"));
+        let mut sources: Sources = serde_json::from_str(sources).map_err(nonsense)?;
+        let files = std::mem::take(&mut sources.files);
+        let ask = |SourceFile { path, code }| {
+            let question = (self.analyst)(path.clone(), code);
+            async move { (path, question.await) }
+        };
+        let answers = futures::stream::iter(files).map(ask).buffered(QUESTIONS_AT_ONCE).collect::<Vec<_>>();
+        let answers = tokio::time::timeout(tool.timeout, answers).await;
+        let mut answers = answers.map_err(|_| Failure::timeout("the analysis worker did not answer in time"))?;
+        if !sources.is_directory {
+            let (_, outline) = answers.pop().ok_or_else(|| Failure::internal("the sandbox read no file"))?;
+            return Ok(outline_text(&outline?));
+        }
+        let mut outlines = Vec::new();
+        for (path, outline) in answers {
+            match outline {
+                // What is wrong with one file is said there; what is wrong with the worker fails the call.
+                Err(failure) if failure.class == FailureClass::BadRequest => outlines.push((path, Err(failure.detail))),
+                outline => outlines.push((path, Ok(outline?))),
+            }
+        }
+        Ok(directory_text(&outlines, &sources))
     }
 }
 

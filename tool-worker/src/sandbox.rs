@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use runtime::{Tasks, clock};
+use schemas::fact::FailureClass;
 use tokio::sync::Semaphore;
 use tool_runner::CONTAINER_ONLY;
 use tool_runner::message::{BoxedAnswer, BoxedCall, Command, Order};
@@ -51,6 +52,9 @@ const TIDY_EVERY: Duration = Duration::from_secs(30);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// Boxes prepared ahead at once, so that calls in hand keep the machine.
 const PREPARED_AT_ONCE: usize = 1;
+/// How long a call that has taken a box has the machine for itself before another box is prepared: most are over by then,
+/// and the next one comes when a model has read the result.
+const PREPARE_AFTER: Duration = Duration::from_millis(20);
 
 /// A tier that has passed its self-test, and the boxes that wait in it.
 pub struct Sandbox {
@@ -232,7 +236,12 @@ impl Sandbox {
             return Ok(warm);
         }
         shared.metrics.cold.inc();
-        shared.tier.prepare(&made_for).await
+        // Whatever went wrong, the command was not begun.
+        let begun = |failure: Failure| match failure.class {
+            FailureClass::Internal => Failure::overloaded(failure.detail),
+            _ => failure,
+        };
+        shared.tier.prepare(&made_for).await.map_err(begun)
     }
 
     /// Runs one operation of the self-test in a box for commands. There is no way to run one outside.
@@ -327,6 +336,7 @@ impl Shared {
 /// Prepares one box for later. What fails here fails again, and says so, when a call needs the box.
 async fn prepare(shared: Weak<Shared>, tasks: Tasks, made_for: MadeFor, directory: Directory) {
     let prepared = async {
+        tokio::time::sleep(PREPARE_AFTER).await;
         let shared = shared.upgrade()?;
         let _turn = shared.preparing.acquire().await.expect("the semaphore is never closed");
         Some(shared.tier.prepare(&made_for).await)

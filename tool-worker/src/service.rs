@@ -1,5 +1,6 @@
 //! The shell: takes tool jobs for free slots, carries them out, and puts the result into the log before it takes the
-//! job off the queue. A crash between the two repeats a call that only reads; its result is stored once.
+//! job off the queue. A crash between the two repeats a call that only reads; its result is stored once. Of any other
+//! call the ledger tells what came of it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -9,16 +10,18 @@ use futures::StreamExt;
 use runtime::bus::{self, Bus, Delivery, JobQueue, ObjectError};
 use runtime::{Runtime, Tasks, clock};
 use schemas::fact::{Fact, FactBody, FailureClass, Sandbox, ToolCompleted, ToolFailed};
-use schemas::object::{self, Reference};
 use schemas::presence::{Confinement, Hold, Holds, Worker};
 use schemas::rpc::{self, Analyse, FindWorkspace, Outline, Refusal, Reply};
 use schemas::{ToolJob, stream, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::calls::Calls;
+use crate::commands;
 use crate::config::Config;
-use crate::executor::{Analyst, Call, Executor, Library, Outcome};
+use crate::executor::{Analyst, Executor, Library};
 use crate::failure::Failure;
+use crate::ledger::Ended;
 use crate::toolbox::Toolbox;
 use crate::web::Web;
 use crate::workspace::{self, Workspace};
@@ -53,24 +56,24 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Starts to serve and returns; the tasks live in `runtime` until shutdown. Without a working sandbox the worker
 /// serves all the same and refuses each call with the reason.
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
-    let (bus, tasks) = (runtime.bus, runtime.tasks);
+    let (bus, tasks, metrics) = (runtime.bus.clone(), runtime.tasks.clone(), runtime.metrics.clone());
     let executor = Executor::start(&config, analyst(bus.clone()), library(bus.clone())).await?;
     config.check().map_err(Error::Settings)?;
-    equip(&executor, &config).map_err(Error::Settings)?;
+    Box::pin(equip(&executor, &config)).await.map_err(Error::Settings)?;
     plugins::start(&config, &executor, &tasks).await;
     let servers = mcp::start(&config, &executor).await.map_err(Error::Settings)?;
     let slots = config.slots.clamp(1, 64);
-    let shell = Arc::new(Shell {
-        id: format!("tool-{}", clock::process_token()),
-        bus: bus.clone(),
-        executor,
-        held: Mutex::default(),
-    });
-    match shell.executor.sandbox() {
+    let id = format!("tool-{}", clock::process_token());
+    let calls = Calls::new(executor, &id, &config, runtime)?;
+    let shell = Arc::new(Shell { id, bus: bus.clone(), calls, held: Mutex::default() });
+    match shell.calls.executor.sandbox() {
         Ok(sandbox) => {
-            sandbox.register(&runtime.metrics)?;
+            sandbox.register(&metrics)?;
             let (tier, enforced) = (sandbox.tier(), sandbox.enforced().join(" "));
             tracing::info!(worker = shell.id, slots, tier, enforced, "carrying out tool calls, confined");
+            if let Err(reason) = sandbox.for_commands() {
+                tracing::warn!(worker = shell.id, reason, "run_command and plugins that are programs are refused");
+            }
         }
         Err(reason) => tracing::error!(worker = shell.id, reason, "no sandbox: every tool call is refused"),
     }
@@ -78,10 +81,11 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let alive = Tasks::new();
     let holder = shell.clone();
     bus.serve_liveness(&alive, &shell.id, move || holder.holds()).await?;
-    let toolbox = shell.executor.toolbox().clone();
+    let toolbox = shell.calls.executor.toolbox().clone();
     bus.serve(&tasks, subject::RPC_TOOLS, move |(): ()| std::future::ready(toolbox.now().listing())).await?;
     let finder = shell.clone();
-    let find = move |question: FindWorkspace| std::future::ready(found(finder.executor.workspace(&question.name)));
+    let find =
+        move |question: FindWorkspace| std::future::ready(found(finder.calls.executor.workspace(&question.name)));
     bus.serve(&tasks, subject::RPC_WORKSPACE, find).await?;
     let mut cancels = bus.cancels().await?;
     let canceller = shell.clone();
@@ -98,10 +102,10 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         models: Vec::new(),
         tools: Vec::new(),
         inference: None,
-        sandbox: Some(confinement(&shell.executor)),
+        sandbox: Some(confinement(&shell.calls.executor)),
         refused: Vec::new(),
     };
-    announce(&bus, &tasks, worker, shell.executor.toolbox()).await?;
+    announce(&bus, &tasks, worker, shell.calls.executor.toolbox()).await?;
     let queue = bus.tool_jobs().await?;
     let free = Arc::new(Semaphore::new(slots as usize));
     let (intake, working) = (take_jobs(shell.clone(), tasks.clone(), queue, free.clone()), alive.hard());
@@ -112,7 +116,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         let _all_slots = free.acquire_many(slots).await;
         // Before the sandbox: their boxes are held open.
         servers.close().await;
-        if let Ok(sandbox) = shell.executor.sandbox() {
+        if let Ok(sandbox) = shell.calls.executor.sandbox() {
             sandbox.close().await;
         }
     });
@@ -120,11 +124,13 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
 }
 
 /// Adds the tools that depend on the configuration.
-fn equip(executor: &Executor, config: &Config) -> Result<(), String> {
+async fn equip(executor: &Executor, config: &Config) -> Result<(), String> {
     let web = Web::new(config, executor.boxes())?.tools();
+    let run_command = commands::tool(config, &executor.boxes(), executor.roots()).await;
+    let more = web.into_iter().chain([run_command]);
     executor.toolbox().change(|registry| {
         let registry =
-            web.into_iter().try_fold(registry.clone(), |registry, tool| registry.without(&tool.name).with(tool));
+            more.into_iter().try_fold(registry.clone(), |registry, tool| registry.without(&tool.name).with(tool));
         registry.map_err(|error| error.to_string()).map(|registry| registry.asking(&config.approve))
     })?;
     for name in executor.toolbox().now().asked_for_and_missing() {
@@ -136,7 +142,7 @@ fn equip(executor: &Executor, config: &Config) -> Result<(), String> {
 struct Shell {
     id: String,
     bus: Bus,
-    executor: Executor,
+    calls: Calls,
     held: Mutex<BTreeMap<Hold, CancellationToken>>,
 }
 
@@ -177,34 +183,29 @@ async fn carry_out(shell: Arc<Shell>, delivery: Delivery<ToolJob>, _slot: OwnedS
     if let Err(error) = shell.bus.claim(&hold).await {
         tracing::debug!(%error, "a claim was not announced");
     }
-    let call = Call {
-        tool: job.tool.clone(),
-        arguments: job.arguments.clone(),
-        workspace: job.workspace.clone(),
-        result_bytes_max: usize::try_from(job.result_bytes_max).unwrap_or(usize::MAX),
-    };
     let outcome = tokio::select! {
-        () = held.cancelled.cancelled() => ended(FailureClass::Cancelled, "the execution was cancelled"),
-        outcome = tokio::time::timeout(clock::until(job.deadline), shell.executor.execute(&call)) => {
-            outcome.unwrap_or_else(|_| ended(FailureClass::Timeout, "the execution's deadline passed"))
+        () = held.cancelled.cancelled() => Err(ended(FailureClass::Cancelled, "the execution was cancelled")),
+        outcome = tokio::time::timeout(clock::until(job.deadline), shell.calls.carry_out(job)) => {
+            outcome.map_err(|_| ended(FailureClass::Timeout, "the execution's deadline passed"))
         }
     };
-    // What a fact refers to is there before the fact is.
-    let full = match &outcome.full {
-        None => Ok(None),
-        Some(text) => shell.bus.put_object(text.as_bytes(), object::TEXT).await.map(Some),
-    };
-    let full = match full {
-        Ok(full) => full,
-        Err(error) => {
-            tracing::warn!(%error, exec = %hold.exec, "the whole of a tool result was not stored; trying again later");
+    let ended = match outcome {
+        Ok(Ok(ended)) => ended,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, exec = %hold.exec, "a tool call could not be carried out; trying again later");
             if let Err(error) = delivery.retry(RETRY_AFTER).await {
                 tracing::debug!(%error, "a verdict did not arrive; the job comes again");
             }
             return;
         }
+        Err(ended) => {
+            if let Err(failure) = &ended.result {
+                shell.calls.given_up(&job.tool, failure.class);
+            }
+            ended
+        }
     };
-    let fact = fact(&shell.id, job, outcome, full);
+    let fact = fact(&shell.id, job, ended);
     // Publish before ack: a crash in between repeats the call, and the log stores its result once.
     let verdict = match shell.bus.append_fact(&fact).await {
         Ok(_) => delivery.done().await,
@@ -218,11 +219,11 @@ async fn carry_out(shell: Arc<Shell>, delivery: Delivery<ToolJob>, _slot: OwnedS
     }
 }
 
-fn fact(worker: &str, job: &ToolJob, outcome: Outcome, full: Option<Reference>) -> Fact {
-    let duration_us = u64::try_from(outcome.duration.as_micros()).unwrap_or(u64::MAX);
+fn fact(worker: &str, job: &ToolJob, ended: Ended) -> Fact {
+    let duration_us = u64::try_from(ended.duration.as_micros()).unwrap_or(u64::MAX);
     let (effect, attempt) = (job.effect.clone(), job.attempt);
-    let (worker, sandbox) = (worker.to_owned(), outcome.sandbox);
-    let body = match outcome.result {
+    let (worker, sandbox, full) = (worker.to_owned(), ended.sandbox, ended.full);
+    let body = match ended.result {
         Ok(result) => {
             FactBody::ToolCompleted(ToolCompleted { full, effect, attempt, worker, result, duration_us, sandbox })
         }
@@ -235,8 +236,8 @@ fn fact(worker: &str, job: &ToolJob, outcome: Outcome, full: Option<Reference>) 
     fact
 }
 
-fn ended(class: FailureClass, detail: &str) -> Outcome {
-    Outcome {
+fn ended(class: FailureClass, detail: &str) -> Ended {
+    Ended {
         result: Err(Failure { class, detail: detail.to_owned() }),
         full: None,
         duration: Duration::ZERO,
@@ -285,9 +286,25 @@ impl Shell {
 fn confinement(executor: &Executor) -> Confinement {
     match executor.sandbox() {
         Ok(sandbox) => {
-            Confinement { tier: sandbox.tier().to_owned(), enforced: sandbox.enforced().to_vec(), refused: None }
+            let (commands, commands_refused) = match sandbox.for_commands() {
+                Ok(enforced) => (enforced.to_vec(), None),
+                Err(reason) => (Vec::new(), Some(reason.to_owned())),
+            };
+            Confinement {
+                tier: sandbox.tier().to_owned(),
+                enforced: sandbox.enforced().to_vec(),
+                refused: None,
+                commands,
+                commands_refused,
+            }
         }
-        Err(reason) => Confinement { tier: "none".to_owned(), enforced: Vec::new(), refused: Some(reason.to_owned()) },
+        Err(reason) => Confinement {
+            tier: "none".to_owned(),
+            enforced: Vec::new(),
+            refused: Some(reason.to_owned()),
+            commands: Vec::new(),
+            commands_refused: Some(reason.to_owned()),
+        },
     }
 }
 

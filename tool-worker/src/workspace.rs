@@ -7,14 +7,22 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
+use crate::sandbox::Access;
 
 /// The directories under which workspaces may lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Roots(Vec<PathBuf>);
+pub struct Roots {
+    allowed: Vec<PathBuf>,
+    /// Where files may be changed, too.
+    writable: Vec<PathBuf>,
+}
 
 /// A directory that tools may read, resolved and allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Workspace(PathBuf);
+pub struct Workspace {
+    path: PathBuf,
+    access: Access,
+}
 
 /// Why there is no such workspace.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,35 +61,56 @@ const PATH_BYTES_MAX: usize = 4096;
 
 impl Roots {
     /// Resolves the configured roots. All of them must exist, so that a mistyped one is found at start.
-    pub fn open(configured: &[PathBuf]) -> Result<Self, Error> {
-        let resolved = configured.iter().map(|path| {
+    ///
+    /// # Errors
+    /// One cannot be used, or what should be writable is not below an allowed one.
+    pub fn open(allowed: &[PathBuf], writable: &[PathBuf]) -> Result<Self, Error> {
+        let resolve = |path: &PathBuf| {
             let bad = |reason: String| Error::BadRoot { path: path.clone(), reason };
             let root = path.canonicalize().map_err(|error| bad(error.to_string()))?;
             if root.is_dir() { Ok(root) } else { Err(bad("it is not a directory".to_owned())) }
+        };
+        let allowed: Vec<PathBuf> = allowed.iter().map(resolve).collect::<Result<_, _>>()?;
+        let writable = writable.iter().map(|path| {
+            let root = resolve(path)?;
+            match allowed.iter().any(|allowed| root.starts_with(allowed)) {
+                true => Ok(root),
+                false => Err(Error::BadRoot {
+                    path: path.clone(),
+                    reason: format!("it is writable, but not under an allowed root ({})", listed(&allowed)),
+                }),
+            }
         });
-        Ok(Self(resolved.collect::<Result<_, _>>()?))
+        let writable = writable.collect::<Result<_, _>>()?;
+        Ok(Self { allowed, writable })
     }
 
     /// The roots, resolved.
     #[must_use]
     pub fn paths(&self) -> &[PathBuf] {
-        &self.0
+        &self.allowed
+    }
+
+    /// Whether files may be changed anywhere.
+    #[must_use]
+    pub fn any_writable(&self) -> bool {
+        !self.writable.is_empty()
     }
 
     /// Finds a workspace. Without a name it is the first root; a relative name is looked up under the first root.
     pub fn find(&self, name: Option<&str>) -> Result<Workspace, Error> {
-        let first = self.0.first().ok_or(Error::NoRoots)?;
+        let first = self.allowed.first().ok_or(Error::NoRoots)?;
         let Some(name) = name.filter(|name| !name.is_empty()) else {
-            return Ok(Workspace(first.clone()));
+            return Ok(self.workspace(first.clone()));
         };
         let shown: String = name.chars().take(200).collect();
-        let missing = || Error::Missing { name: shown.clone(), roots: self.0.clone() };
+        let missing = || Error::Missing { name: shown.clone(), roots: self.allowed.clone() };
         if name.len() >= PATH_BYTES_MAX || name.contains('\0') {
             return Err(missing());
         }
-        let outside = || Error::Outside { name: shown.clone(), roots: self.0.clone() };
+        let outside = || Error::Outside { name: shown.clone(), roots: self.allowed.clone() };
         // A path outside is refused in the same words whether it exists or not; existence elsewhere is nobody's affair.
-        let lexically_inside = |path: &Path| self.0.iter().any(|root| path.starts_with(root));
+        let lexically_inside = |path: &Path| self.allowed.iter().any(|root| path.starts_with(root));
         let path = match first.join(name).canonicalize() {
             Ok(path) => path,
             Err(error) if error.kind() == io::ErrorKind::NotFound && lexically_inside(&first.join(name)) => {
@@ -92,7 +121,12 @@ impl Roots {
         if !lexically_inside(&path) {
             return Err(outside());
         }
-        if path.is_dir() { Ok(Workspace(path)) } else { Err(missing()) }
+        if path.is_dir() { Ok(self.workspace(path)) } else { Err(missing()) }
+    }
+
+    fn workspace(&self, path: PathBuf) -> Workspace {
+        let writable = self.writable.iter().any(|root| path.starts_with(root));
+        Workspace { path, access: if writable { Access::Write } else { Access::Read } }
     }
 }
 
@@ -100,7 +134,13 @@ impl Workspace {
     /// The directory, absolute and without symbolic links.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+
+    /// What a tool may do there that asks for as much as there is.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.access
     }
 }
 
@@ -133,7 +173,7 @@ mod tests {
         std::fs::write(base.join("code/file"), "").unwrap();
         symlink(base.join("secret"), base.join("code/link")).unwrap();
         let root = base.join("code");
-        let roots = Roots::open(std::slice::from_ref(&root)).unwrap();
+        let roots = Roots::open(std::slice::from_ref(&root), &[root.join("app")]).unwrap();
         let named = |path: PathBuf| path.to_str().unwrap().to_owned();
 
         assert_eq!(roots.find(None).unwrap().path(), root);
@@ -147,14 +187,18 @@ mod tests {
         for missing in ["nothing", "file", "a\0b"] {
             assert!(matches!(roots.find(Some(missing)), Err(Error::Missing { .. })), "{missing}");
         }
+        assert_eq!(roots.find(None).unwrap().access(), Access::Read);
+        assert_eq!(roots.find(Some("app")).unwrap().access(), Access::Write);
+        let outside = Roots::open(std::slice::from_ref(&root), &[base.join("code2")]).unwrap_err().to_string();
+        assert!(outside.contains("it is writable, but not under an allowed root"), "{outside}");
         let message = roots.find(Some("/")).unwrap_err().to_string();
         assert_eq!(message, format!("workspace / is not under an allowed root (allowed roots: {})", root.display()));
     }
 
     #[test]
     fn a_root_that_does_not_exist_is_found_at_start() {
-        let error = Roots::open(&["/nonexistent/root".into()]).unwrap_err();
+        let error = Roots::open(&["/nonexistent/root".into()], &[]).unwrap_err();
         assert!(error.to_string().starts_with("workspace root /nonexistent/root cannot be used: "), "{error}");
-        assert_eq!(Roots::open(&[]).unwrap().find(None), Err(Error::NoRoots));
+        assert_eq!(Roots::open(&[], &[]).unwrap().find(None), Err(Error::NoRoots));
     }
 }

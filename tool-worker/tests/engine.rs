@@ -83,7 +83,7 @@ async fn containers_of_a_dead_worker_are_removed_at_start() {
     let config = config(Choice::Docker, base.path());
     let Some(executor) = start(&config).await else { return };
     let described = executor.sandbox().unwrap().described().to_owned();
-    let image = described.rsplit(' ').next().unwrap().to_owned();
+    let image = described.rsplit(' ').nth(1).unwrap().to_owned();
     let engine = bollard::Docker::connect_with_unix(ENGINE, 30, bollard::API_DEFAULT_VERSION).unwrap();
     let engine = engine.negotiate_version().await.unwrap();
     let dead = format!("another-boot pid:[1] {} 1", std::process::id());

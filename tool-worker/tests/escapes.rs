@@ -190,7 +190,13 @@ async fn all_attacks(tier: Choice) {
         check(&format!("a command in {}", sandbox.tier()), attack, end, came);
         works(&executor, attack).await;
     }
-    assert!(running() < processes + 20, "nothing is left of bombs: {processes} processes before, {} after", running());
+    // Other tests have boxes as well; a bomb has more than a hundred processes.
+    let gone = async {
+        while running() >= processes + 100 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LONG, gone).await.expect("nothing is left of bombs");
     assert_eq!(std::fs::read(base.path().join("canary")).unwrap(), b"canary");
     assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 2, "nothing was made");
     sandbox.close().await;

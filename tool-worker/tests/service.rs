@@ -64,6 +64,9 @@ fn job(tool: &str, arguments: &str) -> ToolJob {
         workspace: None,
         user_id: None,
         result_bytes_max: 0,
+        agent: String::new(),
+        approved: false,
+        fresh: false,
     }
 }
 
@@ -79,7 +82,12 @@ async fn answer(bus: &Bus, job: &ToolJob) -> FactBody {
     Fact::read(&stored.payload).unwrap().body
 }
 
-async fn start(server: &Server, workspace: &Path) -> (Bus, Tasks) {
+/// Runs one more worker, with another configuration if need be; and what it counts.
+async fn start_with(
+    server: &Server,
+    workspace: &Path,
+    change: impl FnOnce(&mut tool_worker::Config),
+) -> (Bus, Tasks, prometheus::Registry) {
     let config = bus::Config { url: server.url.clone(), ..bus::Config::default() };
     let bus = Bus::connect(&config, "tool").await.unwrap();
     bus::provision(&bus).await.unwrap();
@@ -94,16 +102,286 @@ async fn start(server: &Server, workspace: &Path) -> (Bus, Tasks) {
         })
     };
     bus.serve(&tasks, subject::RPC_ANALYSIS, outlined).await.unwrap();
-    let runtime = Runtime { bus: bus.clone(), tasks: tasks.clone(), metrics: Default::default() };
-    let config = tool_worker::Config {
+    let metrics = prometheus::Registry::new();
+    let runtime = Runtime { bus: bus.clone(), tasks: tasks.clone(), metrics: metrics.clone() };
+    let mut config = tool_worker::Config {
         workspaces: vec![workspace.to_owned()],
         sandbox: tool_worker::sandbox::Choice::Bubblewrap,
         runner: Some(env!("CARGO_BIN_EXE_tool_runner").into()),
         runner_arguments: vec![],
         ..tool_worker::Config::default()
     };
+    change(&mut config);
     tool_worker::serve(config, runtime).await.unwrap();
+    (bus, tasks, metrics)
+}
+
+async fn start(server: &Server, workspace: &Path) -> (Bus, Tasks) {
+    let (bus, tasks, _) = start_with(server, workspace, |_| {}).await;
     (bus, tasks)
+}
+
+async fn stopped(tasks: &Tasks) {
+    tasks.stop();
+    assert!(tasks.drained(Duration::from_secs(10)).await);
+}
+
+/// What was counted under these labels.
+fn counted(metrics: &prometheus::Registry, name: &str, labels: &[(&str, &str)]) -> u64 {
+    let families = metrics.gather();
+    let of_name =
+        families.iter().filter(|family| family.name() == name).flat_map(prometheus::proto::MetricFamily::get_metric);
+    let has = |metric: &prometheus::proto::Metric, (name, value): (&str, &str)| {
+        metric.get_label().iter().any(|label| (label.name(), label.value()) == (name, value))
+    };
+    let found = of_name.filter(|metric| labels.iter().all(|label| has(metric, *label)));
+    found.map(|metric| metric.get_counter().get_value() as u64 + metric.get_histogram().get_sample_count()).sum()
+}
+
+/// What a job that failed was told; `Err` with the result of one that did not.
+async fn refusal(bus: &Bus, job: &ToolJob) -> Result<(FailureClass, String), String> {
+    match answer(bus, job).await {
+        FactBody::ToolFailed(fact) => Ok((fact.class, fact.detail)),
+        FactBody::ToolCompleted(fact) => Err(fact.result),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Whether calls can be confined on this machine; says so where they cannot.
+async fn confined(bus: &Bus) -> bool {
+    match refusal(bus, &job("search_code", r#"{"query": "anything"}"#)).await {
+        Ok((FailureClass::Refused, why)) if why.contains("not installed") || why.contains("new namespace") => {
+            eprintln!("SKIPPED: {why}");
+            false
+        }
+        _ => true,
+    }
+}
+
+/// A search server that says what it was asked and answers only when it is told to.
+struct Searxng {
+    url: String,
+    asked: tokio::sync::mpsc::UnboundedReceiver<String>,
+    answer: tokio::sync::watch::Sender<bool>,
+}
+
+impl Searxng {
+    async fn start(tasks: &Tasks, answering: bool) -> Self {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (noted, asked) = tokio::sync::mpsc::unbounded_channel();
+        let (answer, answered) = tokio::sync::watch::channel(answering);
+        let serving = tasks.clone();
+        tasks.spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (noted, mut answered) = (noted.clone(), answered.clone());
+                serving.spawn(async move {
+                    let mut head = vec![0; 4096];
+                    let read = stream.read(&mut head).await.unwrap_or(0);
+                    let _ = noted.send(String::from_utf8_lossy(&head[..read]).into_owned());
+                    let _ = answered.wait_for(|answer| *answer).await;
+                    let body =
+                        r#"{"query": "x", "results": [{"url": "https://example.org/", "title": "a", "content": "b"}]}"#;
+                    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
+                    let _ = stream
+                        .write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes())
+                        .await;
+                });
+            }
+        });
+        Self { url, asked, answer }
+    }
+
+    fn settings(&self) -> Option<tool_worker::web::Settings> {
+        let (provider, url) = (tool_worker::web::Kind::Searxng, Some(self.url.clone()));
+        Some(tool_worker::web::Settings { provider, url, api_key: None, api_key_file: None })
+    }
+
+    /// Waits until it is asked.
+    async fn is_asked(&mut self) -> String {
+        tokio::time::timeout(Duration::from_secs(15), self.asked.recv()).await.expect("it is asked").unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_is_answered_in_words_and_counted_and_the_worker_lives() {
+    let Some(server) = server().await else { return };
+    let base = tempfile::tempdir().unwrap();
+    std::fs::File::create(base.path().join("huge.txt")).unwrap().set_len(10 << 30).unwrap();
+    std::fs::write(base.path().join("latin1.txt"), b"caf\xe9 \x1b[31mred\xe2\x80\xaetxt.exe").unwrap();
+    std::fs::write(base.path().join("long.txt"), "a".repeat(100_000)).unwrap();
+    let denied = tool_worker::permission::Rule { allow: None, deny: vec!["read_file".to_owned()] };
+    let (bus, tasks, metrics) = start_with(&server, base.path(), |config| {
+        config.users = [("ann".to_owned(), denied.clone())].into();
+        config.agents = [("reviewer".to_owned(), denied)].into();
+        config.approve = vec!["analyze_code".to_owned()];
+    })
+    .await;
+    if !confined(&bus).await {
+        return;
+    }
+    let read = || job("read_file", r#"{"path": "latin1.txt"}"#);
+    let elsewhere = ToolJob { workspace: Some("nowhere".to_owned()), ..read() };
+    let outside = ToolJob { workspace: Some("/etc".to_owned()), ..read() };
+    let of_ann = ToolJob { user_id: Some("ann".to_owned()), ..read() };
+    let of_reviewer = ToolJob { agent: "reviewer".to_owned(), ..read() };
+    let (bad, refused) = (FailureClass::BadRequest, FailureClass::Refused);
+    for (job, class, said, tool, word) in [
+        (
+            job("raed_file", "{}"),
+            FailureClass::Unknown,
+            "no such tool: raed_file (available: read_file,",
+            "unknown",
+            "unknown_tool",
+        ),
+        (
+            job("read_file", "[]"),
+            bad,
+            "arguments must be a JSON object; usage: read_file(",
+            "read_file",
+            "bad_arguments",
+        ),
+        (job("read_file", "{\"path\": "), bad, "arguments are not JSON", "read_file", "bad_arguments"),
+        (
+            job("read_file", r#"{"path": {"a": [1]}}"#),
+            bad,
+            "argument `path` is {\"a\":[1]}, expected a string",
+            "read_file",
+            "bad_arguments",
+        ),
+        (job("semantic_search", r#"{"query": "x"}"#), refused, "is not available: ", "semantic_search", "unavailable"),
+        (
+            job("read_file", r#"{"path": "huge.txt"}"#),
+            bad,
+            "huge.txt is a binary file (it holds zero bytes, 10737418240 bytes)",
+            "read_file",
+            "bad_request",
+        ),
+        (
+            job("search_code", r#"{"query": "((((a{1,100}){1,100}){1,100}){1,100})", "regex": true}"#),
+            bad,
+            "query is not a valid pattern",
+            "search_code",
+            "bad_request",
+        ),
+        (elsewhere, bad, "no such workspace: nowhere (allowed roots: ", "read_file", "bad_workspace"),
+        (outside, refused, "workspace /etc is not under an allowed root", "read_file", "bad_workspace"),
+        (of_ann, refused, "the user ann may not call read_file", "read_file", "not_permitted"),
+        (of_reviewer, refused, "the agent type reviewer may not call read_file", "read_file", "not_permitted"),
+        (
+            job("analyze_code", r#"{"path": "a.rs"}"#),
+            refused,
+            "a person must allow each call of analyze_code",
+            "analyze_code",
+            "not_approved",
+        ),
+        (
+            ToolJob { approved: true, ..job("analyze_code", r#"{"path": "nothing.rs"}"#) },
+            bad,
+            "no such file: nothing.rs",
+            "analyze_code",
+            "bad_request",
+        ),
+    ] {
+        let labels = [("tool", tool), ("outcome", word)];
+        let before = counted(&metrics, "vlinders_tool_calls_total", &labels);
+        let (found, detail) =
+            refusal(&bus, &job).await.unwrap_or_else(|result| panic!("{} gave {result}", job.arguments));
+        assert_eq!(found, class, "{detail}");
+        assert!(detail.contains(said), "{said:?} is missing in {detail:?}");
+        assert_eq!(counted(&metrics, "vlinders_tool_calls_total", &labels), before + 1, "{word} of {tool}");
+    }
+    // Patterns that explode elsewhere are carried out in linear time here.
+    let patient = job("search_code", r#"{"query": "(a*)*(a*)*b$", "regex": true, "path": "long.txt"}"#);
+    assert_eq!(refusal(&bus, &patient).await.unwrap_err(), "no matches");
+    let odd = "1: caf\u{fffd} ␛[31mred\\u{202e}txt.exe\n(some bytes are not UTF-8 and shown as \u{fffd})";
+    assert_eq!(refusal(&bus, &read()).await.unwrap_err(), odd);
+    let completed = [("tool", "read_file"), ("outcome", "completed")];
+    assert_eq!(counted(&metrics, "vlinders_tool_calls_total", &completed), 1);
+    assert!(counted(&metrics, "vlinders_tool_call_seconds", &[("tool", "read_file")]) >= 2);
+    stopped(&tasks).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_equal_call_is_carried_out_once_by_all_workers_until_it_must_be_fresh() {
+    let Some(server) = server().await else { return };
+    // Files that have been left alone for a while.
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (bus, tasks, metrics) = start_with(&server, workspace, |_| {}).await;
+    if !confined(&bus).await {
+        return;
+    }
+    let read = || job("read_file", r#"{"path": "Cargo.toml", "end": 2}"#);
+    let FactBody::ToolCompleted(first) = answer(&bus, &read()).await else { panic!("it can be read") };
+    let again = [
+        job("read_file", r#"{"end": 2, "path": "Cargo.toml", "start": null}"#),
+        ToolJob { workspace: Some(workspace.display().to_string()), ..read() },
+    ];
+    let asked = |metrics: &prometheus::Registry, outcome: &str| {
+        counted(metrics, "vlinders_tool_cache_total", &[("outcome", outcome)])
+    };
+    let missed = asked(&metrics, "miss");
+    for job in &again {
+        let FactBody::ToolCompleted(known) = answer(&bus, job).await else { panic!("it is known") };
+        assert_eq!((&known.result, &known.sandbox), (&first.result, &first.sandbox));
+    }
+    assert_eq!((asked(&metrics, "hit_memory"), asked(&metrics, "miss")), (2, missed));
+    answer(&bus, &ToolJob { fresh: true, ..read() }).await;
+    assert_eq!((asked(&metrics, "hit_memory"), asked(&metrics, "miss")), (2, missed), "nobody looked");
+    answer(&bus, &job("read_file", r#"{"path": "Cargo.toml", "end": 3}"#)).await;
+    assert_eq!((asked(&metrics, "hit_memory"), asked(&metrics, "miss")), (2, missed + 1), "another call");
+    stopped(&tasks).await;
+    // Another worker finds what the first one left.
+    let (bus, tasks, metrics) = start_with(&server, workspace, |_| {}).await;
+    answer(&bus, &read()).await;
+    assert_eq!((asked(&metrics, "hit_bucket"), asked(&metrics, "miss")), (1, 0));
+    stopped(&tasks).await;
+    let (bus, tasks, metrics) = start_with(&server, workspace, |config| config.cache = false).await;
+    answer(&bus, &read()).await;
+    assert_eq!(counted(&metrics, "vlinders_tool_cache_total", &[]), 0);
+    stopped(&tasks).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_was_begun_by_a_worker_that_died_is_not_begun_again() {
+    let Some(server) = server().await else { return };
+    let base = tempfile::tempdir().unwrap();
+    let outside = Tasks::new();
+    let mut searxng = Searxng::start(&outside, false).await;
+    let (bus, dying, _) = start_with(&server, base.path(), |config| config.search = searxng.settings()).await;
+    let search = job("web_search", r#"{"query": "x"}"#);
+    let mut live = bus.live(search.exec).await.unwrap();
+    bus.queue(&search).await.unwrap();
+    searxng.is_asked().await;
+    // It dies in the middle: what it was at is dropped, and nothing is acknowledged.
+    dying.stop();
+    assert!(!dying.drained(Duration::ZERO).await, "it was at work");
+
+    let (bus, tasks, metrics) = start_with(&server, base.path(), |config| config.search = searxng.settings()).await;
+    searxng.answer.send_replace(true);
+    // The same job comes again, and so does the next attempt.
+    let stored = tokio::time::timeout(Duration::from_secs(30), live.next()).await.expect("an answer").unwrap();
+    let FactBody::ToolFailed(failed) = Fact::read(&stored.payload).unwrap().body else { panic!("it cannot be known") };
+    assert_eq!((failed.class, failed.attempt), (FailureClass::OutcomeUnknown, 1));
+    let next = ToolJob { attempt: 2, ..search.clone() };
+    let (class, detail) = refusal(&bus, &next).await.unwrap();
+    assert_eq!(class, FailureClass::OutcomeUnknown);
+    assert!(detail.starts_with("outcome unknown: web_search was begun"), "{detail}");
+    assert!(searxng.asked.try_recv().is_err(), "it was asked once");
+    assert_eq!(counted(&metrics, "vlinders_tool_calls_total", &[("outcome", "outcome_unknown")]), 2);
+
+    // Another call of the same kind is one of its own, and what came of it is told again.
+    let other = job("web_search", r#"{"query": "x"}"#);
+    let FactBody::ToolCompleted(first) = answer(&bus, &other).await else { panic!("it answers now") };
+    let FactBody::ToolCompleted(second) = answer(&bus, &ToolJob { attempt: 2, ..other }).await else { panic!("known") };
+    assert_eq!((first.result, first.sandbox, 2), (second.result, second.sandbox, second.attempt));
+    searxng.is_asked().await;
+    assert!(searxng.asked.try_recv().is_err(), "it was asked once more");
+    assert_eq!(counted(&metrics, "vlinders_tool_calls_total", &[("outcome", "known")]), 1);
+    stopped(&tasks).await;
+    outside.stop();
+    outside.drained(Duration::ZERO).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -114,7 +392,7 @@ async fn a_job_becomes_one_fact_and_leaves_the_queue() {
     let (bus, tasks) = start(&server, workspace.path()).await;
 
     let tools: Vec<schemas::rpc::Tool> = bus.ask(subject::RPC_TOOLS, &(), Duration::from_secs(5)).await.unwrap();
-    assert_eq!(tools.len(), 6);
+    assert_eq!(tools.len(), 7);
 
     match answer(&bus, &job("search_code", r#"{"query":"open_store"}"#)).await {
         FactBody::ToolCompleted(fact) => {

@@ -215,6 +215,26 @@ impl Bus {
         self.js.get_key_value(name).await.map_err(Error::broken)
     }
 
+    /// Writes an entry that must not be there yet; says whether it was not.
+    ///
+    /// # Errors
+    /// When it is not known to be written. It may be, so look before you ask again.
+    pub async fn create_entry(&self, bucket: &str, key: &str, value: Bytes) -> Result<bool, Error> {
+        match self.bucket(bucket).await?.create(key, value).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(Error::broken(error)),
+        }
+    }
+
+    /// The entry of that key, if there is one.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn entry(&self, bucket: &str, key: &str) -> Result<Option<Bytes>, Error> {
+        self.bucket(bucket).await?.get(key).await.map_err(Error::broken)
+    }
+
     /// The entries of a bucket whose keys match `filter` (`>` for all of them), each with its value. At most 1,024.
     ///
     /// One request and no consumer: it may be asked as often as anybody likes.

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Chat(Chat),
     /// Ask an agent; tokens and tool calls are shown as they happen.
     Agent(Agent),
+    /// List the tools, or call one.
+    Tools(Tools),
     /// List the newest executions, or show one.
     Executions(Executions),
     /// Fold the log of one execution and print its story.
@@ -193,6 +195,52 @@ pub(crate) struct Agent {
     #[arg(long, value_name = "TOOL")]
     pub(crate) approve: Vec<String>,
     /// Print the events as JSON lines.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct Tools {
+    #[command(subcommand)]
+    pub(crate) what: ToolsWhat,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ToolsWhat {
+    /// List them: what each does, what it reaches, and why it cannot be used here, if so.
+    Ls(ListTools),
+    /// Call one.
+    Run(RunTool),
+}
+
+#[derive(Args)]
+pub(crate) struct ListTools {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct RunTool {
+    /// The tool.
+    pub(crate) name: String,
+    /// Its arguments, a JSON object.
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    pub(crate) arguments: String,
+    /// The workspace it works in; a path under an allowed root.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) workspace: Option<String>,
+    /// On whose behalf.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Carry it out, even if its result is known.
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]

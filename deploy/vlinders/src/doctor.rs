@@ -80,7 +80,12 @@ async fn sandboxes(options: &Doctor) -> anyhow::Result<Vec<Finding>> {
                 };
                 sandbox.close().await;
                 let enforced = sandbox.enforced().join(" ");
-                Finding { what, ok: true, found: format!("{about}; passed the self-test; enforces {enforced}") }
+                let commands = match sandbox.for_commands() {
+                    Ok(enforced) => format!("around commands {}", enforced.join(" ")),
+                    Err(reason) => format!("runs no commands: {reason}"),
+                };
+                let found = format!("{about}; passed the self-test; enforces {enforced}; {commands}");
+                Finding { what, ok: true, found }
             }
             Err(reason) => Finding { what, ok: false, found: reason },
         });

@@ -18,6 +18,7 @@ mod roles;
 mod settings;
 mod sse;
 mod state;
+mod tools;
 mod up;
 
 use std::process::ExitCode;
@@ -69,6 +70,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::AnalysisWorker(options) => roles::run(roles::Role::Analysis, options).await,
         Command::Chat(options) => client::chat(options).await,
         Command::Agent(options) => client::agent(options).await,
+        Command::Tools(options) => tools::run(options).await,
         Command::Executions(options) => replay::executions(options).await,
         Command::Replay(options) => replay::replay(options).await,
         Command::Audit(options) => audit::run(options).await,

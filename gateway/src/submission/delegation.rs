@@ -7,7 +7,7 @@ use schemas::rpc::AgentType;
 use schemas::{Message, Role, ToolSpec};
 use serde_json::json;
 
-use super::{Surroundings, granted, models, policy};
+use super::{Surroundings, granted, models, offered, policy};
 use crate::problem::Failure;
 
 /// The tool by which `agent` hands a task to those it may ask.
@@ -82,13 +82,13 @@ fn spec(agent: &AgentType, asks: bool, with: &Surroundings<'_>) -> Result<AgentS
         tools.push(tool(agent, with)?);
     }
     let system = [Message::text(Role::System, &agent.system)];
-    let model = models::preferred(agent, with.models, models::tokens(&system, &tools))?;
+    let model = models::preferred(agent, with.models, models::tokens(&system, &offered::least(&tools)))?;
     Ok(AgentSpec {
         name: agent.name.clone(),
         system: agent.system.clone(),
         model: model.name.clone(),
         window: model.window,
-        tools,
+        tools: offered::to_window(tools, model.window),
         agents: if asks { agent.agents.clone() } else { Vec::new() },
         iterations: agent.max_iterations,
         tokens: agent.max_tokens,

@@ -386,6 +386,36 @@ fn what_needs_a_person_needs_one_at_every_level() {
 }
 
 #[test]
+fn what_a_tool_worker_wants_asked_about_stands_in_the_request_of_every_agent_that_may_call_it() {
+    let (models, team) = (models(), team(2));
+    let mut tools = tools();
+    let submit = |tools: &[Tool]| {
+        let with =
+            Surroundings { agent: &team[0], agents: &team, models: &models, loadable: &[], tools, now: 5, seed: 7 };
+        read::<AgentRequest>(go(&json!({})).to_string().as_bytes()).and_then(|r| agent(r, &with)).expect("valid")
+    };
+    assert!(submit(&tools).policy.approve.is_empty());
+    tools.iter_mut().for_each(|tool| tool.approval = Some(Approval::Always));
+    let lead = submit(&tools);
+    assert_eq!(lead.policy.approve, ["read_file"], "of those that it is offered");
+    assert!(lead.agents.iter().all(|a| a.policy.approve == ["read_file"]));
+}
+
+#[test]
+fn who_wants_nothing_that_was_kept_wants_tools_called_anew() {
+    let fresh = |config: Value| {
+        submit_agent(&json!({"agent_type": "coder", "instruction": "go", "config": config})).expect("valid").fresh_tools
+    };
+    assert!(fresh(json!({"cache": false})) && !fresh(json!({"cache": true})) && !fresh(json!({})));
+    let call = |cache: Value| {
+        let body = json!({"tool_name": "read_file", "arguments": {}, "cache": cache});
+        let request = read::<ToolRequest>(body.to_string().as_bytes()).expect("well formed");
+        tool(request, &tools(), 5, 60).expect("valid").fresh_tools
+    };
+    assert!(call(json!(false)) && !call(json!(true)) && !call(Value::Null));
+}
+
+#[test]
 fn limits_of_a_request_are_its_own_or_the_agent_types() {
     let config = json!({"max_tokens_in": 50, "max_tokens_out": 9, "max_children": 99});
     let limits = submit_to(&team(2), &go(&config)).expect("valid").limits;

@@ -210,6 +210,17 @@ fn a_retryable_failure_waits_and_is_tried_again() {
 }
 
 #[test]
+fn a_call_whose_outcome_nobody_knows_is_told_to_the_model_and_not_tried_again() {
+    let (execution, last) = given(vec![
+        submitted(Kind::Agent),
+        answer(1, 1, &["search_code"]),
+        tool_failed(1, 0, FailureClass::OutcomeUnknown),
+    ]);
+    assert_eq!(last, ["tools.joined", "inference.requested"]);
+    assert!(execution.context.messages().last().is_some_and(|m| m.content.starts_with("error: ")));
+}
+
+#[test]
 fn a_final_failure_of_the_model_ends_the_execution() {
     assert_eq!(given(vec![submitted(Kind::Chat), model_failed(1, FailureClass::Overflow)]).1, ["execution.failed"]);
 }

@@ -63,12 +63,13 @@ fn who_goes_first_and_what_may_be_known_is_handed_down() {
         priority: Priority::High,
         truncation: Truncation::Auto,
         cache: true,
+        fresh_tools: true,
         ..ExecutionSubmitted::new(Kind::Agent, "coder", Limits::default())
     };
     let exec = "0192f0c1-7a3b-7c4d-8e5f-001122334455".parse().expect("canonical id");
     let parent = Parent { exec, effect: EffectId::child(1, 0), attempt: 1 };
     let child = submission(&request, parent, "helper", "task", Limits::default()).expect("it is known");
-    assert_eq!((child.priority, child.cache), (Priority::High, true));
+    assert_eq!((child.priority, child.cache, child.fresh_tools), (Priority::High, true, true));
     assert_eq!((child.truncation, child.sampling.answers()), (Truncation::Disabled, 1), "these are the parent's own");
 
     let mut execution = Execution::default();
@@ -88,4 +89,29 @@ fn who_goes_first_and_what_may_be_known_is_handed_down() {
     let summary = job(Work::Compression { history: "x".into(), tokens_max: 9 });
     assert_eq!((summary.priority, summary.truncation, summary.cache), (Priority::Low, Truncation::Disabled, true));
     assert_eq!(summary.sampling.answers(), 1);
+}
+
+#[test]
+fn a_tool_worker_is_told_who_calls_and_whether_a_person_allowed_it() {
+    let exec = "0192f0c1-7a3b-7c4d-8e5f-001122334455".parse().expect("canonical id");
+    let job = |request: ExecutionSubmitted| {
+        let mut execution = Execution::default();
+        execution.apply_fact(&Fact::new(exec, 1, FactBody::ExecutionSubmitted(Box::new(request))));
+        let call = ToolCall::new("call-1", "deploy", "{}");
+        let effect = serde_json::json!({"work": {"Tool": {"call": call}}, "attempt": 1,
+            "state": {"Open": {"deadline": 9}}, "reserved": 0, "used": 0, "text": ""});
+        let effect: Effect = serde_json::from_value(effect).expect("an effect");
+        match order(&execution, &EffectId::tool(1, 0), &effect, &[], 5) {
+            Some(Order::Tool(job)) => (job.agent.clone(), job.approved, job.fresh),
+            other => panic!("{other:?}"),
+        }
+    };
+    let request = |kind| ExecutionSubmitted::new(kind, "coder", Limits::default());
+    assert_eq!(job(request(Kind::Agent)), ("coder".to_owned(), false, false));
+    // A call that needs a person is open only when one has allowed it.
+    let mut asking = request(Kind::Agent);
+    asking.policy.approve = vec!["deploy".to_owned()];
+    assert_eq!(job(asking), ("coder".to_owned(), true, false));
+    let direct = ExecutionSubmitted { fresh_tools: true, ..request(Kind::Tool) };
+    assert_eq!(job(direct), ("coder".to_owned(), true, true));
 }

@@ -252,6 +252,9 @@ async fn a_job_that_nobody_finishes_is_given_up_and_is_carried_out_when_it_is_se
         workspace: Some(system.workspace().display().to_string()),
         user_id: None,
         result_bytes_max: 0,
+        agent: String::new(),
+        approved: false,
+        fresh: false,
     };
     let sequence = publish(&system, job.subject(), encode(&job)).await?;
     // The tools' consumer, whose workers all fall over.

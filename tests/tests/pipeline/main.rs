@@ -3,6 +3,7 @@
 mod agent_types;
 mod agents;
 mod audit;
+mod commands;
 mod context;
 mod crowd;
 mod dead_letters;
@@ -23,3 +24,4 @@ mod requests;
 mod starting;
 mod storage;
 mod takeover;
+mod tools;

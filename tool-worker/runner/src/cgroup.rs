@@ -35,8 +35,8 @@ pub(crate) enum Groups {
 /// One box's group. Dropping it does not remove it.
 #[derive(Debug)]
 pub(crate) struct Group {
+    /// One for each hierarchy, that of memory first.
     directories: Vec<PathBuf>,
-    memory: PathBuf,
     version_two: bool,
 }
 
@@ -114,53 +114,40 @@ impl Groups {
 
     /// Makes the group of one box.
     pub(crate) fn make(&self, name: &str, bounds: Bounds) -> io::Result<Group> {
-        let name = format!("{PREFIX}{name}");
         let quota = PERIOD_US * u64::from(bounds.processor_milli) / 1_000;
-        let made = |base: &Path, values: &[(&str, String)]| {
-            let directory = base.join(&name);
-            fs::create_dir(&directory)?;
-            for (file, value) in values {
-                if let Err(error) = fs::write(directory.join(file), value) {
-                    let _ = fs::remove_dir(&directory);
-                    return Err(io::Error::new(error.kind(), format!("{file}: {error}")));
-                }
+        let (memory, processes) = (bounds.memory_bytes.to_string(), bounds.processes.to_string());
+        // Each hierarchy's directory and what is written there; what is not everywhere may be missing.
+        let wanted: Vec<(&PathBuf, Vec<(&str, String)>)> = match self {
+            Self::Two { base } => vec![(
+                base,
+                vec![
+                    ("memory.max", memory),
+                    ("memory.swap.max?", "0".to_owned()),
+                    ("memory.oom.group?", "1".to_owned()),
+                    ("pids.max", processes),
+                    ("cpu.max?", format!("{quota} {PERIOD_US}")),
+                ],
+            )],
+            Self::One { memory: of_memory, processes: of_processes, processor } => {
+                let memory = vec![("memory.limit_in_bytes", memory.clone()), ("memory.memsw.limit_in_bytes?", memory)];
+                let processor = processor.iter().map(|of_processor| {
+                    let period = ("cpu.cfs_period_us", PERIOD_US.to_string());
+                    (of_processor, vec![period, ("cpu.cfs_quota_us", quota.to_string())])
+                });
+                [(of_memory, memory), (of_processes, vec![("pids.max", processes)])]
+                    .into_iter()
+                    .chain(processor)
+                    .collect()
             }
-            Ok(directory)
         };
-        match self {
-            Self::Two { base } => {
-                let mut values = vec![
-                    ("memory.max", bounds.memory_bytes.to_string()),
-                    ("memory.oom.group", "1".to_owned()),
-                    ("pids.max", bounds.processes.to_string()),
-                ];
-                if self.bounds_processor() {
-                    values.push(("cpu.max", format!("{quota} {PERIOD_US}")));
-                }
-                let directory = made(base, &values)?;
-                // Not there where the kernel does not count swap.
-                let swap = directory.join("memory.swap.max");
-                if swap.exists() {
-                    fs::write(swap, "0")?;
-                }
-                Ok(Group { memory: directory.clone(), directories: vec![directory], version_two: true })
-            }
-            Self::One { memory, processes, processor } => {
-                let memory = made(memory, &[("memory.limit_in_bytes", bounds.memory_bytes.to_string())])?;
-                let swap = memory.join("memory.memsw.limit_in_bytes");
-                if swap.exists() {
-                    fs::write(swap, bounds.memory_bytes.to_string())?;
-                }
-                let mut directories =
-                    vec![memory.clone(), made(processes, &[("pids.max", bounds.processes.to_string())])?];
-                if let Some(processor) = processor {
-                    let values =
-                        [("cpu.cfs_period_us", PERIOD_US.to_string()), ("cpu.cfs_quota_us", quota.to_string())];
-                    directories.push(made(processor, &values)?);
-                }
-                Ok(Group { directories, memory, version_two: false })
+        let mut group = Group { directories: Vec::new(), version_two: matches!(self, Self::Two { .. }) };
+        for (base, values) in wanted {
+            if let Err(error) = group.add(base.join(format!("{PREFIX}{name}")), &values) {
+                let _ = group.remove();
+                return Err(error);
             }
         }
+        Ok(group)
     }
 
     /// Removes groups of boxes whose worker died. Only what is empty can be removed, so this harms nobody.
@@ -178,6 +165,26 @@ impl Groups {
 }
 
 impl Group {
+    /// Makes a directory and sets its limits. A name that ends in `?` is left out where there is no such file: not every
+    /// kernel counts swap, or shares out processors.
+    fn add(&mut self, directory: PathBuf, values: &[(&str, String)]) -> io::Result<()> {
+        fs::create_dir(&directory)?;
+        self.directories.push(directory.clone());
+        for (name, value) in values {
+            let (name, optional) = name.strip_suffix('?').map_or((*name, false), |name| (name, true));
+            let file = directory.join(name);
+            if !optional || file.exists() {
+                fs::write(file, value).map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where memory is bounded.
+    fn memory(&self) -> &Path {
+        self.directories.first().map_or(Path::new(""), PathBuf::as_path)
+    }
+
     /// The files that a process writes `0` to, to become part of it. They are opened here, so that a process that has
     /// given up its user may still join.
     pub(crate) fn doors(&self) -> io::Result<Vec<OwnedFd>> {
@@ -189,16 +196,16 @@ impl Group {
     /// Whether the kernel ended a process of it for its memory.
     pub(crate) fn ran_out_of_memory(&self) -> bool {
         let file = if self.version_two { "memory.events" } else { "memory.oom_control" };
-        let text = fs::read_to_string(self.memory.join(file)).unwrap_or_default();
+        let text = fs::read_to_string(self.memory().join(file)).unwrap_or_default();
         text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
     }
 
     /// Ends every process in it.
     pub(crate) fn kill(&self) {
-        if self.version_two && fs::write(self.memory.join("cgroup.kill"), "1").is_ok() {
+        if self.version_two && fs::write(self.memory().join("cgroup.kill"), "1").is_ok() {
             return;
         }
-        let processes = fs::read_to_string(self.memory.join("cgroup.procs")).unwrap_or_default();
+        let processes = fs::read_to_string(self.memory().join("cgroup.procs")).unwrap_or_default();
         for process in processes.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw)
         {
             let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);

@@ -16,6 +16,7 @@ use landlock::{
 use rustix::process::{Resource, Rlimit, getuid, setrlimit};
 use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 
+use crate::crew::Crew;
 use crate::message::Allowance;
 use crate::system_calls::{ARGUMENTS, COMMANDS, INSIDE, NO_IOCTL};
 use crate::{NOBODY, RUNNER, WORKSPACE};
@@ -24,7 +25,7 @@ use crate::{NOBODY, RUNNER, WORKSPACE};
 const DATA_BYTES_MAX: u64 = 256 << 20;
 /// Address space, mapped binaries included.
 const ADDRESS_BYTES_MAX: u64 = 4 << 30;
-/// CPU time, above the wall time of every tool: it ends what outlives its parent.
+/// CPU time of a thread, above the wall time of every tool: it ends what outlives its parent.
 const CPU_SECONDS_MAX: u64 = 15;
 /// Files open at once; the walk opens one directory a level.
 const FILES_MAX: u64 = 256;
@@ -50,8 +51,8 @@ pub(crate) enum Layers {
     Commands(Allowance),
 }
 
-/// Locks this process up, for good. Returns what is in force.
-pub(crate) fn confine(layers: Layers) -> Result<Vec<String>, Error> {
+/// Locks this process up, for good. Returns what is in force, and the threads there are.
+pub(crate) fn confine(layers: Layers) -> Result<(Vec<String>, Crew), Error> {
     let kind = match layers {
         Layers::Commands(_) => only_in_a_box_for_commands()?,
         Layers::All | Layers::ContainerOnly => only_in_a_box()?,
@@ -60,22 +61,37 @@ pub(crate) fn confine(layers: Layers) -> Result<Vec<String>, Error> {
     if layers == Layers::ContainerOnly {
         // Namespaces alone are no sandbox, so there must be a container with its own filter and limits.
         let refused = || Error("only a container is tried alone".to_owned());
-        return if kind == Kind::Container { Ok(Vec::new()) } else { Err(refused()) };
+        return if kind == Kind::Container { Ok((Vec::new(), Crew::default())) } else { Err(refused()) };
     }
     let failed = |what: &str, error: &dyn std::fmt::Display| Error(format!("{what}: {error}"));
     let mut enforced = Vec::new();
     for (resource, limit) in limits(layers, kind) {
-        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
-        setrlimit(resource, limit).map_err(|error| failed("set a resource limit", &error))?;
+        set_limit(resource, limit)?;
     }
     enforced.push("rlimits".to_owned());
     rustix::thread::set_no_new_privs(true).map_err(|error| failed("set no_new_privs", &error))?;
     enforced.push("no-new-privileges".to_owned());
     enforced.extend(landlock(layers).map_err(|error| failed("restrict with landlock", &error))?);
-    let filtered = if let Layers::Commands(_) = layers { seccomp_for_commands() } else { seccomp() };
+    // The last filter lets no other be added.
+    kill_foreign_numbers().map_err(|error| failed("install the filter of foreign calls", &error))?;
+    let mut crew = Crew::default();
+    let filtered = if let Layers::Commands(_) = layers {
+        seccomp_for_commands()
+    } else {
+        // Threads inherit what was given up until now; the filter falls for all of them together.
+        crew = Crew::start().map_err(|error| failed("start threads", &error))?;
+        set_limit(Resource::Cpu, CPU_SECONDS_MAX * (1 + crew.hands()))?;
+        set_limit(Resource::Nproc, 0)?;
+        seccomp()
+    };
     filtered.map_err(|error| failed("install the seccomp filter", &error))?;
     enforced.push("seccomp".to_owned());
-    Ok(enforced)
+    Ok((enforced, crew))
+}
+
+fn set_limit(resource: Resource, limit: u64) -> Result<(), Error> {
+    let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+    setrlimit(resource, limit).map_err(|error| Error(format!("set a resource limit: {error}")))
 }
 
 fn limits(layers: Layers, kind: Kind) -> Vec<(Resource, u64)> {
@@ -83,9 +99,7 @@ fn limits(layers: Layers, kind: Kind) -> Vec<(Resource, u64)> {
         return vec![
             (Resource::Core, 0),
             (Resource::Fsize, 0),
-            (Resource::Nproc, 0),
             (Resource::Nofile, FILES_MAX),
-            (Resource::Cpu, CPU_SECONDS_MAX),
             (Resource::Data, DATA_BYTES_MAX),
             (Resource::As, ADDRESS_BYTES_MAX),
         ];
@@ -228,6 +242,25 @@ fn seccomp() -> Result<(), Box<dyn std::error::Error>> {
     let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
     let program: seccompiler::BpfProgram = filter.try_into()?;
+    seccompiler::apply_filter_all_threads(&program)?;
+    Ok(())
+}
+
+/// A call in the numbering of x32 ends the process. An engine's own filter ends only the thread that makes one, and a
+/// process whose first thread is gone would stay until its time is over.
+fn kill_foreign_numbers() -> Result<(), Box<dyn std::error::Error>> {
+    if !cfg!(target_arch = "x86_64") {
+        return Ok(());
+    }
+    const X32: u32 = 0x4000_0000;
+    let step = |code, jf, k| seccompiler::sock_filter { code, jt: 0, jf, k };
+    let program = vec![
+        // The call's number; whether it is at least that; and what then, and what else.
+        step((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0),
+        step((libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16, 1, X32),
+        step((libc::BPF_RET | libc::BPF_K) as u16, 0, libc::SECCOMP_RET_KILL_PROCESS),
+        step((libc::BPF_RET | libc::BPF_K) as u16, 0, libc::SECCOMP_RET_ALLOW),
+    ];
     seccompiler::apply_filter_all_threads(&program)?;
     Ok(())
 }

@@ -8,12 +8,17 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use cap_std::ambient_authority;
-use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
+use cap_std::fs::{Dir, DirEntry, File, OpenOptions, OpenOptionsExt};
 
 use crate::failure::Failure;
+use crate::tools::shown_name;
 
 /// The kernel's limit of a path.
 const PATH_BYTES_MAX: usize = 4096;
+/// Entries of a directory that are named to somebody who took it for a file.
+const ENTRIES_SHOWN_MAX: usize = 20;
+/// Entries of a directory that are looked at.
+const ENTRIES_MAX: usize = 10_000;
 
 /// An open workspace.
 #[derive(Debug)]
@@ -29,8 +34,8 @@ impl Confined {
         Ok(Self { dir })
     }
 
-    /// Reads a regular file of at most `bytes_max` bytes.
-    pub(crate) fn read(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>, Failure> {
+    /// Opens a regular file, and says how many bytes it has.
+    pub(crate) fn open_file(&self, path: &str) -> Result<(File, u64), Failure> {
         admit(path)?;
         let mut options = OpenOptions::new();
         // A pipe without a writer would hold the open forever.
@@ -38,20 +43,44 @@ impl Confined {
         let file = self.dir.open_with(path, &options).map_err(|error| in_words(path, &error))?;
         let metadata = file.metadata().map_err(|error| in_words(path, &error))?;
         if metadata.is_dir() {
-            return Err(Failure::bad_request(format!("{path} is a directory, not a file")));
+            return Err(Failure::bad_request(format!("{path} is a directory, not a file{}", self.holds(path))));
         }
         if !metadata.is_file() {
             return Err(Failure::refused(format!("{path} is not a regular file")));
         }
+        Ok((file, metadata.len()))
+    }
+
+    /// Reads a regular file of at most `bytes_max` bytes.
+    pub(crate) fn read(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>, Failure> {
+        let (file, bytes) = self.open_file(path)?;
         let mut content = Vec::new();
         file.take(bytes_max + 1).read_to_end(&mut content).map_err(|error| in_words(path, &error))?;
         if content.len() as u64 > bytes_max {
-            return Err(Failure::bad_request(format!(
-                "{path} is {} bytes, more than the limit of {bytes_max}",
-                metadata.len()
-            )));
+            return Err(Failure::bad_request(format!("{path} is {bytes} bytes, more than the limit of {bytes_max}")));
         }
         Ok(content)
+    }
+
+    /// What a directory holds, for somebody who took it for a file: `; it holds a.rs, b/ and 3 more`.
+    fn holds(&self, path: &str) -> String {
+        let Ok(entries) = self.dir.read_dir(path) else { return String::new() };
+        let name = |entry: DirEntry| {
+            let slash = if entry.file_type().is_ok_and(|kind| kind.is_dir()) { "/" } else { "" };
+            format!("{}{slash}", shown_name(&entry.file_name().to_string_lossy()))
+        };
+        let mut names: Vec<String> = entries.filter_map(Result::ok).take(ENTRIES_MAX).map(name).collect();
+        names.sort();
+        let more = match names.len().saturating_sub(ENTRIES_SHOWN_MAX) {
+            0 => String::new(),
+            more if names.len() == ENTRIES_MAX => format!(" and {more} or more"),
+            more => format!(" and {more} more"),
+        };
+        names.truncate(ENTRIES_SHOWN_MAX);
+        match names.as_slice() {
+            [] => "; it is empty".to_owned(),
+            names => format!("; it holds {}{more}", names.join(", ")),
+        }
     }
 
     /// The path of a file or directory within the workspace, links resolved.
@@ -130,7 +159,7 @@ mod tests {
         assert_eq!(confined.read("good", 1000).unwrap(), b"inside");
         assert_eq!(confined.read("sub/../sub/in.txt", 1000).unwrap(), b"inside");
         assert_eq!(confined.read("..%2fsecret", 1000).unwrap_err().detail, "no such file: ..%2fsecret");
-        assert_eq!(confined.read("sub", 1000).unwrap_err().detail, "sub is a directory, not a file");
+        assert_eq!(confined.read("sub", 1000).unwrap_err().detail, "sub is a directory, not a file; it holds in.txt");
         assert_eq!(confined.read("good", 3).unwrap_err().detail, "good is 6 bytes, more than the limit of 3");
     }
 

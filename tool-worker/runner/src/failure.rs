@@ -33,6 +33,11 @@ impl Failure {
         Self::new(FailureClass::Timeout, detail)
     }
 
+    /// Nothing was begun, and another attempt may go better.
+    pub fn overloaded(detail: impl Into<String>) -> Self {
+        Self::new(FailureClass::Overloaded, detail)
+    }
+
     /// An accident in the worker.
     pub fn internal(detail: impl Into<String>) -> Self {
         Self::new(FailureClass::Internal, detail)

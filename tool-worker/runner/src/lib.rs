@@ -1,8 +1,8 @@
 //! The tool runner: the program inside the box, and what it says to the tool worker outside; and the spawner, which
 //! starts boxes for the worker.
 //!
-//! A crate of its own, because it is the part that meets hostile input: it knows no bus, starts no thread, and is small
-//! enough to be linked statically and to be an image by itself.
+//! A crate of its own, because it is the part that meets hostile input: it knows no bus, starts no thread once it has
+//! locked itself up, and is small enough to be linked statically and to be an image by itself.
 //!
 //! What must always be true: it runs inside a box only, it has locked itself up before it reads its one call, and it never
 //! takes a second one. The spawner runs outside, runs nothing by itself, and ends with the worker.
@@ -10,9 +10,11 @@
 mod cgroup;
 mod confine;
 mod confined;
+mod crew;
 pub mod failure;
 pub mod message;
 pub mod probe;
+mod queue;
 mod run;
 pub mod spawner;
 pub mod system_calls;

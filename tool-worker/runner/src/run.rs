@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::confine::{self, Layers};
+use crate::crew::Crew;
 use crate::failure::Failure;
 use crate::message::{self, BoxedAnswer, BoxedCall, Order};
 use crate::{COMMANDS, CONTAINER_ONLY, PROBE, SPAWNER, WORKSPACE, probe, spawner, tools};
@@ -46,8 +47,8 @@ pub fn runner_main() -> ExitCode {
     } else {
         Layers::All
     };
-    let enforced = match confine::confine(layers) {
-        Ok(enforced) => enforced,
+    let (enforced, crew) = match confine::confine(layers) {
+        Ok(confined) => confined,
         Err(error) => return not_confined(&error),
     };
     let outcome = match layers {
@@ -60,7 +61,7 @@ pub fn runner_main() -> ExitCode {
         // A box that waited for a call and got none has nothing to say.
         Layers::All | Layers::ContainerOnly => match call() {
             None => return ExitCode::SUCCESS,
-            Some(text) => guarded(|| text.and_then(|text| answer(&text, layers))),
+            Some(text) => guarded(|| text.and_then(|text| answer(&text, layers, &crew))),
         },
     };
     let mut answer = serde_json::to_vec(&BoxedAnswer { enforced, outcome: outcome.into() }).expect("strings only");
@@ -130,12 +131,12 @@ fn call() -> Option<Result<String, Failure>> {
     }
 }
 
-fn answer(text: &str, layers: Layers) -> Result<String, Failure> {
+fn answer(text: &str, layers: Layers, crew: &Crew) -> Result<String, Failure> {
     let call: BoxedCall = serde_json::from_str(text).map_err(|error| unreadable(&error))?;
     if call.tool == PROBE {
         probe::run(&call.arguments)
     } else if layers == Layers::All {
-        tools::run(Path::new(WORKSPACE), &call.tool, &call.arguments)
+        tools::run(Path::new(WORKSPACE), &call.tool, &call.arguments, crew)
     } else {
         Err(Failure::refused("this box takes probes only"))
     }

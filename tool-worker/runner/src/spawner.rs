@@ -95,8 +95,8 @@ struct Spawner<'s> {
     running: BTreeMap<u64, Running>,
     /// Groups of boxes that have ended.
     leaving: Vec<Group>,
-    /// Makes the names of groups different from those of other workers.
-    name: u32,
+    /// Makes the names of groups different from those of other workers, whatever they see of each other.
+    name: String,
 }
 
 /// Serves the worker at the other end of standard input, until that end closes.
@@ -111,7 +111,7 @@ pub(crate) fn main() -> ExitCode {
         groups,
         running: BTreeMap::new(),
         leaving: Vec::new(),
-        name: std::process::id(),
+        name: format!("{}-{}", std::process::id(), started()),
     };
     let served = spawner.serve();
     spawner.end_all();
@@ -122,6 +122,13 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// When this process started, in ticks since the boot.
+fn started() -> String {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let started = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().nth(19));
+    started.unwrap_or_default().to_owned()
 }
 
 impl Spawner<'_> {

@@ -129,8 +129,6 @@ pub(crate) const COMMANDS: &[Named] = named![
     SYS_copy_file_range,
     SYS_sendfile,
     SYS_splice,
-    SYS_tee,
-    SYS_vmsplice,
     SYS_pipe2,
     SYS_getxattr,
     SYS_lgetxattr,

@@ -1,9 +1,13 @@
 //! The built-in tools: plain functions from a confined workspace and arguments to text. They run inside the box.
 
+mod budget;
+mod kind;
 mod outline;
 mod page;
 mod read;
 mod search;
+mod sources;
+mod walk;
 
 use std::path::Path;
 
@@ -11,21 +15,24 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::confined::Confined;
+use crate::crew::Crew;
 use crate::failure::Failure;
 
-pub use outline::outline_text;
-
-/// Most code handed to the analysis worker; a message of the bus holds a megabyte.
-const SOURCE_BYTES_MAX: u64 = 512 * 1024;
+pub use outline::{directory_text, outline_text};
+pub use sources::{SourceFile, Sources};
+pub use walk::walk;
 
 /// Runs one built-in. Arguments have passed the registry's schema.
-pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>) -> Result<String, Failure> {
+pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>, crew: &Crew) -> Result<String, Failure> {
     let workspace = Confined::open(root)?;
     match tool {
-        "search_code" => search::search(root, &workspace, &typed(arguments)?),
+        "search_code" => search::search(root, &workspace, &typed(arguments)?, crew),
         "read_file" => read::read(&workspace, &typed(arguments)?),
         // Two steps: the box reads, the analysis worker parses.
-        "analyze_code" => source(&workspace, &typed::<Source>(arguments)?.path),
+        "analyze_code" => {
+            let sources = sources::sources(root, &workspace, &typed(arguments)?)?;
+            Ok(serde_json::to_string(&sources).expect("strings only"))
+        }
         // Two steps: the worker fetches, the box takes apart what came.
         "take_apart" => page::text(&typed(arguments)?),
         other => Err(Failure::unknown(format!("no such built-in: {other}"))),
@@ -35,7 +42,7 @@ pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>) -> Re
 /// Lines of an object, as `read_file` shows those of a file, and how to read on where that is too much.
 pub fn object_lines(text: &str, arguments: &Map<String, Value>, bytes_max: usize) -> Result<String, Failure> {
     let arguments: read::Arguments = typed(arguments)?;
-    let shown = read::lines(text.as_bytes(), &arguments)?;
+    let shown = read::lines(text.as_bytes(), text.len() as u64, &arguments)?;
     if shown.len() <= bytes_max {
         return Ok(shown);
     }
@@ -57,21 +64,26 @@ pub fn cut_at_line(text: &str, bytes_max: usize, mark: impl Fn(usize, usize) -> 
     format!("{shown}{}", mark(end, shown.lines().count() + 1))
 }
 
-#[derive(Deserialize)]
-struct Source {
-    path: String,
-}
-
-fn source(workspace: &Confined, path: &str) -> Result<String, Failure> {
-    let content = workspace.read(path, SOURCE_BYTES_MAX)?;
-    if content.contains(&0) {
-        return Err(Failure::bad_request(format!("{path} is a binary file")));
-    }
-    Ok(String::from_utf8_lossy(&content).into_owned())
-}
-
 fn typed<'a, T: Deserialize<'a>>(arguments: &'a Map<String, Value>) -> Result<T, Failure> {
     T::deserialize(arguments).map_err(|error| Failure::bad_request(format!("arguments do not fit: {error}")))
+}
+
+/// A name as it is shown. What could break a line or turn its direction is written as in JSON, so that a name is never taken
+/// for more than a name, and can be copied into the next call.
+pub(crate) fn shown_name(name: &str) -> String {
+    let breaks = |c: char| {
+        c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !name.contains(breaks) {
+        return name.to_owned();
+    }
+    let shown = name.chars().map(|c| match c {
+        '\n' => "\\n".to_owned(),
+        '\\' => "\\\\".to_owned(),
+        c if breaks(c) => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    });
+    shown.collect()
 }
 
 /// The first `chars_max` characters; a cut line ends in an ellipsis.

@@ -32,6 +32,9 @@ async fn boxes(workspace: &Path) -> Option<Executor> {
     };
     let analyst: Analyst = Arc::new(|path, code| {
         Box::pin(async move {
+            if code == "refused" {
+                return Err(Failure::bad_request("it looks minified"));
+            }
             Ok(Outline {
                 language: path,
                 lines: u32::try_from(code.lines().count()).unwrap(),
@@ -79,6 +82,9 @@ async fn calls_through_a_real_box() {
     assert_eq!(read.result.unwrap(), "2: fn open_store() {}");
     let outline = executor.execute(&call("analyze_code", json!({"path": "a.rs"}))).await;
     assert_eq!(outline.result.unwrap(), "2 lines\nimports: none\nsymbols: none");
+    std::fs::write(base.path().join("b.min.js"), "refused").unwrap();
+    let outline = executor.execute(&call("analyze_code", json!({"path": "."}))).await;
+    assert_eq!(outline.result.unwrap(), "2 files, 2 lines\nimports: none\na.rs: none\nb.min.js: it looks minified");
     let missing = executor.execute(&call("read_file", json!({"path": "x"}))).await;
     assert_eq!(missing.result.unwrap_err().as_result(), "error: no such file: x");
     for path in ["../../etc/passwd", "/etc/passwd", "etc/passwd"] {

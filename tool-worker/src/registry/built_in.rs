@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemas::rpc::RARE_ARGUMENT;
 use serde_json::{Value, json};
 
 use super::{Approval, Means, Permission, SideEffect, Tool};
@@ -10,6 +11,12 @@ use super::{Approval, Means, Permission, SideEffect, Tool};
 const BUILT_IN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Result text of a built-in; a model's window is the scarce thing.
 const RESULT_BYTES_MAX: usize = 32 * 1024;
+
+/// Marks an argument that few calls need.
+fn rare(mut schema: Value) -> Value {
+    schema[RARE_ARGUMENT] = json!(true);
+    schema
+}
 
 pub(super) fn tools() -> Vec<Tool> {
     let path = |what: &str| json!({"type": "string", "minLength": 1, "description": what});
@@ -22,7 +29,21 @@ pub(super) fn tools() -> Vec<Tool> {
                 "query": query("text to find, or a pattern when regex is true"),
                 "path": path("file or directory to search, relative to the workspace"),
                 "regex": {"type": "boolean", "description": "whether query is a regular expression"},
-                "max": {"type": "integer", "minimum": 1, "maximum": 50, "description": "lines to show, 8 unless given"},
+                "max": {"type": "integer", "minimum": 1, "maximum": 1000, "description": "matches to show, 5 unless given"},
+                "offset": rare(json!({"type": "integer", "minimum": 0, "description": "matches to leave out, to see those after them"})),
+                "globs": rare(json!({
+                    "type": "array",
+                    "items": {"type": "string", "minLength": 1, "maxLength": 200},
+                    "maxItems": 32,
+                    "description": "names of files to search, such as *.rs, or with ! in front not to",
+                })),
+                "case": rare(json!({
+                    "type": "string",
+                    "enum": ["smart", "sensitive", "ignore"],
+                    "description": "smart unless given: it counts if query has a capital",
+                })),
+                "context": rare(json!({"type": "integer", "minimum": 0, "maximum": 20, "description": "lines to show around each match"})),
+                "columns": rare(json!({"type": "boolean", "description": "whether to say where in its line each match begins"})),
             }),
             &["query"],
         ),
@@ -38,8 +59,8 @@ pub(super) fn tools() -> Vec<Tool> {
         ),
         reads(
             "analyze_code",
-            "List what a source file imports and defines.",
-            &json!({"path": path("source file, relative to the workspace")}),
+            "List what a source file imports and defines, or the files of a directory.",
+            &json!({"path": path("source file or directory, relative to the workspace")}),
             &["path"],
         ),
         Tool {

@@ -91,7 +91,8 @@ impl Tool {
     }
 
     /// As it is told to others.
-    pub(super) fn listed(&self) -> rpc::Tool {
+    #[must_use]
+    pub fn listed(&self) -> rpc::Tool {
         rpc::Tool {
             name: self.name.clone(),
             description: self.description.clone(),

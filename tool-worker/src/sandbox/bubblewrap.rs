@@ -19,7 +19,7 @@ use super::program::{LIBRARIES, Program};
 use super::running::{Hold, Piece, Running};
 use super::spawner::{Spawned, Spawner};
 use super::system::System;
-use super::user::{self, user_for};
+use super::user::{self, user_for_access};
 use crate::failure::Failure;
 
 /// What the outer half enforces, whatever the kernel.
@@ -77,7 +77,7 @@ impl Bubblewrap {
             MadeFor::Tool(workspace) => (self.for_tool(workspace), Ok(None), None),
             MadeFor::Command(surroundings) => {
                 let user = match &surroundings.workspace {
-                    Some((workspace, _)) => may_reach(workspace).map(Some),
+                    Some((workspace, access)) => may_reach(workspace, *access).map(Some),
                     None => Ok(rustix::process::geteuid().is_root().then_some((NOBODY, NOBODY))),
                 };
                 (self.for_command(surroundings), user, Some(surroundings.bounds()))
@@ -189,8 +189,8 @@ impl Reachable {
 }
 
 /// Whom a box around a workspace is, who must get there by himself.
-fn may_reach(workspace: &Path) -> Result<(u32, u32), Failure> {
-    let found = user_for(workspace)?;
+fn may_reach(workspace: &Path, access: Access) -> Result<(u32, u32), Failure> {
+    let found = user_for_access(workspace, access)?;
     match user::barred(workspace, found) {
         None => Ok(found),
         Some(directory) => Err(Failure::refused(format!(

@@ -83,11 +83,12 @@ impl Docker {
         let components = version.components.unwrap_or_default();
         let runc = components.iter().find(|component| component.name == "runc");
         let described = format!(
-            "engine {}, {} {}, image {}",
+            "engine {}, {} {}, images {} {}",
             version.version.unwrap_or_default(),
             config.docker_runtime.as_deref().unwrap_or("runc"),
             runc.filter(|_| config.docker_runtime.is_none()).map_or("", |runc| runc.version.as_str()),
-            image.name()
+            image.name(),
+            command_image.name()
         );
         let worker = runtime::clock::process_token();
         let containers = Containers::start(engine.clone(), tasks);

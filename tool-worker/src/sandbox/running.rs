@@ -69,7 +69,7 @@ pub enum End {
 impl Running {
     /// Whether it can still take a call: one that has ended, or was lost, has nothing more to say.
     pub(super) fn alive(&mut self) -> bool {
-        self.pieces.next().now_or_never().is_none()
+        !self.hold.is_lost() && self.pieces.next().now_or_never().is_none()
     }
 
     /// Hands a call in and waits for the answer, one line.
@@ -158,8 +158,9 @@ impl Running {
                 // A command need not read what it is given.
                 let _ = input.write_all(&order.bytes()).await;
                 let _ = input.write_all(given).await;
-                // A connection ends when it is shut down, a pipe when it is dropped, which is here.
+                // An engine is told of the end by the one, a pipe by the other.
                 let _ = input.shutdown().await;
+                drop(input);
             };
             tokio::pin!(reading);
             tokio::select! {
@@ -177,7 +178,7 @@ impl Running {
                 Ended::Code { out_of_memory: true, .. } => End::OutOfMemory,
                 Ended::Code { code, .. } if code == i32::from(tool_runner::NOT_CONFINED) && stdout.is_empty() => {
                     let said = String::from_utf8_lossy(&stderr).trim().to_owned();
-                    return Err(Trouble::Failed(Failure::internal(format!("the box could not be closed: {said}"))));
+                    return Err(Trouble::Failed(Failure::refused(format!("the box could not be closed: {said}"))));
                 }
                 Ended::Code { code, .. } => End::Exited(code),
                 Ended::NotStarted(reason) => return Err(Trouble::Failed(not_started(&reason))),
@@ -250,6 +251,14 @@ impl Hold {
         }
     }
 
+    /// Whether whoever keeps the box is known to be gone.
+    fn is_lost(&self) -> bool {
+        match self {
+            Self::Spawned(held) => held.is_lost(),
+            Self::Container(_) => false,
+        }
+    }
+
     /// What is said of a box that ended and gave no answer.
     fn cut_off(&self) -> String {
         match self {
@@ -269,5 +278,5 @@ impl Hold {
 }
 
 fn not_started(reason: &str) -> Failure {
-    Failure::internal(format!("the sandbox did not start: {reason}"))
+    Failure::overloaded(format!("the sandbox did not start: {reason}"))
 }

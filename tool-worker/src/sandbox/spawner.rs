@@ -158,6 +158,11 @@ impl Connection {
 }
 
 impl Held {
+    /// Whether the spawner is gone, and the box with it.
+    pub(super) fn is_lost(&self) -> bool {
+        self.connection.lost.load(Ordering::Acquire)
+    }
+
     /// Waits for the end; none when the spawner went away.
     pub(super) async fn ended(&mut self) -> Option<Ended> {
         (&mut self.ended).await.ok()

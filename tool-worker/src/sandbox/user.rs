@@ -4,6 +4,7 @@ use std::path::Path;
 
 use tool_runner::NOBODY;
 
+use super::made_for::Access;
 use crate::failure::Failure;
 
 /// User and group of a box around a workspace: who this worker is, so that a box may no more than the worker, and never
@@ -26,6 +27,19 @@ pub(super) fn user_for(workspace: &Path) -> Result<(u32, u32), Failure> {
         )));
     }
     Ok((NOBODY, NOBODY))
+}
+
+/// The same for a command, which may have leave to write.
+pub(super) fn user_for_access(workspace: &Path, access: Access) -> Result<(u32, u32), Failure> {
+    let user = user_for(workspace)?;
+    match (access, user) {
+        (Access::Write, (NOBODY, _)) if rustix::process::geteuid().is_root() => Err(Failure::refused(format!(
+            "the workspace {} belongs to root, and no command runs as root: give it to another user (chown), \
+             or take it out of tools.writable",
+            workspace.display()
+        ))),
+        _ => Ok(user),
+    }
 }
 
 /// The first directory on the way to a path that keeps a user out; none when all let him through.

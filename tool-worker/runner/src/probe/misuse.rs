@@ -23,11 +23,11 @@ pub(super) fn run(operation: &str) -> Option<String> {
             nap();
         },
         "allocate" => {
-            let hog = vec![1_u8; 1 << 31];
+            let hog = std::hint::black_box(vec![1_u8; 1 << 31]);
             format!("allocated {}", hog.len())
         }
         "allocate slowly" => {
-            let hogs: Vec<Vec<u8>> = (0..2048).map(|_| vec![1_u8; PIECE]).collect();
+            let hogs: Vec<Vec<u8>> = (0..2048).map(|_| std::hint::black_box(vec![1_u8; PIECE])).collect();
             format!("allocated {} MiB", hogs.len())
         }
         "flood" => loop {

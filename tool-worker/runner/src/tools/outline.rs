@@ -2,6 +2,8 @@
 
 use schemas::rpc::Outline;
 
+use super::{Sources, shown_name};
+
 /// Names shown on one line; a small model copies from the front and loses itself in long lists.
 const NAMES_SHOWN_MAX: usize = 8;
 
@@ -10,6 +12,40 @@ const NAMES_SHOWN_MAX: usize = 8;
 #[must_use]
 pub fn outline_text(outline: &Outline) -> String {
     let imports: Vec<&str> = outline.imports.iter().map(String::as_str).collect();
+    let (imports, symbols) = (listed(&imports, grouped), symbols(outline));
+    format!("{} lines\nimports: {imports}\nsymbols: {symbols}", outline.lines)
+}
+
+/// The same of a directory: `3 files, 120 lines`, its imports together, a line of symbols for each file, and what was left
+/// out. Each outline comes with its file's name, or the reason why there is none.
+#[must_use]
+pub fn directory_text(outlines: &[(String, Result<Outline, String>)], sources: &Sources) -> String {
+    let lines: u64 = outlines.iter().filter_map(|(_, outline)| outline.as_ref().ok()).map(|o| u64::from(o.lines)).sum();
+    let mut imports: Vec<&str> = Vec::new();
+    for import in outlines.iter().filter_map(|(_, outline)| outline.as_ref().ok()).flat_map(|o| &o.imports) {
+        if !imports.contains(&import.as_str()) {
+            imports.push(import);
+        }
+    }
+    let of_file = |(path, outline): &(String, Result<Outline, String>)| match outline {
+        Ok(outline) => format!("{}: {}", shown_name(path), symbols(outline)),
+        Err(reason) => format!("{}: {reason}", shown_name(path)),
+    };
+    let mut text = vec![format!("{} files, {lines} lines", outlines.len())];
+    text.push(format!("imports: {}", listed(&imports, grouped)));
+    text.extend(outlines.iter().map(of_file));
+    if !sources.left_out.is_empty() {
+        let more = match sources.left_out_more {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
+        text.push(format!("(left out: {}{more}; name a directory below or a file)", sources.left_out.join("; ")));
+    }
+    text.join("\n")
+}
+
+/// The names a file defines, those of its top level first.
+fn symbols(outline: &Outline) -> String {
     let (top, nested): (Vec<_>, Vec<_>) = outline.symbols.iter().partition(|symbol| symbol.container.is_none());
     let mut symbols: Vec<&str> = Vec::new();
     for symbol in top.into_iter().chain(nested) {
@@ -17,8 +53,7 @@ pub fn outline_text(outline: &Outline) -> String {
             symbols.push(&symbol.name);
         }
     }
-    let (imports, symbols) = (listed(&imports, grouped), listed(&symbols, |names| names.join(", ")));
-    format!("{} lines\nimports: {imports}\nsymbols: {symbols}", outline.lines)
+    listed(&symbols, |names| names.join(", "))
 }
 
 /// The first names as `text` prints them, and how many more there are.
@@ -86,6 +121,26 @@ mod tests {
             "7 lines\nimports: std::fs, serde\nsymbols: Store, open, get"
         );
         assert_eq!(outline_text(&outline(&[], vec![])), "7 lines\nimports: none\nsymbols: none");
+    }
+
+    #[test]
+    fn a_directory_is_told_file_by_file_with_what_was_left_out() {
+        let sources = Sources {
+            files: vec![],
+            is_directory: true,
+            left_out: vec!["c.rs".to_owned(), "d.rs".to_owned()],
+            left_out_more: 3,
+        };
+        let outlines = [
+            ("a.rs".to_owned(), Ok(outline(&["std::fs", "serde"], vec![symbol("open", None)]))),
+            ("x/b.rs".to_owned(), Ok(outline(&["std::io", "serde"], vec![]))),
+            ("x/c\n.rs".to_owned(), Err("it looks minified".to_owned())),
+        ];
+        assert_eq!(
+            directory_text(&outlines, &sources),
+            "3 files, 14 lines\nimports: std::{fs, io}, serde\na.rs: open\nx/b.rs: none\nx/c\\n.rs: it looks minified\n\
+             (left out: c.rs; d.rs; and 3 more; name a directory below or a file)"
+        );
     }
 
     #[test]

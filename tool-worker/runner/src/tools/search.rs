@@ -1,16 +1,37 @@
 //! `search_code`: ripgrep's engine over a workspace, with lines that define the wanted name on top.
+//!
+//! The matches are those that `rg --no-require-git --no-ignore-global --no-mmap --smart-case` prints in the workspace, with
+//! `--fixed-strings` unless `regex` is true: the same files, lines and columns. That holds for `.gitignore`, `.ignore` and
+//! `.rgignore`, hidden files, encodings (a byte order mark tells UTF-16), and data: a zero byte ends the search of a file
+//! that was met on the walk; of a file that was named it ends the lines, and that more matches behind it is said. What
+//! lies above the workspace does not count, because the box does not see it.
+//!
+//! All matches are counted, a page of them is shown. The first look counts, with all threads ([`tally`]); the second one
+//! reads the lines of the page ([`page`]).
 
+mod page;
+mod pattern;
+mod scan;
+mod tally;
+
+use std::ffi::OsStr;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
-use grep_matcher::Matcher;
-use grep_regex::{RegexMatcher, RegexMatcherBuilder};
-use grep_searcher::{BinaryDetection, SearcherBuilder, sinks};
-use ignore::WalkBuilder;
+use ignore::Walk;
+use ignore::overrides::OverrideBuilder;
 use serde::Deserialize;
 
-use super::cut;
+use super::budget::Budget;
+use super::{cut, shown_name};
 use crate::confined::Confined;
+use crate::crew::Crew;
 use crate::failure::Failure;
+use page::Line;
+use pattern::{Case, Definitions};
+use tally::{Counted, Search, Tally};
 
 /// Arguments of `search_code`.
 #[derive(Debug, Deserialize)]
@@ -19,204 +40,147 @@ pub(super) struct Arguments {
     path: Option<String>,
     regex: Option<bool>,
     max: Option<usize>,
+    offset: Option<u64>,
+    #[serde(default)]
+    globs: Vec<String>,
+    #[serde(default)]
+    case: Case,
+    #[serde(default)]
+    context: usize,
+    #[serde(default)]
+    columns: bool,
 }
 
 /// Lines shown unless asked otherwise; small models read the first one.
 const SHOWN_DEFAULT: usize = 5;
-/// Matches counted; beyond it the number says nothing.
-const COUNTED_MAX: usize = 1_000;
-/// Matches looked at in the hope of a definition.
-const SCANNED_MAX: usize = 20_000;
-/// Larger files are data.
-const FILE_BYTES_MAX: u64 = 4 << 20;
 /// Longer lines are cut.
 const LINE_CHARS_MAX: usize = 90;
-/// Memory of a compiled pattern, so that a pattern cannot be the attack.
-const REGEX_BYTES_MAX: usize = 1 << 20;
-
-struct Hit {
-    rank: u8,
-    line: String,
-}
+/// Text of a page, whatever was asked for.
+const PAGE_BYTES_MAX: usize = 256 << 10;
+/// Time after which what was found so far is told; below the wall time of a tool, so that there is something to tell.
+const TIME_MAX: Duration = Duration::from_secs(8);
+/// Files named that could not be searched.
+const FAILED_SHOWN_MAX: usize = 3;
 
 /// `N matches`, then `path:line: code`.
-pub(super) fn search(root: &Path, workspace: &Confined, arguments: &Arguments) -> Result<String, Failure> {
-    let matcher = pattern(arguments)?;
-    let definitions = Definitions::of(arguments);
+pub(super) fn search(root: &Path, workspace: &Confined, arguments: &Arguments, crew: &Crew) -> Result<String, Failure> {
     let below = match arguments.path.as_deref() {
         None | Some("." | "./") => root.to_owned(),
         Some(path) => root.join(workspace.resolve(path)?),
     };
-    let shown_max = arguments.max.unwrap_or(SHOWN_DEFAULT);
-    let mut searcher = SearcherBuilder::new().binary_detection(BinaryDetection::quit(0)).line_number(true).build();
-    let mut count = 0;
-    // Best of each rank, in the order found; no more than can be shown.
-    let mut hits: [Vec<Hit>; 3] = [Vec::new(), Vec::new(), Vec::new()];
-    let walk = WalkBuilder::new(&below)
-        .require_git(false)
-        .git_global(false)
-        .follow_links(false)
-        .max_filesize(Some(FILE_BYTES_MAX))
-        .sort_by_file_path(Path::cmp)
-        .build();
-    for entry in walk.filter_map(Result::ok).filter(|entry| entry.file_type().is_some_and(|kind| kind.is_file())) {
-        let path = entry.path().strip_prefix(root).unwrap_or(entry.path()).display().to_string();
-        let sink = sinks::Lossy(|number, line| {
-            count += 1;
-            let line = line.trim();
-            let rank = definitions.rank(line);
-            let list = &mut hits[usize::from(rank)];
-            if list.len() < shown_max {
-                list.push(Hit { rank, line: format!("{path}:{number}: {}", cut(line, LINE_CHARS_MAX)) });
+    let search = Arc::new(Search {
+        pattern: pattern::pattern(&arguments.query, arguments.regex.unwrap_or(false), arguments.case)?,
+        definitions: Definitions::of(&arguments.query),
+        context: arguments.context,
+        budget: Budget::new(TIME_MAX),
+    });
+    let counted = tally::count(walk(root, &below, &arguments.globs)?, &search, crew)?;
+    let text = Text { root, arguments, search: &search };
+    Ok(text.of(&counted))
+}
+
+/// What is searched: everything below, as ripgrep chooses.
+pub(super) fn walk(root: &Path, below: &Path, globs: &[String]) -> Result<Walk, Failure> {
+    let mut overrides = OverrideBuilder::new(root);
+    for glob in globs {
+        let added = overrides.add(glob);
+        added.map_err(|error| Failure::bad_request(format!("a glob is not valid: {error}")))?;
+    }
+    let overrides = overrides.build();
+    let overrides = overrides.map_err(|error| Failure::bad_request(format!("the globs are too much: {error}")))?;
+    Ok(super::walk(below).overrides(overrides).sort_by_file_name(OsStr::cmp).build())
+}
+
+/// How an answer is written.
+struct Text<'a> {
+    root: &'a Path,
+    arguments: &'a Arguments,
+    search: &'a Search,
+}
+
+impl Text<'_> {
+    fn of(&self, counted: &Counted) -> String {
+        let files = &counted.files;
+        let lines: u64 = files.iter().flat_map(|tally| tally.ranks).sum();
+        let binary: Vec<String> = files.iter().filter_map(|tally| self.binary(tally)).collect();
+        let mut parts = vec![match (lines + binary.len() as u64, counted.unfinished) {
+            (0, false) => "no matches".to_owned(),
+            (0, true) => "no matches so far".to_owned(),
+            (total, false) => format!("{total} matches"),
+            (total, true) => format!("{total}+ matches"),
+        }];
+        let offset = self.arguments.offset.unwrap_or(0).min(lines);
+        let end = offset.saturating_add(self.arguments.max.unwrap_or(SHOWN_DEFAULT) as u64).min(lines);
+        let (page, shown) = self.page(files, offset..end);
+        parts.extend(page);
+        parts.extend(binary);
+        let next = offset + shown;
+        if next < lines {
+            parts.push(format!("... ({} more; go on with \"offset\": {next})", lines - next));
+        }
+        if counted.unfinished {
+            let seconds = TIME_MAX.as_secs();
+            parts.push(format!("(stopped after {seconds} s; search less with \"path\" or \"globs\")"));
+        }
+        parts.extend(self.failed(counted));
+        parts.join("\n")
+    }
+
+    /// The lines of a page, and how many of its matches are in them.
+    fn page(&self, files: &[Tally], wanted: Range<u64>) -> (Vec<String>, u64) {
+        let blocks = page::page(self.search, files, wanted.clone());
+        let (mut text, mut bytes, mut shown): (Vec<String>, _, _) = (Vec::new(), 0, 0);
+        for (nth, block) in blocks.iter().enumerate() {
+            let mut lines: Vec<String> = block.lines.iter().map(|line| self.line(&files[line.file], line)).collect();
+            if nth > 0 && self.search.context > 0 && !blocks[nth - 1].is_continued_by(block) {
+                lines.insert(0, "--".to_owned());
             }
-            Ok(count < SCANNED_MAX)
-        });
-        // A file that cannot be read is no reason to hide what the others hold.
-        let _ = searcher.search_path(&matcher, entry.path(), sink);
-        if count >= SCANNED_MAX {
-            break;
+            bytes += lines.iter().map(String::len).sum::<usize>();
+            if bytes > PAGE_BYTES_MAX && nth > 0 {
+                return (text, shown);
+            }
+            text.extend(lines);
+            shown += block.matches;
         }
-    }
-    if count == 0 {
-        return Ok("no matches".to_owned());
-    }
-    let total = if count > COUNTED_MAX { format!("{COUNTED_MAX}+") } else { count.to_string() };
-    let mut hits: Vec<Hit> = hits.into_iter().flatten().collect();
-    hits.sort_by_key(|hit| hit.rank);
-    let lines = hits.into_iter().take(shown_max).map(|hit| hit.line);
-    Ok(std::iter::once(format!("{total} matches")).chain(lines).collect::<Vec<_>>().join("\n"))
-}
-
-fn pattern(arguments: &Arguments) -> Result<RegexMatcher, Failure> {
-    RegexMatcherBuilder::new()
-        .case_smart(true)
-        .fixed_strings(!arguments.regex.unwrap_or(false))
-        .size_limit(REGEX_BYTES_MAX)
-        .dfa_size_limit(REGEX_BYTES_MAX)
-        .line_terminator(Some(b'\n'))
-        .build(&arguments.query)
-        .map_err(|error| Failure::bad_request(format!("query is not a valid pattern: {error}")))
-}
-
-/// How much a line looks like the definition of the queried name.
-struct Definitions {
-    strong: Option<RegexMatcher>,
-    weak: Option<RegexMatcher>,
-}
-
-impl Definitions {
-    fn of(arguments: &Arguments) -> Self {
-        // The last name in the query: `Store::open` is defined where `open` is.
-        let name = arguments
-            .query
-            .split(|c: char| !c.is_alphanumeric() && c != '_' && c != '$')
-            .rfind(|word| !word.is_empty());
-        let Some(name) = name else {
-            return Self { strong: None, weak: None };
-        };
-        let name = name.replace('$', r"\$");
-        let keywords = "fn|struct|enum|union|trait|mod|type|const|static|macro_rules!|class|def|function\\*?|interface|namespace|func(?:\\s*\\([^)]*\\))?";
-        let strong = format!(r"^(?:[\w()<>:@,.*]+\s+)*(?:{keywords})\s+(?:mut\s+)?{name}(?:\W|$)");
-        let weak = format!(
-            r"^(?:export\s+)?(?:impl\b.*\b{name}\b|(?:let|var)\s+(?:mut\s+)?{name}\b|{name}\s*(?::=|=[^=>]|:\s))"
-        );
-        Self { strong: RegexMatcher::new(&strong).ok(), weak: RegexMatcher::new(&weak).ok() }
+        // A match that is gone since it was counted is not missing.
+        (text, wanted.end - wanted.start)
     }
 
-    fn rank(&self, line: &str) -> u8 {
-        let matches = |pattern: &Option<RegexMatcher>| {
-            pattern.as_ref().is_some_and(|pattern| pattern.is_match(line.as_bytes()).unwrap_or(false))
-        };
-        if matches(&self.strong) {
-            0
-        } else if matches(&self.weak) {
-            1
-        } else {
-            2
+    /// `path:line: code`, `path:line:column,column: code`, and `path-line- code` for a line around a match.
+    fn line(&self, tally: &Tally, line: &Line) -> String {
+        let (path, number, code) = (self.path(tally), line.number, cut(&line.text, LINE_CHARS_MAX));
+        if line.columns.is_empty() {
+            return format!("{path}-{number}- {code}");
         }
+        if !self.arguments.columns {
+            return format!("{path}:{number}: {code}");
+        }
+        let columns: Vec<String> = line.columns.iter().map(u64::to_string).collect();
+        format!("{path}:{number}:{}: {code}", columns.join(","))
+    }
+
+    fn binary(&self, tally: &Tally) -> Option<String> {
+        let at = tally.binary_at?;
+        Some(format!("{}: binary file matches (zero byte at {at})", self.path(tally)))
+    }
+
+    fn failed(&self, counted: &Counted) -> Option<String> {
+        let failed = &counted.failed;
+        let told: Vec<String> = failed.iter().take(FAILED_SHOWN_MAX).map(|why| shown_name(why)).collect();
+        let more = match failed.len() - told.len() {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
+        (!told.is_empty()).then(|| format!("(not searched: {}{more})", told.join("; ")))
+    }
+
+    fn path(&self, tally: &Tally) -> String {
+        let path = &tally.file.path;
+        shown_name(&path.strip_prefix(self.root).unwrap_or(path).to_string_lossy())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn workspace(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let base = tempfile::Builder::new().prefix("ws").tempdir().unwrap();
-        for (path, content) in files {
-            let path = base.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, content).unwrap();
-        }
-        base
-    }
-
-    fn found(base: &tempfile::TempDir, arguments: serde_json::Value) -> Result<String, String> {
-        let confined = Confined::open(base.path()).unwrap();
-        search(base.path(), &confined, &serde_json::from_value(arguments).unwrap()).map_err(|failure| failure.detail)
-    }
-
-    #[test]
-    fn definitions_come_first_and_ignored_files_stay_out() {
-        let base = workspace(&[
-            (".gitignore", "target\n"),
-            ("a.rs", "use crate::open_store;\nlet s = open_store(1);\n"),
-            ("src/store.rs", "// fn open_store is here\n    pub(crate) async fn open_store(n: u8) {\n"),
-            ("target/x.rs", "fn open_store() {}\n"),
-            ("bin.dat", "open_store\0\0"),
-        ]);
-        assert_eq!(
-            found(&base, serde_json::json!({"query": "open_store"})).unwrap(),
-            "4 matches\nsrc/store.rs:2: pub(crate) async fn open_store(n: u8) {\na.rs:1: use crate::open_store;\n\
-             a.rs:2: let s = open_store(1);\nsrc/store.rs:1: // fn open_store is here"
-        );
-        assert_eq!(found(&base, serde_json::json!({"query": "nowhere"})).unwrap(), "no matches");
-        assert_eq!(
-            found(&base, serde_json::json!({"query": "open_\\w+\\(n", "regex": true, "path": "src"})).unwrap(),
-            "1 matches\nsrc/store.rs:2: pub(crate) async fn open_store(n: u8) {"
-        );
-        assert_eq!(
-            found(&base, serde_json::json!({"query": "(", "path": "src/store.rs"})).unwrap().lines().next(),
-            Some("1 matches")
-        );
-        assert!(
-            found(&base, serde_json::json!({"query": "(", "regex": true}))
-                .unwrap_err()
-                .starts_with("query is not a valid pattern")
-        );
-        assert!(
-            found(&base, serde_json::json!({"query": "x", "path": "../"})).unwrap_err().starts_with("path is outside")
-        );
-        assert_eq!(found(&base, serde_json::json!({"query": "x", "path": "none"})).unwrap_err(), "no such file: none");
-    }
-
-    #[test]
-    fn every_language_has_its_definitions() {
-        for line in [
-            "func (s *Store) find(x int) {",
-            "export default function find() {",
-            "class find(Base):",
-            "async def find(self):",
-            "export const find = () => {",
-            "pub const fn find() {",
-            "pub unsafe extern fn find() {",
-            "macro_rules! find {",
-        ] {
-            assert_eq!(
-                Definitions::of(&Arguments { query: "find".into(), path: None, regex: None, max: None }).rank(line),
-                0,
-                "{line}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_number_is_true_and_few_lines_are_shown() {
-        let base = workspace(&[("a.txt", &"x\n".repeat(1500)), ("b.txt", &"y\n".repeat(20))]);
-        assert!(found(&base, serde_json::json!({"query": "x"})).unwrap().starts_with("1000+ matches\na.txt:1: x\n"));
-        let text = found(&base, serde_json::json!({"query": "y"})).unwrap();
-        assert_eq!((text.lines().next(), text.lines().count()), (Some("20 matches"), 1 + SHOWN_DEFAULT));
-        assert_eq!(found(&base, serde_json::json!({"query": "y", "max": 2})).unwrap().lines().count(), 3);
-        assert_eq!(found(&base, serde_json::json!({"query": "Y"})).unwrap(), "no matches", "capitals are meant");
-    }
-}
+mod equality;
+#[cfg(test)]
+mod tests;

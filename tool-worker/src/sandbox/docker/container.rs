@@ -18,7 +18,7 @@ use bollard::query_parameters::{
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use runtime::{Tasks, clock};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::super::Trouble;
 use super::super::running::{Hold, Piece, Running};
@@ -44,6 +44,7 @@ pub(super) struct Containers {
     given_up: mpsc::UnboundedSender<String>,
     starts: Semaphore,
     gone: tokio::sync::Notify,
+    tasks: Tasks,
 }
 
 impl Containers {
@@ -56,6 +57,7 @@ impl Containers {
             given_up,
             starts: Semaphore::new(STARTS_AT_ONCE),
             gone: tokio::sync::Notify::new(),
+            tasks: tasks.clone(),
         });
         let remover = Arc::downgrade(&containers);
         tasks.spawn_background(async move {
@@ -73,22 +75,16 @@ impl Containers {
         containers
     }
 
-    /// Makes and starts one.
+    /// Makes and starts one. Whoever stops waiting gives it up: what the engine has begun to make is made, and removed.
     pub(super) async fn start_one(self: &Arc<Self>, name: &str, spec: ContainerCreateBody) -> Result<Running, Error> {
-        let _turn = self.starts.acquire().await.expect("the semaphore is never closed");
         self.held().insert(name.to_owned());
         let container = Container { name: name.to_owned(), containers: self.clone() };
-        let options = CreateContainerOptions { name: Some(name.to_owned()), ..CreateContainerOptions::default() };
-        let created = self.engine.create_container(Some(options), spec).await?;
-        for warning in created.warnings {
-            tracing::warn!(warning, "the Docker engine cannot do all that was asked for");
-        }
-        // Before the start, so that nothing it says is missed.
-        let streams = AttachContainerOptionsBuilder::new().stream(true).stdin(true).stdout(true).stderr(true).build();
-        let streams = self.engine.attach_container(name, Some(streams)).await?;
-        self.engine.start_container(name, None).await?;
-        let AttachContainerResults { output, input } = streams;
-        Ok(Running { input, pieces: pieces(output), hold: Hold::Container(container) })
+        let (made, making) = oneshot::channel();
+        self.tasks.spawn_background(async move {
+            // Nobody need wait any more, and then it is dropped here.
+            let _ = made.send(container.started(spec).await);
+        });
+        making.await.unwrap_or_else(|_| Err(Error::from(std::io::Error::other("the worker is shutting down"))))
     }
 
     async fn remove(&self, name: &str) {
@@ -176,6 +172,22 @@ fn pieces(output: impl futures::Stream<Item = Result<LogOutput, Error>> + Send +
 }
 
 impl Container {
+    async fn started(self, spec: ContainerCreateBody) -> Result<Running, Error> {
+        let containers = self.containers.clone();
+        let _turn = containers.starts.acquire().await.expect("the semaphore is never closed");
+        let engine = &containers.engine;
+        let options = CreateContainerOptions { name: Some(self.name.clone()), ..CreateContainerOptions::default() };
+        let created = engine.create_container(Some(options), spec).await?;
+        for warning in created.warnings {
+            tracing::warn!(warning, "the Docker engine cannot do all that was asked for");
+        }
+        // Before the start, so that nothing it says is missed.
+        let streams = AttachContainerOptionsBuilder::new().stream(true).stdin(true).stdout(true).stderr(true).build();
+        let AttachContainerResults { output, input } = engine.attach_container(&self.name, Some(streams)).await?;
+        engine.start_container(&self.name, None).await?;
+        Ok(Running { input, pieces: pieces(output), hold: Hold::Container(self) })
+    }
+
     /// How it ended, which must be near: its output has. Asks the engine, if that is there.
     pub(in super::super) async fn ended(&self) -> Result<Ended, Trouble> {
         let lost = |why: &str| Err(Trouble::Lost(cut_off(why)));

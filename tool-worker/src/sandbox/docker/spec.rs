@@ -10,7 +10,7 @@ use tool_runner::{COMMANDS, RUNNER, WORKSPACE};
 
 use super::super::made_for::{Access, MadeFor, Surroundings};
 use super::super::program::LIBRARIES;
-use super::super::user::user_for;
+use super::super::user::{user_for, user_for_access};
 use super::{Docker, LABEL_OWNER, LABEL_WORKER};
 use crate::failure::Failure;
 
@@ -103,7 +103,9 @@ impl Docker {
         Ok(Kind {
             image: image.clone().unwrap_or_else(|| self.command_image.name()),
             command,
-            user: workspace.as_ref().map_or_else(|| Ok(super::no_workspace_user()), |(path, _)| user_for(path))?,
+            user: workspace
+                .as_ref()
+                .map_or_else(|| Ok(super::no_workspace_user()), |(path, access)| user_for_access(path, *access))?,
             mounts,
             profile: &self.command_profile,
             memory_bytes: bounds.memory_bytes,
