@@ -257,7 +257,7 @@ async fn a_server_that_dies_in_a_call_is_started_again_and_the_call_says_what_is
         // The next call waits for the next server, which knows nothing of the one before.
         assert_eq!(worker.call("wayward_calls", json!({})).await.as_deref(), Ok("1"));
         let died = worker.call("wayward_die_reading", json!({})).await.unwrap_err();
-        assert_eq!(died.class, FailureClass::Internal, "a call that only reads may be made again: {died}");
+        assert_eq!(died.class, FailureClass::Overloaded, "a call that only reads may be made again: {died}");
         worker.usable("wayward_exhaust").await;
         let exhausted = worker.call("wayward_exhaust", json!({})).await.unwrap_err();
         let memory =

@@ -11,7 +11,7 @@ use rmcp::model::{self, CallToolRequestParams};
 use rmcp::service::{Peer, RoleClient, ServiceError, Subscription};
 use runtime::clock;
 use schemas::agent::Refused;
-use schemas::fact::{FailureClass, Sandbox as Report};
+use schemas::fact::Sandbox as Report;
 use serde_json::{Map, Value};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -435,7 +435,7 @@ impl Remote {
                 Some(Fault::Unreachable(why)) => {
                     session.doubted.notify_one();
                     let detail = format!("the server {} cannot be reached ({why}); nothing was done", link.server);
-                    return Failure { class: FailureClass::Overloaded, detail };
+                    return Failure::overloaded(detail);
                 }
                 Some(Fault::Refused(why)) => return Failure::refused(format!("the server {}: {why}", link.server)),
                 Some(Fault::Broken(reason)) => reason.clone(),
@@ -446,7 +446,8 @@ impl Remote {
         session.doubted.notify_one();
         let reason = format!("the server {} {reason}", link.server);
         match self.reads_only {
-            true => Failure::internal(format!("{name} broke off: {reason}")),
+            // Nothing was done that another attempt would do twice.
+            true => Failure::overloaded(format!("{name} broke off: {reason}")),
             false => unknown(name, &reason),
         }
     }
@@ -458,10 +459,7 @@ impl Link {
         let mut state = self.state.subscribe();
         let settled = state.wait_for(|state| !matches!(state, State::Starting(_)));
         let settled = tokio::time::timeout(self.start_within + MARGIN / 2, settled).await;
-        let nobody = |why: &str| {
-            let detail = format!("the server {} {why}; nothing was done", self.server);
-            Failure { class: FailureClass::Overloaded, detail }
-        };
+        let nobody = |why: &str| Failure::overloaded(format!("the server {} {why}; nothing was done", self.server));
         match settled {
             Ok(Ok(state)) => match &*state {
                 State::Up(session) => Ok(session.clone()),
