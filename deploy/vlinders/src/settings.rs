@@ -213,6 +213,8 @@ mod tests {
             api_key_file = "/run/key"
             [[inference.many]]
             password = "sk-2"
+            [tools.mcp.far.environment]
+            GITHUB_TOKEN = "sk-3"
         "#;
         let value = toml::Value::Table(text.parse().expect("valid"));
         let shown = shown("all", &value).to_string();
