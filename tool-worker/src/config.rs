@@ -1,11 +1,12 @@
 //! The knobs of the tool worker.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::{Choice, Limits};
-use crate::{fetch, permission, web};
+use crate::{fetch, mcp, permission, web};
 
 /// Section `tools`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +44,8 @@ pub struct Config {
     pub cache: bool,
     /// A directory of tools, one TOML file each, taken up again whenever it changes; none when missing.
     pub plugins_dir: Option<PathBuf>,
+    /// Servers that speak the Model Context Protocol and whose tools are offered, `[tools.mcp.NAME]`.
+    pub mcp: BTreeMap<String, mcp::Settings>,
     /// What requests to the web may do, `[tools.fetch]`.
     pub fetch: fetch::Settings,
     /// Who answers `web_search`, `[tools.search]`. None: nobody.
@@ -130,7 +133,7 @@ impl Config {
                 "tools.plugins_dir is {}, which is no directory: create it, or name another one",
                 directory.display()
             )),
-            _ => Ok(()),
+            _ => self.mcp.iter().try_for_each(|(name, settings)| settings.check(name)),
         }
     }
 }
@@ -154,6 +157,7 @@ impl Default for Config {
             agents: permission::Rules::new(),
             cache: true,
             plugins_dir: None,
+            mcp: BTreeMap::new(),
             fetch: fetch::Settings::default(),
             search: None,
         }

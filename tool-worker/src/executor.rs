@@ -216,8 +216,10 @@ impl Executor {
             Ok(Shown { text, full }) => (Ok(text), full),
             Err(Failure { class, detail }) => {
                 // What a model reads of a failure has the same room as a result.
-                let detail =
-                    tools::cut_at_line(&visible_owned(detail), ready.result_bytes_max, |_, _| "\n... (cut)".to_owned());
+                let mut detail = visible_owned(detail);
+                if detail.len() > ready.result_bytes_max {
+                    detail = tools::cut_at_line(&detail, ready.result_bytes_max, |_, _| "\n... (cut)".to_owned());
+                }
                 (Err(Failure { class, detail }), None)
             }
         };

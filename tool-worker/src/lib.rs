@@ -13,6 +13,7 @@ pub mod config;
 pub mod executor;
 pub mod fetch;
 mod ledger;
+pub mod mcp;
 pub mod permission;
 pub mod plugins;
 pub mod registry;

@@ -22,7 +22,7 @@ use runtime::Tasks;
 use schemas::fact::{FailureClass, Sandbox as Report};
 use serde_json::Value;
 
-pub(crate) use access::Uses;
+pub(crate) use access::{Uses, granted};
 pub(crate) use program::{Pinned, Program};
 pub use quota::Quota;
 
@@ -131,7 +131,7 @@ impl Plugin {
     async fn run(&self, order: Order, report: &mut Report) -> Result<String, Failure> {
         let workspace = match (self.uses.access(), &order.workspace) {
             (Some(wanted), Some(workspace)) => {
-                Some((workspace.place().clone(), access::granted(wanted, workspace.path(), &self.writable)?))
+                Some((workspace.place().clone(), granted(wanted, workspace.path(), &self.writable)?))
             }
             _ => None,
         };

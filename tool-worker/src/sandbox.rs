@@ -44,7 +44,7 @@ use metrics::Metrics;
 pub use place::Place;
 use pool::Pool;
 use running::Running;
-pub use running::{Connected, End, Finished};
+pub use running::{Connected, End, Finished, Rest};
 pub(crate) use system::unfit;
 
 /// How often boxes that have waited too long are looked for.

@@ -22,10 +22,10 @@ use crate::config::Config;
 use crate::executor::{Analyst, Executor, Library};
 use crate::failure::Failure;
 use crate::ledger::Ended;
-use crate::plugins;
 use crate::toolbox::Toolbox;
 use crate::web::Web;
 use crate::workspace::{self, Workspace};
+use crate::{mcp, plugins};
 
 /// Why the worker does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +61,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     config.check().map_err(Error::Settings)?;
     Box::pin(equip(&executor, &config)).await.map_err(Error::Settings)?;
     plugins::start(&config, &executor, &tasks).await;
+    let servers = mcp::start(&config, &executor).await.map_err(Error::Settings)?;
     let slots = config.slots.clamp(1, 64);
     let id = format!("tool-{}", clock::process_token());
     let calls = Calls::new(executor, &id, &config, runtime)?;
@@ -113,6 +114,8 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         let _until_drained = working.drop_guard();
         intake.await;
         let _all_slots = free.acquire_many(slots).await;
+        // Before the sandbox: their boxes are held open.
+        servers.close().await;
         if let Ok(sandbox) = shell.calls.executor.sandbox() {
             sandbox.close().await;
         }

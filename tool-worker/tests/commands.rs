@@ -252,8 +252,19 @@ async fn absurd_orders_are_refused_or_are_just_words() {
         let words = ["printf", "%s|", "$(id)", "; rm -rf /", "-rf", "\u{202e}txt", "new\nline", "`x`"];
         let said = text(&run(sandbox, &here, command(&words)).await.unwrap());
         assert_eq!(said, words[2..].iter().map(|word| format!("{word}|")).collect::<String>(), "{tier:?}");
-        let nothing = run(sandbox, &here, command(&[])).await.unwrap();
-        assert_eq!((nothing.end, text(&nothing).as_str()), (End::Exited(126), "there is no program to run\n"));
+        let nothing = run(sandbox, &here, command(&[])).await.unwrap_err();
+        assert_eq!(nothing.detail, "nothing was run: there is no program to run", "{tier:?}");
+        // A directory that has taken the name of the one that was allowed.
+        let moved = base.join("moved");
+        std::fs::create_dir(&moved).unwrap();
+        let there = around(&moved, Access::Read);
+        std::fs::rename(&moved, base.join("gone")).unwrap();
+        std::os::unix::fs::symlink("/usr", &moved).unwrap();
+        let another = run(sandbox, &there, command(&["ls"])).await.unwrap_err();
+        assert_eq!(another.class, FailureClass::Refused, "{tier:?}: {another}");
+        assert!(another.detail.contains("no longer the directory that was allowed"), "{tier:?}: {another}");
+        std::fs::remove_file(&moved).unwrap();
+        std::fs::remove_dir(base.join("gone")).unwrap();
         let nul = run(sandbox, &here, command(&["echo", "a\0b"])).await.unwrap();
         assert_eq!(nul.end, End::Exited(126), "{tier:?}: {}", text(&nul));
         let beyond = Command { directory: "../../..".into(), ..command(&["cat", "etc/shadow"]) };

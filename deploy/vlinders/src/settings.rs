@@ -61,6 +61,11 @@ impl Settings {
 fn shown(key: &str, value: &toml::Value) -> toml::Value {
     match value {
         _ if key.ends_with("password") || key.ends_with("api_key") => toml::Value::String("…".to_owned()),
+        // Variables of programs hold keys under any name.
+        toml::Value::Table(table) if key == "environment" => {
+            let hidden = |key: &String| (key.clone(), toml::Value::String("…".to_owned()));
+            toml::Value::Table(table.keys().map(hidden).collect())
+        }
         toml::Value::Table(table) => {
             toml::Value::Table(table.iter().map(|(key, value)| (key.clone(), shown(key, value))).collect())
         }
@@ -208,6 +213,8 @@ mod tests {
             api_key_file = "/run/key"
             [[inference.many]]
             password = "sk-2"
+            [tools.mcp.far.environment]
+            GITHUB_TOKEN = "sk-3"
         "#;
         let value = toml::Value::Table(text.parse().expect("valid"));
         let shown = shown("all", &value).to_string();

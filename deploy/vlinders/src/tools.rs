@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+use schemas::agent::Refused;
 use schemas::api::ToolAnswer;
 use schemas::rpc::Tool;
 use serde_json::{Value, json};
@@ -44,6 +45,11 @@ async fn list(options: ListTools) -> anyhow::Result<ExitCode> {
         if let Some(why) = tool.unavailable {
             println!("    not here: {why}");
         }
+    }
+    let refused: Vec<Refused> = serde_json::from_value(answer["refused"].take()).unwrap_or_default();
+    for Refused { file, line, reason } in refused {
+        let line = line.map(|line| format!(" line {line}")).unwrap_or_default();
+        println!("refused: {file}{line}: {reason}");
     }
     Ok(ExitCode::SUCCESS)
 }

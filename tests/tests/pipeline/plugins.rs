@@ -1,4 +1,4 @@
-//! Tools of one's own, from their files to an agent that calls them. The test plays the model.
+//! Tools of one's own and of servers, from files and settings to an agent that calls them. The test plays the model.
 
 use std::path::Path;
 
@@ -17,6 +17,9 @@ effect = "computes"
 parameters = '{"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}}}'
 "#;
 
+/// A server of tools that goes wrong when it is asked to, as an argument of Python.
+const WAYWARD: &str = include_str!("../../../tool-worker/tests/wayward/server.py");
+
 /// A system whose tool worker follows `tools` and whose orchestrator follows `agents`, both in its directory.
 async fn played() -> anyhow::Result<(System, Tasks)> {
     let mut system = System::new()?;
@@ -25,10 +28,10 @@ async fn played() -> anyhow::Result<(System, Tasks)> {
     for directory in [&tools, &agents] {
         std::fs::create_dir_all(directory)?;
     }
-    let agent =
-        "name = \"counter\"\ndescription = \"Counts.\"\nsystem = \"Count.\"\ntools = [\"word_count\", \"shout\"]\n";
+    let agent = "name = \"counter\"\ndescription = \"Counts.\"\nsystem = \"Count.\"\ntools = [\"word_count\", \"shout\", \"wayward_echo\", \"wayward_die\"]\n";
     std::fs::write(agents.join("counter.toml"), agent)?;
     std::fs::write(tools.join("word_count.toml"), SHOUT.replace("shout", "word_count").replace(".upper()", "[::-1]"))?;
+    system.config = Some(config);
     system.start_nats().await?;
     let bus = system.bus().await?;
     bus::provision(&bus).await?;
@@ -94,5 +97,23 @@ async fn an_agent_calls_tools_of_files_also_of_those_that_come_after_it() -> any
     assert_eq!(agent(&system, ("shout", json!({"text": "still"}))).await?, "STILL", "its version before serves on");
     std::fs::remove_file(system.directory().join("tools/shout.toml"))?;
     listed(&system, |found| !has(found, "shout") && found["refused"] == json!([])).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_agent_calls_tools_of_a_server_and_goes_on_when_that_dies() -> anyhow::Result<()> {
+    let (system, _tasks) = played().await?;
+    let usable = |found: &Value| {
+        let tools = found["tools"].as_array().cloned().unwrap_or_default();
+        tools.iter().any(|tool| tool["name"] == "wayward_echo" && tool["unavailable"].is_null())
+    };
+    let found = listed(&system, usable).await?;
+    assert_eq!(found["refused"], json!([]), "{found}");
+    assert_eq!(agent(&system, ("wayward_echo", json!({"text": "hello"}))).await?, "hello");
+    let died = agent(&system, ("wayward_die", json!({}))).await?;
+    let why = "error: outcome unknown: wayward_die broke off (the server wayward ended with exit code 3; it says: so long); \
+               it may have taken effect";
+    assert_eq!(died, why, "it is not called a second time");
+    assert_eq!(agent(&system, ("wayward_echo", json!({"text": "again"}))).await?, "again");
     Ok(())
 }

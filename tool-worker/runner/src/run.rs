@@ -119,8 +119,7 @@ fn order() -> Result<Option<Order>, Failure> {
 /// Becomes the command. Comes back only if it cannot be run, with the exit code that a shell would give.
 fn becomes(command: &message::Command) -> ExitCode {
     let Some((program, arguments)) = command.argv.split_first() else {
-        let _ = writeln!(io::stderr(), "there is no program to run");
-        return ExitCode::from(NOT_RUNNABLE);
+        return not_confined(&"there is no program to run");
     };
     let directory = Path::new(WORKSPACE).join(&command.directory);
     let mut process = std::process::Command::new(program);

@@ -207,7 +207,7 @@ impl Running {
         self.input.write_all(&order.bytes()).await.map_err(|error| Trouble::Lost(error.to_string()))?;
         self.input.flush().await.map_err(|error| Trouble::Lost(error.to_string()))?;
         let Self { input, pieces, hold } = self;
-        Ok(Connected { input, pieces, _hold: hold })
+        Ok(Connected { input, pieces, rest: Rest(hold) })
     }
 }
 
@@ -215,7 +215,23 @@ impl Running {
 pub struct Connected {
     input: Pin<Box<dyn AsyncWrite + Send>>,
     pieces: BoxStream<'static, Piece>,
-    _hold: Hold,
+    rest: Rest,
+}
+
+/// What is left of a command whose input and output were handed over. Dropping it ends the command.
+pub struct Rest(Hold);
+
+impl Rest {
+    /// How the command ended, which must be near: its output has.
+    pub async fn ended(&mut self) -> Result<End, Failure> {
+        match self.0.ended().await {
+            Ok(Ended::Code { out_of_memory: true, .. }) => Ok(End::OutOfMemory),
+            Ok(Ended::Code { code, .. }) => Ok(End::Exited(code)),
+            Ok(Ended::NotStarted(reason)) => Err(not_started(&reason)),
+            Err(Trouble::Failed(failure)) => Err(failure),
+            Err(Trouble::Lost(why)) => Err(Failure::internal(why)),
+        }
+    }
 }
 
 impl Connected {
@@ -224,7 +240,7 @@ impl Connected {
     pub fn split(
         self,
         mut complain: impl FnMut(&[u8]) + Send + 'static,
-    ) -> (impl AsyncWrite + Send + Unpin, impl AsyncRead + Send + Unpin, impl Send) {
+    ) -> (impl AsyncWrite + Send + Unpin, impl AsyncRead + Send + Unpin, Rest) {
         let mut begun = false;
         let output = self.pieces.filter_map(move |piece| {
             std::future::ready(match piece {
@@ -240,7 +256,7 @@ impl Connected {
                 }
             })
         });
-        (self.input, tokio_util::io::StreamReader::new(output), self._hold)
+        (self.input, tokio_util::io::StreamReader::new(output), self.rest)
     }
 }
 

@@ -130,7 +130,7 @@ async fn an_unhappy_answer_says_who_can_do_something() {
             "502 Bad Gateway",
             html,
             "<h1>nginx</h1>",
-            FailureClass::Overloaded,
+            FailureClass::Refused,
             "has trouble of its own (502",
         ),
         (
