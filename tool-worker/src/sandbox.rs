@@ -75,7 +75,7 @@ struct Shared {
 
 /// The kinds of outer halves.
 enum Tier {
-    Bubblewrap(bubblewrap::Bubblewrap),
+    Bubblewrap(Box<bubblewrap::Bubblewrap>),
     Docker(Box<docker::Docker>),
 }
 

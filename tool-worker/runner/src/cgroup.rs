@@ -143,7 +143,7 @@ impl Groups {
         };
         let mut group = Group { directories: Vec::new(), version_two: matches!(self, Self::Two { .. }) };
         for (base, values) in wanted {
-            if let Err(error) = group.add(base.join(format!("{PREFIX}{name}")), &values) {
+            if let Err(error) = group.add(&base.join(format!("{PREFIX}{name}")), &values) {
                 let _ = group.remove();
                 return Err(error);
             }
@@ -169,9 +169,9 @@ impl Groups {
 impl Group {
     /// Makes a directory and sets its limits. A name that ends in `?` is left out where there is no such file: not every
     /// kernel counts swap, or shares out processors.
-    fn add(&mut self, directory: PathBuf, values: &[(&str, String)]) -> io::Result<()> {
-        fs::create_dir(&directory)?;
-        self.directories.push(directory.clone());
+    fn add(&mut self, directory: &Path, values: &[(&str, String)]) -> io::Result<()> {
+        fs::create_dir(directory)?;
+        self.directories.push(directory.to_owned());
         for (name, value) in values {
             let (name, optional) = name.strip_suffix('?').map_or((*name, false), |name| (name, true));
             let file = directory.join(name);

@@ -185,7 +185,7 @@ impl Spawner<'_> {
         match serde_json::from_slice(&bytes[..received.bytes]) {
             Ok(Request::Start(start)) => {
                 let id = start.id;
-                if let Err(error) = self.start(start, pipes) {
+                if let Err(error) = self.start(&start, pipes) {
                     self.tell(&Event::NotStarted { id, reason: error.to_string() })?;
                 }
             }
@@ -199,7 +199,7 @@ impl Spawner<'_> {
         Ok(true)
     }
 
-    fn start(&mut self, start: Start, pipes: Vec<OwnedFd>) -> io::Result<()> {
+    fn start(&mut self, start: &Start, pipes: Vec<OwnedFd>) -> io::Result<()> {
         let [stdin, stdout, stderr] =
             <[OwnedFd; PIPES]>::try_from(pipes).map_err(|_| io::Error::other("the pipes are missing"))?;
         let Some((program, arguments)) = start.command.split_first() else {

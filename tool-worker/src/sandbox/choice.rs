@@ -79,7 +79,7 @@ async fn tested(choice: Choice, config: &Config, program: &Program) -> Result<Sa
     let tier = match choice {
         Choice::Docker => Tier::Docker(Box::new(Docker::find(config, program, &tasks).await?)),
         Choice::Bubblewrap | Choice::Auto => {
-            Tier::Bubblewrap(Bubblewrap::find(&config.bubblewrap, program, &tasks).await?)
+            Tier::Bubblewrap(Box::new(Bubblewrap::find(&config.bubblewrap, program, &tasks).await?))
         }
     };
     let workspace = tempfile::tempdir().map_err(|error| format!("make a directory for the self-test: {error}"))?;

@@ -82,7 +82,7 @@ impl Containers {
         let (made, making) = oneshot::channel();
         self.tasks.spawn_background(async move {
             // Nobody need wait any more, and then it is dropped here.
-            let _ = made.send(container.started(spec).await);
+            let _ = made.send(Box::pin(container.started(spec)).await);
         });
         making.await.unwrap_or_else(|_| Err(Error::from(std::io::Error::other("the worker is shutting down"))))
     }
@@ -177,7 +177,7 @@ impl Container {
         let _turn = containers.starts.acquire().await.expect("the semaphore is never closed");
         let engine = &containers.engine;
         let options = CreateContainerOptions { name: Some(self.name.clone()), ..CreateContainerOptions::default() };
-        let created = engine.create_container(Some(options), spec).await?;
+        let created = Box::pin(engine.create_container(Some(options), spec)).await?;
         for warning in created.warnings {
             tracing::warn!(warning, "the Docker engine cannot do all that was asked for");
         }
