@@ -260,7 +260,7 @@ impl Executor {
         let workspace =
             workspace.ok_or_else(|| Failure::refused(format!("{} has no workspace to run in", tool.name)))?;
         let sandbox = self.sandbox.as_ref().map_err(|reason| Failure::refused(format!("no sandbox: {reason}")))?;
-        let boxed = BoxedCall { tool: tool.name.clone(), arguments };
+        let boxed = BoxedCall { tool: tool.name.clone(), arguments, brief: bytes_max < tools::HINTS_FROM_BYTES };
         sandbox.tier().clone_into(&mut report.tier);
         sandbox.enforced().clone_into(&mut report.enforced);
         // A box that waited may be found dead and be replaced; what changes something gets a box of its own, once.
@@ -313,10 +313,6 @@ fn cut_lines(text: &str, chars_max: usize) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Room from which on a cut text says how to read on. With less the saying would take a quarter of it, and a model with
-/// so small a window has no room for the rest either.
-const MARK_FROM_BYTES: usize = 1_024;
-
 /// What the model reads, and the whole of it where that is more.
 struct Shown {
     text: String,
@@ -330,7 +326,7 @@ impl Shown {
         if whole <= bytes_max {
             return Self { text, full: None };
         }
-        if bytes_max < MARK_FROM_BYTES {
+        if bytes_max < tools::HINTS_FROM_BYTES {
             return Self {
                 text: tools::cut_at_line(&text, bytes_max, |_, _| "\n... (cut)".to_owned()),
                 full: Some(text),

@@ -173,7 +173,7 @@ impl Web {
         let nothing = nothing.map_err(|error| Failure::internal(format!("make an empty workspace: {error}")))?;
         let arguments = json!({"html": beginning(&text, HTML_BYTES_MAX), "url": url});
         let arguments = arguments.as_object().cloned().unwrap_or_default();
-        let call = BoxedCall { tool: TAKE_APART.to_owned(), arguments };
+        let call = BoxedCall { tool: TAKE_APART.to_owned(), arguments, brief: false };
         let place = Place::at(nothing.path());
         let place = place.map_err(|error| Failure::internal(format!("look at an empty workspace: {error}")))?;
         let BoxedAnswer { enforced, outcome } = sandbox.run_once(&place, &call, TAKE_APART_TIMEOUT).await?;

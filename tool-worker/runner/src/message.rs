@@ -16,6 +16,9 @@ pub struct BoxedCall {
     pub tool: String,
     /// Its arguments, checked.
     pub arguments: Map<String, Value>,
+    /// Whether so little of the result will be shown that it should not say how to go on.
+    #[serde(default)]
+    pub brief: bool,
 }
 
 impl BoxedCall {
@@ -23,7 +26,7 @@ impl BoxedCall {
     #[must_use]
     pub fn probe(operation: &str) -> Self {
         let arguments = Map::from_iter([("op".to_owned(), Value::from(operation))]);
-        Self { tool: PROBE.to_owned(), arguments }
+        Self { tool: PROBE.to_owned(), arguments, brief: false }
     }
 
     /// As the runner reads it: one line.

@@ -154,7 +154,7 @@ fn answer(text: &str, layers: Layers, crew: &Crew) -> Result<String, Failure> {
     if call.tool == PROBE {
         probe::run(&call.arguments)
     } else if layers == Layers::All {
-        tools::run(Path::new(WORKSPACE), &call.tool, &call.arguments, crew)
+        tools::run(Path::new(WORKSPACE), &call, crew)
     } else {
         Err(Failure::refused("this box takes probes only"))
     }

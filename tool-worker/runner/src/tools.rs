@@ -17,17 +17,23 @@ use serde_json::{Map, Value, json};
 use crate::confined::Confined;
 use crate::crew::Crew;
 use crate::failure::Failure;
+use crate::message::BoxedCall;
 
 pub use outline::{directory_text, outline_text};
 pub use sources::{SourceFile, Sources};
 pub use walk::walk;
 
+/// Room of a result from which on it says how to go on. With less the saying would take a quarter of it, and a model with
+/// so small a window has no room for the rest either.
+pub const HINTS_FROM_BYTES: usize = 1_024;
+
 /// Runs one built-in. Arguments have passed the registry's schema.
-pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>, crew: &Crew) -> Result<String, Failure> {
+pub(crate) fn run(root: &Path, call: &BoxedCall, crew: &Crew) -> Result<String, Failure> {
+    let BoxedCall { tool, arguments, brief } = call;
     let workspace = Confined::open(root)?;
-    match tool {
-        "search_code" => search::search(root, &workspace, &typed(arguments)?, crew),
-        "read_file" => read::read(&workspace, &typed(arguments)?),
+    match tool.as_str() {
+        "search_code" => search::search(root, &workspace, &typed(arguments)?, *brief, crew),
+        "read_file" => read::read(&workspace, &typed(arguments)?, *brief),
         // Two steps: the box reads, the analysis worker parses.
         "analyze_code" => {
             let sources = sources::sources(root, &workspace, &typed(arguments)?)?;
@@ -42,7 +48,7 @@ pub(crate) fn run(root: &Path, tool: &str, arguments: &Map<String, Value>, crew:
 /// Lines of an object, as `read_file` shows those of a file, and how to read on where that is too much.
 pub fn object_lines(text: &str, arguments: &Map<String, Value>, bytes_max: usize) -> Result<String, Failure> {
     let arguments: read::Arguments = typed(arguments)?;
-    let shown = read::lines(text.as_bytes(), text.len() as u64, &arguments)?;
+    let shown = read::lines(text.as_bytes(), text.len() as u64, &arguments, bytes_max < HINTS_FROM_BYTES)?;
     if shown.len() <= bytes_max {
         return Ok(shown);
     }

@@ -45,14 +45,14 @@ const COUNTED_BYTES_MAX: usize = 16 << 20;
 /// Time to get to the lines; below the wall time of a tool, so that there is something to tell.
 const TIME_MAX: Duration = Duration::from_secs(8);
 
-/// `N: code` lines; a last line says how many were left out, and how to read on.
-pub(super) fn read(workspace: &Confined, arguments: &Arguments) -> Result<String, Failure> {
+/// `N: code` lines; a last line says how many were left out and, unless that should be brief, how to read on.
+pub(super) fn read(workspace: &Confined, arguments: &Arguments, brief: bool) -> Result<String, Failure> {
     let (file, bytes) = workspace.open_file(&arguments.path)?;
-    lines(file, bytes, arguments)
+    lines(file, bytes, arguments, brief)
 }
 
 /// The same of a content that is at hand.
-pub(super) fn lines(mut content: impl Read, bytes: u64, arguments: &Arguments) -> Result<String, Failure> {
+pub(super) fn lines(mut content: impl Read, bytes: u64, arguments: &Arguments, brief: bool) -> Result<String, Failure> {
     let Arguments { path, start, end } = arguments;
     let start = start.unwrap_or(1);
     if let Some(end) = end.filter(|end| *end < start) {
@@ -92,10 +92,11 @@ pub(super) fn lines(mut content: impl Read, bytes: u64, arguments: &Arguments) -
         let detail = format!("start {start} is beyond the end of {path}, it has {} lines", window.line);
         return Err(Failure::bad_request(detail));
     }
-    Ok(shown(&window, start, bytes, if end.is_some() { TEXT_BYTES_MAX } else { TEXT_BYTES_DEFAULT }))
+    let bytes_max = if end.is_some() { TEXT_BYTES_MAX } else { TEXT_BYTES_DEFAULT };
+    Ok(shown(&window, start, bytes, bytes_max, brief))
 }
 
-fn shown(window: &Window, start: usize, file_bytes: u64, bytes_max: usize) -> String {
+fn shown(window: &Window, start: usize, file_bytes: u64, bytes_max: usize, brief: bool) -> String {
     let encoding = Encoding::of(&window.kept);
     let mut shown: Vec<String> = Vec::new();
     let mut bytes = 0;
@@ -111,13 +112,16 @@ fn shown(window: &Window, start: usize, file_bytes: u64, bytes_max: usize) -> St
         }
         shown.push(line);
     }
-    let next = start + shown.len();
+    let on = match brief {
+        true => String::new(),
+        false => format!("; go on with \"start\": {}", start + shown.len()),
+    };
     match window.wanted - shown.len() {
         _ if window.is_open => {
-            shown.push(format!("... (more lines, the file has {file_bytes} bytes; go on with \"start\": {next})"));
+            shown.push(format!("... (more lines, the file has {file_bytes} bytes{on})"));
         }
         0 => {}
-        more => shown.push(format!("... ({more} more lines; go on with \"start\": {next})")),
+        more => shown.push(format!("... ({more} more lines{on})")),
     }
     shown.extend(encoding.said());
     shown.join("\n")
@@ -249,13 +253,18 @@ mod tests {
 
     fn read_in(base: &std::path::Path, start: Option<usize>, end: Option<usize>) -> Result<String, String> {
         let confined = Confined::open(base).unwrap();
-        read(&confined, &Arguments { path: "f".into(), start, end }).map_err(|failure| failure.detail)
+        read(&confined, &Arguments { path: "f".into(), start, end }, false).map_err(|failure| failure.detail)
     }
 
     fn read_it(content: &[u8], start: Option<usize>, end: Option<usize>) -> Result<String, String> {
         let base = tempfile::tempdir().unwrap();
         std::fs::write(base.path().join("f"), content).unwrap();
         read_in(base.path(), start, end)
+    }
+
+    fn brief(content: &[u8]) -> String {
+        let arguments = Arguments { path: "f".into(), start: None, end: None };
+        lines(content, content.len() as u64, &arguments, true).unwrap()
     }
 
     #[test]
@@ -265,6 +274,7 @@ mod tests {
         let long = "x\n".repeat(50);
         let text = read_it(long.as_bytes(), None, None).unwrap();
         assert!(text.ends_with("40: x\n... (10 more lines; go on with \"start\": 41)"), "{text}");
+        assert!(brief(long.as_bytes()).ends_with("40: x\n... (10 more lines)"));
         assert_eq!(read_it(long.as_bytes(), Some(41), None).unwrap().lines().count(), 10);
         assert!(read_it(long.as_bytes(), Some(1), Some(50)).unwrap().ends_with("50: x"));
         assert!(read_it("y".repeat(1000).as_bytes(), None, None).unwrap().ends_with("y…"));

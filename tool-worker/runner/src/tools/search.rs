@@ -65,7 +65,13 @@ const PAGE_TIME_MAX: Duration = Duration::from_secs(2);
 const FAILED_SHOWN_MAX: usize = 3;
 
 /// `N matches`, then `path:line: code`.
-pub(super) fn search(root: &Path, workspace: &Confined, arguments: &Arguments, crew: &Crew) -> Result<String, Failure> {
+pub(super) fn search(
+    root: &Path,
+    workspace: &Confined,
+    arguments: &Arguments,
+    brief: bool,
+    crew: &Crew,
+) -> Result<String, Failure> {
     let below = match arguments.path.as_deref() {
         None | Some("." | "./") => root.to_owned(),
         Some(path) => root.join(workspace.resolve(path)?),
@@ -77,7 +83,7 @@ pub(super) fn search(root: &Path, workspace: &Confined, arguments: &Arguments, c
         budget: Budget::new(COUNT_TIME_MAX),
     });
     let counted = tally::count(walk(root, &below, &arguments.globs)?, &search, crew)?;
-    let text = Text { root, arguments, search: &search };
+    let text = Text { root, arguments, brief, search: &search };
     Ok(text.of(&counted))
 }
 
@@ -97,6 +103,8 @@ pub(super) fn walk(root: &Path, below: &Path, globs: &[String]) -> Result<Walk, 
 struct Text<'a> {
     root: &'a Path,
     arguments: &'a Arguments,
+    /// Whether nothing is said of how to go on.
+    brief: bool,
     search: &'a Search,
 }
 
@@ -117,7 +125,7 @@ impl Text<'_> {
         parts.extend(page);
         parts.extend(binary);
         let next = offset + shown;
-        if next < lines {
+        if next < lines && !self.brief {
             parts.push(format!("... ({} more; go on with \"offset\": {next})", lines - next));
         }
         if counted.unfinished {

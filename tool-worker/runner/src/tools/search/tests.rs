@@ -15,10 +15,14 @@ fn workspace(files: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 fn found(base: &tempfile::TempDir, arguments: Value) -> Result<String, String> {
+    told(base, arguments, false)
+}
+
+fn told(base: &tempfile::TempDir, arguments: Value, brief: bool) -> Result<String, String> {
     let confined = Confined::open(base.path()).unwrap();
     let crew = Crew::start().unwrap();
     let arguments = serde_json::from_value(arguments).unwrap();
-    search(base.path(), &confined, &arguments, &crew).map_err(|failure| failure.detail)
+    search(base.path(), &confined, &arguments, brief, &crew).map_err(|failure| failure.detail)
 }
 
 #[test]
@@ -56,6 +60,7 @@ fn all_are_counted_and_few_are_shown() {
     assert_eq!((text.lines().next(), text.lines().count()), (Some("20 matches"), 1 + SHOWN_DEFAULT + 1));
     assert_eq!(text.lines().next_back(), Some(last));
     assert_eq!(found(&base, json!({"query": "y", "max": 2})).unwrap().lines().count(), 4);
+    assert_eq!(told(&base, json!({"query": "y", "max": 1}), true).unwrap(), "20 matches\nb.txt:1: y");
     assert_eq!(found(&base, json!({"query": "Y"})).unwrap(), "no matches", "capitals are meant");
 }
 
@@ -158,7 +163,7 @@ fn a_search_that_takes_too_long_tells_what_it_found_so_far() {
     };
     let arguments = serde_json::from_value(json!({"query": "find"})).unwrap();
     let over = search(Duration::ZERO);
-    let text = Text { root: base.path(), arguments: &arguments, search: &over };
+    let text = Text { root: base.path(), arguments: &arguments, brief: false, search: &over };
     let said = "(stopped after 7 s; search less with \"path\" or \"globs\")";
     assert_eq!(text.of(&count(search(Duration::ZERO))), format!("no matches so far\n{said}"));
     let some = Counted { unfinished: true, ..count(search(COUNT_TIME_MAX)) };
