@@ -100,7 +100,7 @@ impl Sandbox {
         enforced: Vec<String>,
         for_commands: Result<Vec<String>, String>,
         boxes_each: usize,
-        tasks: Tasks,
+        tasks: &Tasks,
     ) -> Self {
         let metrics = Metrics::new(tier.name());
         let shared = Arc::new(Shared {

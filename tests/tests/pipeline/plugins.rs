@@ -31,6 +31,10 @@ async fn played() -> anyhow::Result<(System, Tasks)> {
     let agent = "name = \"counter\"\ndescription = \"Counts.\"\nsystem = \"Count.\"\ntools = [\"word_count\", \"shout\", \"wayward_echo\", \"wayward_die\"]\n";
     std::fs::write(agents.join("counter.toml"), agent)?;
     std::fs::write(tools.join("word_count.toml"), SHOUT.replace("shout", "word_count").replace(".upper()", "[::-1]"))?;
+    let command = json!(["/usr/bin/python3", "-u", "-c", WAYWARD, "greets"]);
+    let config = directory("vlinders.toml");
+    // A list of texts is written alike in JSON and in TOML.
+    std::fs::write(&config, format!("[tools.mcp.wayward]\ncommand = {command}\n"))?;
     system.config = Some(config);
     system.start_nats().await?;
     let bus = system.bus().await?;

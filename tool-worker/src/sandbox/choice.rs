@@ -116,7 +116,7 @@ async fn tested(choice: Choice, config: &Config, program: &Program) -> Result<Sa
     };
     let enforced = all(&[], inside);
     let boxes_each = config.warm_boxes.min(WARM_BOXES_MAX) as usize;
-    Ok(Sandbox::new(tier, enforced, for_commands, boxes_each, tasks))
+    Ok(Sandbox::new(tier, enforced, for_commands, boxes_each, &tasks))
 }
 
 /// Boxes for one workspace at most.

@@ -102,7 +102,7 @@ impl Containers {
     pub(super) async fn sweep(&self, worker: &str, owner: &Owner) -> Result<(), Error> {
         let ours = [("label".to_owned(), vec![LABEL_OWNER.to_owned()])].into();
         let options = ListContainersOptions { all: true, filters: Some(ours), ..ListContainersOptions::default() };
-        let now = i64::try_from(clock::now() / 1_000_000_000).unwrap_or(i64::MAX);
+        let now = clock::now() / 1_000_000_000;
         for found in self.engine.list_containers(Some(options)).await? {
             let label =
                 |name: &str| found.labels.as_ref().and_then(|labels| labels.get(name)).cloned().unwrap_or_default();
