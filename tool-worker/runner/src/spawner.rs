@@ -16,7 +16,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 pub use crate::cgroup::Bounds;
@@ -306,8 +306,18 @@ impl Spawner<'_> {
 }
 
 impl Running {
+    /// Ends the box, which may have ended by itself. Its process namespace goes with its first process, and that with
+    /// `bwrap`; but not yet while `bwrap` is making it, when the one waits for a word of the other. So `bwrap` is stopped,
+    /// and cannot make a process any more nor let go of one, and what it has made ends first.
     fn end(&mut self) {
-        // Its process namespace goes with it. It may have ended by itself.
+        let process = Pid::from_child(&self.child);
+        if kill_process(process, Signal::STOP).is_ok() {
+            let number = process.as_raw_nonzero();
+            let made = std::fs::read_to_string(format!("/proc/{number}/task/{number}/children")).unwrap_or_default();
+            for below in made.split_whitespace().filter_map(|number| number.parse().ok()).filter_map(Pid::from_raw) {
+                let _ = kill_process(below, Signal::KILL);
+            }
+        }
         let _ = self.child.kill();
         if let Some(group) = &self.group {
             group.kill();
