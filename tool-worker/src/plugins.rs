@@ -6,14 +6,13 @@
 //! a box for commands gives to any: no network, no environment but what its file says, and only what its file names of
 //! this machine's directories.
 
-mod access;
 mod directory;
 mod manifest;
 mod program;
 mod quota;
+mod uses;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,9 +21,9 @@ use runtime::Tasks;
 use schemas::fact::{FailureClass, Sandbox as Report};
 use serde_json::Value;
 
-pub(crate) use access::{Uses, granted};
 pub(crate) use program::{Pinned, Program};
 pub use quota::Quota;
+pub(crate) use uses::Uses;
 
 use crate::config::Config;
 use crate::executor::Executor;
@@ -32,6 +31,7 @@ use crate::failure::Failure;
 use crate::registry::{Handler, Means, Order, Permission, SideEffect, Tool};
 use crate::sandbox::{End, Finished, Sandbox};
 use crate::toolbox::Toolbox;
+use crate::workspace::Roots;
 use manifest::Manifest;
 
 /// Wall time beside the program's own: a box is made and ended.
@@ -56,7 +56,7 @@ pub(crate) struct Shelf {
     pub(crate) toolbox: Toolbox,
     pub(crate) boxes: Boxes,
     pub(crate) defaults: crate::config::Commands,
-    pub(crate) writable: Arc<[PathBuf]>,
+    pub(crate) roots: Roots,
 }
 
 impl Shelf {
@@ -65,7 +65,7 @@ impl Shelf {
             toolbox: executor.toolbox().clone(),
             boxes: executor.boxes(),
             defaults: config.commands.clone(),
-            writable: access::resolved(&config.writable).into(),
+            roots: executor.roots().clone(),
         }
     }
 
@@ -83,9 +83,9 @@ impl Shelf {
             && let Ok(boxes) = &self.boxes
         {
             let program = program.pinned(boxes, quota).await?;
-            let (boxes, writable) = (boxes.clone(), self.writable.clone());
+            let (boxes, roots) = (boxes.clone(), self.roots.clone());
             let (name, effect, is_json) = (tool.name.clone(), tool.effect, tool.result.is_some());
-            tool.means = Means::Handler(Arc::new(Plugin { name, effect, is_json, program, uses, boxes, writable }));
+            tool.means = Means::Handler(Arc::new(Plugin { name, effect, is_json, program, uses, boxes, roots }));
         }
         Ok(tool)
     }
@@ -96,7 +96,7 @@ impl Shelf {
             Err(reason) => Some(format!("no sandbox: {reason}")),
             Ok(boxes) => match boxes.for_commands() {
                 Err(reason) => Some(format!("no command runs here: {reason}")),
-                Ok(_) if uses == Uses::Write && self.writable.is_empty() => Some(
+                Ok(_) if uses == Uses::Write && !self.roots.any_writable() => Some(
                     "this server lets tools write nowhere (whoever runs it can: setting tools.writable)".to_owned(),
                 ),
                 Ok(_) => None,
@@ -114,7 +114,7 @@ struct Plugin {
     program: Pinned,
     uses: Uses,
     boxes: Arc<Sandbox>,
-    writable: Arc<[PathBuf]>,
+    roots: Roots,
 }
 
 impl Handler for Plugin {
@@ -131,7 +131,7 @@ impl Plugin {
     async fn run(&self, order: Order, report: &mut Report) -> Result<String, Failure> {
         let workspace = match (self.uses.access(), &order.workspace) {
             (Some(wanted), Some(workspace)) => {
-                Some((workspace.place().clone(), granted(wanted, workspace.path(), &self.writable)?))
+                Some((workspace.place().clone(), self.roots.grant(wanted, workspace.path())?))
             }
             _ => None,
         };

@@ -343,7 +343,7 @@ fn found(workspace: Result<Workspace, workspace::Error>) -> Reply<rpc::Workspace
     let code = match &error {
         workspace::Error::NoRoots | workspace::Error::BadRoot { .. } => "workspaces_absent",
         workspace::Error::Missing { .. } => "unknown_workspace",
-        workspace::Error::Outside { .. } => "workspace_outside",
+        workspace::Error::Outside { .. } | workspace::Error::ReadOnly { .. } => "workspace_outside",
     };
     Reply::Err(Refusal { code: code.to_owned(), detail: error.to_string() })
 }

@@ -38,6 +38,14 @@ pub enum Error {
         /// What the system said.
         reason: String,
     },
+    /// Nothing may be written there.
+    #[error("the workspace {} may not be written to (writable on this server: {})", path.display(), listed(writable))]
+    ReadOnly {
+        /// The workspace.
+        path: PathBuf,
+        /// Where it is allowed.
+        writable: Vec<PathBuf>,
+    },
     /// It does not exist, or is no directory.
     #[error("no such workspace: {name} (allowed roots: {})", listed(roots))]
     Missing {
@@ -131,9 +139,25 @@ impl Roots {
         }
     }
 
+    /// What a tool gets of a directory (without links in its path) that asks for this much.
+    ///
+    /// # Errors
+    /// It asks to write, and that is allowed elsewhere only.
+    pub fn grant(&self, wanted: Access, path: &Path) -> Result<Access, Error> {
+        match wanted == Access::Read || self.most(path) == Access::Write {
+            true => Ok(wanted),
+            false => Err(Error::ReadOnly { path: path.to_owned(), writable: self.writable.clone() }),
+        }
+    }
+
+    /// What may be done in a directory at most.
+    fn most(&self, path: &Path) -> Access {
+        let writable = self.writable.iter().any(|root| path.starts_with(root));
+        if writable { Access::Write } else { Access::Read }
+    }
+
     fn workspace(&self, place: Place) -> Workspace {
-        let writable = self.writable.iter().any(|root| place.path().starts_with(root));
-        Workspace { place, access: if writable { Access::Write } else { Access::Read } }
+        Workspace { access: self.most(place.path()), place }
     }
 }
 
@@ -160,13 +184,18 @@ impl Workspace {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
-            Error::NoRoots | Error::BadRoot { .. } | Error::Outside { .. } => Self::refused(error.to_string()),
+            Error::NoRoots | Error::BadRoot { .. } | Error::Outside { .. } | Error::ReadOnly { .. } => {
+                Self::refused(error.to_string())
+            }
             Error::Missing { .. } => Self::bad_request(error.to_string()),
         }
     }
 }
 
 fn listed(roots: &[PathBuf]) -> String {
+    if roots.is_empty() {
+        return "none".to_owned();
+    }
     let shown: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
     shown.join(", ")
 }
@@ -202,6 +231,13 @@ mod tests {
         }
         assert_eq!(roots.find(None).unwrap().access(), Access::Read);
         assert_eq!(roots.find(Some("app")).unwrap().access(), Access::Write);
+        assert_eq!(roots.grant(Access::Read, &root), Ok(Access::Read));
+        assert_eq!(roots.grant(Access::Write, &root.join("app/sub")), Ok(Access::Write));
+        for elsewhere in ["code/app2", "code", "secret"] {
+            let refused = roots.grant(Access::Write, &base.join(elsewhere)).unwrap_err().to_string();
+            let only = format!("(writable on this server: {})", root.join("app").display());
+            assert!(refused.ends_with(&only), "{refused}");
+        }
         let outside = Roots::open(std::slice::from_ref(&root), &[base.join("code2")]).unwrap_err().to_string();
         assert!(outside.contains("it is writable, but not under an allowed root"), "{outside}");
         let message = roots.find(Some("/")).unwrap_err().to_string();

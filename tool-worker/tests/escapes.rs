@@ -40,8 +40,11 @@ const FORBIDDEN: &[&str] = &["the tool made a system call that no tool may make"
 const NO_PROCESS: &[&str] = &["after 0: not permitted", "after 0: no more processes"];
 const NO_SPACE: &[&str] = &["no access", "no space", "Read-only file system", "No such file", "not permitted"];
 
-/// Every attack: what the runner is asked to do, how long it may, what must come of it.
-const ATTACKS: &[(&str, Duration, End)] = &[
+/// Attacks on a box: what the runner is asked to do, how long it may, what must come of it.
+type Attacks = &'static [(&'static str, Duration, End)];
+
+/// What must come of it in a box of either kind.
+const ATTACKS: Attacks = &[
     ("files", LONG, Closed),
     ("writes", LONG, Closed),
     ("devices", LONG, Closed),
@@ -62,9 +65,13 @@ const ATTACKS: &[(&str, Duration, End)] = &[
     ("flood", LONG, Stopped(FailureClass::Refused, TOO_MUCH_OUTPUT)),
     ("complain", LONG, Stopped(FailureClass::Refused, TOO_MUCH_OUTPUT)),
     ("nonsense", LONG, Stopped(FailureClass::Internal, &["the sandbox answered nonsense"])),
-    ("odd text", LONG, Says(&["\u{1b}[31m\0"])),
     ("crash", LONG, Stopped(FailureClass::Internal, &["the tool crashed"])),
     ("overflow the stack", LONG, Stopped(FailureClass::Internal, &["the sandbox ended with code 13"])),
+];
+
+/// In a box for a built-in tool, which may have no process beside it and writes nowhere.
+const ATTACKS_BY_TOOLS: Attacks = &[
+    ("odd text", LONG, Says(&["\u{1b}[31m\0"])),
     ("fork bomb", LONG, Says(NO_PROCESS)),
     ("zombies", LONG, Says(NO_PROCESS)),
     ("daemonise", LONG, Says(NO_PROCESS)),
@@ -74,7 +81,7 @@ const ATTACKS: &[(&str, Duration, End)] = &[
 ];
 
 /// The same for a container whose runner gives nothing up: each of its own walls holds alone.
-const ATTACKS_ON_A_CONTAINER: &[(&str, Duration, End)] = &[
+const ATTACKS_ON_A_CONTAINER: Attacks = &[
     ("devices", LONG, Closed),
     ("descriptors", LONG, Closed),
     ("environment", LONG, Closed),
@@ -93,30 +100,8 @@ const ATTACKS_ON_A_CONTAINER: &[(&str, Duration, End)] = &[
     ("many files", LONG, Says(&["no space"])),
 ];
 
-/// The same in a box for commands, which may have processes and a place to write: bounded, and nowhere else.
-const ATTACKS_BY_COMMANDS: &[(&str, Duration, End)] = &[
-    ("files", LONG, Closed),
-    ("writes", LONG, Closed),
-    ("devices", LONG, Closed),
-    ("descriptors", LONG, Closed),
-    ("environment", LONG, Closed),
-    ("network", LONG, Closed),
-    ("namespaces", LONG, Closed),
-    ("processes", LONG, Closed),
-    ("kernel", LONG, Closed),
-    ("privileges", LONG, Closed),
-    ("programs", LONG, Closed),
-    ("foreign calls", LONG, ClosedOrStopped(FORBIDDEN)),
-    ("int80", LONG, ClosedOrStopped(FORBIDDEN)),
-    ("loop", SHORT, Stopped(FailureClass::Timeout, TOO_LONG)),
-    ("wait", SHORT, Stopped(FailureClass::Timeout, TOO_LONG)),
-    ("allocate", LONG, Stopped(FailureClass::Refused, TOO_MUCH_MEMORY)),
-    ("allocate slowly", LONG, Stopped(FailureClass::Refused, TOO_MUCH_MEMORY)),
-    ("flood", LONG, Stopped(FailureClass::Refused, TOO_MUCH_OUTPUT)),
-    ("complain", LONG, Stopped(FailureClass::Refused, TOO_MUCH_OUTPUT)),
-    ("nonsense", LONG, Stopped(FailureClass::Internal, &["the sandbox answered nonsense"])),
-    ("crash", LONG, Stopped(FailureClass::Internal, &["the tool crashed"])),
-    ("overflow the stack", LONG, Stopped(FailureClass::Internal, &["the sandbox ended with code 13"])),
+/// In a box for commands, which may have processes and a place to write: bounded, and nowhere else.
+const ATTACKS_BY_COMMANDS: Attacks = &[
     ("fork bomb", LONG, Says(&["after 12", "after 13"])),
     ("zombies", LONG, Says(&["after 12", "after 13"])),
     ("daemonise", LONG, Says(&["a child is at large"])),
@@ -167,7 +152,7 @@ async fn all_attacks(tier: Choice) {
     let before = traces().await;
     let Some(executor) = start(&config(tier, base.path())).await else { return };
     let sandbox = executor.sandbox().unwrap();
-    for (attack, timeout, end) in ATTACKS {
+    for (attack, timeout, end) in ATTACKS.iter().chain(ATTACKS_BY_TOOLS) {
         let started = clock::instant();
         let came = sandbox.probe(base.path(), attack, *timeout).await;
         println!("{} {attack}: {:?}", sandbox.tier(), clock::instant().duration_since(started));
@@ -183,7 +168,7 @@ async fn all_attacks(tier: Choice) {
     }
     let surroundings = surroundings(base.path());
     let processes = running();
-    for (attack, timeout, end) in ATTACKS_BY_COMMANDS {
+    for (attack, timeout, end) in ATTACKS.iter().chain(ATTACKS_BY_COMMANDS) {
         let started = clock::instant();
         let came = sandbox.probe_command(&surroundings, attack, *timeout).await;
         println!("{} command {attack}: {:?}", sandbox.tier(), clock::instant().duration_since(started));

@@ -7,12 +7,14 @@
 //! | [`config`] | layers of configuration, with the origin of each value |
 //! | [`telemetry`] | logs, traces, the Prometheus registry |
 //! | [`bus`] | the log, job queues, tokens, buckets and questions over NATS |
+//! | [`manifests`] | directories of TOML files that are followed |
 //! | [`tasks`] | tracked tasks and shutdown in two phases |
 //! | [`clock`] | the one place that reads time and makes ids |
 
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod manifests;
 pub mod tasks;
 pub mod telemetry;
 

@@ -3,9 +3,9 @@
 //! Every orchestrator of a system should see the same directory: each of them writes what it sees.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
 
+use runtime::manifests::{LOOK_EVERY, Signature, read, signature};
 use runtime::{Bus, Runtime, bus};
 use schemas::agent::{Refused, Source};
 use schemas::rpc::AgentType;
@@ -14,16 +14,6 @@ use schemas::{stream, subject};
 use serde::Serialize;
 
 use super::manifest::{self, Stem};
-
-/// How often the directory is looked at: a person who saves a file waits no longer.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Files at most; a directory with more is not one of agent types.
-const FILES_MAX: usize = 1_000;
-/// Bytes of one file at most.
-const FILE_BYTES_MAX: u64 = 1 << 20;
-
-/// What tells that a directory has changed: of each file its name, size and time.
-type Signature = Vec<(PathBuf, u64, Option<SystemTime>)>;
 
 /// Writes the built-in agent types, takes up those of the directory, and follows the directory from then on.
 pub(crate) async fn start(runtime: &Runtime, directory: Option<PathBuf>) -> Result<(), bus::Error> {
@@ -131,32 +121,6 @@ impl Followed {
         self.told = refused;
         Ok(())
     }
-}
-
-async fn signature(directory: &Path) -> std::io::Result<Signature> {
-    let mut entries = tokio::fs::read_dir(directory).await?;
-    let mut signature = Signature::new();
-    while let Some(entry) = entries.next_entry().await? {
-        let path = entry.path();
-        if path.extension().is_none_or(|extension| extension != "toml") {
-            continue;
-        }
-        // Through links, as a mounted configuration has them.
-        let Ok(found) = tokio::fs::metadata(&path).await else { continue };
-        if signature.len() == FILES_MAX {
-            return Err(std::io::Error::other(format!("it has more than {FILES_MAX} files")));
-        }
-        signature.push((path, found.len(), found.modified().ok()));
-    }
-    signature.sort();
-    Ok(signature)
-}
-
-async fn read(path: &Path, bytes: u64) -> Result<String, String> {
-    if bytes > FILE_BYTES_MAX {
-        return Err(format!("the file has {bytes} bytes, at most {FILE_BYTES_MAX} are read"));
-    }
-    tokio::fs::read_to_string(path).await.map_err(|e| e.to_string())
 }
 
 /// All agent types of all sources. One that cannot be read counts as missing.

@@ -62,7 +62,7 @@ pub fn runner_main() -> ExitCode {
             Ok(None) => return ExitCode::SUCCESS,
             Ok(Some(Order::Run(command))) => return becomes(&command),
             Ok(Some(Order::Probe(operation))) => guarded(|| probe::run_for_commands(&operation)),
-            Err(failure) => Err(failure),
+            Err(failure) => return not_confined(&failure),
         },
         // A box that waited for a call and got none has nothing to say.
         Layers::All | Layers::ContainerOnly => match call() {

@@ -23,7 +23,7 @@ use super::meter::Meter;
 use super::offer::{self, Offered, Terms};
 use super::settings::Settings;
 use crate::failure::Failure;
-use crate::plugins::{self, MARGIN, Shelf, Uses, confined, unknown};
+use crate::plugins::{MARGIN, Shelf, Uses, confined, unknown};
 use crate::registry::{Handler, Means, Order, Registry, Tool};
 use crate::sandbox::{Access, Sandbox};
 
@@ -232,7 +232,7 @@ impl Server {
     fn workspace(&self, path: &Path, writes: bool) -> Result<(PathBuf, Access), String> {
         let found = path.canonicalize().map_err(|error| format!("`workspace` is {}: {error}", path.display()))?;
         let wanted = if writes { Access::Write } else { Access::Read };
-        let access = plugins::granted(wanted, &found, &self.shelf.writable).map_err(|failure| failure.detail)?;
+        let access = self.shelf.roots.grant(wanted, &found).map_err(|error| error.to_string())?;
         Ok((found, access))
     }
 

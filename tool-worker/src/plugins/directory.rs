@@ -4,25 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
 
 use runtime::Tasks;
+use runtime::manifests::{LOOK_EVERY, Signature, read, signature};
 use schemas::agent::Refused;
 
 use super::manifest::{self, file_of};
 use super::{Shelf, manifest::Wrong};
 use crate::registry::{Registry, Tool};
 
-/// How often the directory is looked at: a person who saves a file waits no longer.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Files at most; a directory with more is not one of tools.
-const FILES_MAX: usize = 1_000;
-/// Bytes of one file at most.
-const FILE_BYTES_MAX: u64 = 1 << 20;
-
-/// What tells that a directory has changed: of each file its name, size and time.
-type Signature = Vec<(PathBuf, u64, Option<SystemTime>)>;
 /// A file's name without its ending: the name of its tool.
 type Stem = String;
 
@@ -192,30 +183,4 @@ impl Followed {
         }
         self.told = refused;
     }
-}
-
-async fn signature(directory: &Path) -> std::io::Result<Signature> {
-    let mut entries = tokio::fs::read_dir(directory).await?;
-    let mut signature = Signature::new();
-    while let Some(entry) = entries.next_entry().await? {
-        let path = entry.path();
-        if path.extension().is_none_or(|extension| extension != "toml") {
-            continue;
-        }
-        // Through links, as a mounted configuration has them.
-        let Ok(found) = tokio::fs::metadata(&path).await else { continue };
-        if signature.len() == FILES_MAX {
-            return Err(std::io::Error::other(format!("it has more than {FILES_MAX} files")));
-        }
-        signature.push((path, found.len(), found.modified().ok()));
-    }
-    signature.sort();
-    Ok(signature)
-}
-
-async fn read(path: &Path, bytes: u64) -> Result<String, String> {
-    if bytes > FILE_BYTES_MAX {
-        return Err(format!("the file has {bytes} bytes, at most {FILE_BYTES_MAX} are read"));
-    }
-    tokio::fs::read_to_string(path).await.map_err(|error| error.to_string())
 }
