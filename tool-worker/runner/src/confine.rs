@@ -64,6 +64,7 @@ pub(crate) fn confine(layers: Layers) -> Result<(Vec<String>, Crew), Error> {
         return if kind == Kind::Container { Ok((Vec::new(), Crew::default())) } else { Err(refused()) };
     }
     let failed = |what: &str, error: &dyn std::fmt::Display| Error(format!("{what}: {error}"));
+    std::env::set_current_dir(WORKSPACE).map_err(|error| failed("enter the workspace", &error))?;
     let mut enforced = Vec::new();
     for (resource, limit) in limits(layers, kind) {
         set_limit(resource, limit)?;
