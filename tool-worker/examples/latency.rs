@@ -22,6 +22,8 @@ use tool_worker::{Analyst, Call, Config, Executor, Failure, Library, Sandbox};
 const AT_ONCE: usize = 64;
 /// How long a box may take to be prepared on a busy machine.
 const PREPARED_WITHIN: Duration = Duration::from_secs(60);
+/// A box counts as waiting from its start on. This long it has to get up, while the one before it is being removed.
+const SETTLED_AFTER: Duration = Duration::from_millis(500);
 
 /// What is measured, and what with.
 struct Bench {
@@ -293,7 +295,9 @@ async fn prepared(executor: &Executor, boxes: usize) -> Result<(), String> {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(PREPARED_WITHIN, waiting).await.map_err(|_| "no box was prepared".to_owned())
+    tokio::time::timeout(PREPARED_WITHIN, waiting).await.map_err(|_| "no box was prepared".to_owned())?;
+    tokio::time::sleep(SETTLED_AFTER).await;
+    Ok(())
 }
 
 fn median(mut times: Vec<Duration>) -> f64 {
