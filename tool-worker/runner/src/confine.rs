@@ -64,7 +64,10 @@ pub(crate) fn confine(layers: Layers) -> Result<(Vec<String>, Crew), Error> {
         return if kind == Kind::Container { Ok((Vec::new(), Crew::default())) } else { Err(refused()) };
     }
     let failed = |what: &str, error: &dyn std::fmt::Display| Error(format!("{what}: {error}"));
-    std::env::set_current_dir(WORKSPACE).map_err(|error| failed("enter the workspace", &error))?;
+    // Whoever made the box put us there; tools reach files from there.
+    if std::env::current_dir().map_err(|error| failed("tell where this is", &error))?.as_os_str() != WORKSPACE {
+        return Err(Error(format!("the box does not begin in {WORKSPACE}")));
+    }
     let mut enforced = Vec::new();
     for (resource, limit) in limits(layers, kind) {
         set_limit(resource, limit)?;
