@@ -224,6 +224,7 @@ impl Bench {
                 command.args(["run", "--rm", "--interactive", "--network", "none", "--read-only", "--cap-drop", "ALL"]);
                 command.args(["--security-opt", "no-new-privileges", "--user", "65534:65534", "--init"]);
                 command.args(["--pids-limit", "64", "--memory", "384m", "--log-driver", "none", "--ipc", "none"]);
+                command.args(["--workdir", "/workspace"]);
                 command.args(["--mount", &format!("type=bind,source={workspace},target=/workspace,readonly")]);
                 if of_command {
                     for path in ["/usr", "/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime", "/etc/ssl/certs"] {
@@ -247,7 +248,8 @@ impl Bench {
                     }
                     command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]);
                 }
-                command.args(["--remount-ro", "/", "--", if of_command { "/usr/bin/true" } else { "/box/runner" }]);
+                command.args(["--remount-ro", "/", "--chdir", "/workspace", "--"]);
+                command.arg(if of_command { "/usr/bin/true" } else { "/box/runner" });
                 command
             }
         };
