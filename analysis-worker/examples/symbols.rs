@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use analysis_worker::{Analysis, Limits, Refusal, analyze};
+use analysis_worker::{Analysis, Language, Limits, Refusal, analyze};
 use rayon::prelude::*;
 use runtime::clock;
 use serde_json::{Value, json};
@@ -102,7 +102,7 @@ fn reason(refusal: &Refusal) -> &'static str {
     }
 }
 
-/// The kinds of ctags that say function or type in every language. In Python a `member` is a method.
+/// The kinds of ctags that say function or type in every language.
 const CLAIMED: [&str; 23] = [
     "function",
     "method",
@@ -147,22 +147,34 @@ fn compare(outcomes: &[Outcome], tags: &str, misses_max: usize) {
     for tag in tags.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
         let field = |name: &str| tag.get(name).and_then(Value::as_str).unwrap_or_default();
         let (name, kind, path) = (field("name"), field("kind"), field("path"));
-        let python = field("language") == "Python";
-        let claimed = CLAIMED.contains(&kind) || (python && kind == "member");
-        if !claimed
-            || name.starts_with("__anon")
-            || name.starts_with("anonymous")
-            || name.starts_with("AnonymousFunction")
-        {
+        let Some((analysis, lines)) = analysed.get(path) else { continue };
+        let pattern = field("pattern");
+        let claimed = match analysis.language {
+            Language::Json | Language::Yaml | Language::Toml | Language::Css | Language::Html | Language::Markdown => {
+                false
+            }
+            Language::Python => CLAIMED.contains(&kind) || kind == "member",
+            // Every object that is bound to a name is a class to ctags.
+            Language::JavaScript if kind == "class" => pattern.contains("class") || pattern.contains("function"),
+            // And every call of something whose name begins with "function" is one.
+            Language::Lua => {
+                CLAIMED.contains(&kind) && ["function ", "function("].iter().any(|word| pattern.contains(word))
+            }
+            _ => CLAIMED.contains(&kind),
+        };
+        let nameless = ["__anon", "anonymous", "AnonymousFunction", "AnonymousClass"];
+        if !claimed || nameless.iter().any(|prefix| name.starts_with(prefix)) {
             continue;
         }
-        let Some((analysis, lines)) = analysed.get(path) else { continue };
         let line = tag.get("line").and_then(Value::as_u64).map_or(0, |line| line as usize);
         let last = name.rsplit(['.', ':', '\\']).next().unwrap_or(name);
         let joined: String = name.split_whitespace().collect();
         let near =
             |name: &str| lines.get(name).is_some_and(|lines| lines.iter().any(|other| other.abs_diff(line) <= 1));
-        let hit = near(name) || near(last) || near(&joined);
+        // What a language writes as part of a name, ctags leaves out: `#private`, `~Destructor`, `operator ==`.
+        let operator = joined.strip_prefix("operator").unwrap_or(&joined);
+        let private = format!("#{name}");
+        let hit = [name, last, &joined, operator, &private, name.trim_start_matches('~')].into_iter().any(near);
         let language = analysis.language.name();
         for broken in [false, true] {
             if !broken || !analysis.has_syntax_errors {

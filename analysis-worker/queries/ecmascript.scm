@@ -1,6 +1,7 @@
 ; What JavaScript and TypeScript share. A name bound to a function is a function, whatever binds it.
 (function_declaration name: (_) @name) @definition.function
 (generator_function_declaration name: (_) @name) @definition.function
+(function_expression name: (identifier) @name) @definition.function
 (class_declaration name: (_) @name) @definition.class
 (method_definition name: (_) @name) @definition.method
 (lexical_declaration
@@ -29,6 +30,13 @@
     left: (identifier) @name
     right: [(arrow_function) (function_expression) (generator_function)]))
   @definition.function
+((expression_statement
+  (assignment_expression
+    left: (member_expression
+      object: (member_expression property: (property_identifier) @_prototype) @container
+      property: (property_identifier) @name)))
+  @definition.method
+  (#eq? @_prototype "prototype"))
 ((expression_statement
   (assignment_expression
     left: (member_expression object: (_) @container property: (property_identifier) @name)))

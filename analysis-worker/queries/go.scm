@@ -9,7 +9,7 @@
 (type_alias name: (type_identifier) @name) @definition.type
 (field_declaration name: (field_identifier) @name) @definition.field
 (method_elem name: (field_identifier) @name) @definition.method
-(const_spec name: (identifier) @name) @definition.constant
+(const_spec (identifier) @name) @definition.constant
 (var_spec name: (identifier) @name) @definition.variable
 (func_literal) @local
 

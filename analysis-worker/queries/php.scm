@@ -31,6 +31,7 @@
 (object_creation_expression (qualified_name (name) @name)) @reference.call
 (named_type (name) @reference.type)
 (named_type (qualified_name (name) @reference.type))
+(use_declaration (name) @reference.type)
 (base_clause (name) @reference.type)
 (class_interface_clause (name) @reference.type)
 

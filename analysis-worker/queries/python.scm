@@ -3,6 +3,7 @@
 (decorated_definition definition: (function_definition name: (identifier) @name)) @definition.function
 (class_definition name: (identifier) @name) @definition.class
 (function_definition name: (identifier) @name) @definition.function
+(expression_statement (assignment left: (identifier) @name right: (lambda))) @definition.function
 (expression_statement (assignment left: (identifier) @name)) @definition.variable
 (type_alias_statement left: (type (identifier) @name)) @definition.type
 (type_alias_statement left: (type (generic_type (identifier) @name))) @definition.type

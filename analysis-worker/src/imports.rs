@@ -145,7 +145,7 @@ impl<'a> Imports<'a> {
 
     fn push(&mut self, written: &str, tag: ImportTag, line: usize) {
         let angled = written.starts_with('<');
-        let path = written.trim_matches(['"', '\'', '`', '<', '>']);
+        let path = unquoted(written);
         if self.imports.len() >= self.max || path.is_empty() || path.len() > PATH_BYTES_MAX {
             return;
         }
@@ -165,6 +165,13 @@ impl<'a> Imports<'a> {
         let dotted = [Language::Python, Language::JavaScript, Language::TypeScript, Language::Tsx];
         path.starts_with('.') && dotted.contains(&self.language)
     }
+}
+
+/// Without the quotes or brackets around it; an expression that only ends with a quote keeps it.
+fn unquoted(written: &str) -> &str {
+    let quotes = [('"', '"'), ('\'', '\''), ('`', '`'), ('<', '>')];
+    let inner = quotes.iter().find_map(|(open, close)| written.strip_prefix(*open)?.strip_suffix(*close));
+    inner.unwrap_or(written)
 }
 
 /// Splits at the commas that stand in no braces.

@@ -160,7 +160,11 @@ fn is_cpp(header: &str) -> bool {
     let end = (0..=header.len().min(HEADER_BYTES_READ)).rev().find(|end| header.is_char_boundary(*end));
     header[..end.unwrap_or(0)].lines().map(str::trim).any(|line| {
         let opens = line.ends_with(['{', ';']);
-        (line.starts_with("class ") && (opens || line.contains(" : ")))
+        let name = line.strip_prefix("class ").unwrap_or_default();
+        // Prose has words in lower case; `class Store`, `class EXPORT Store` and `class store {` are code.
+        let named =
+            name.starts_with(char::is_uppercase) || name.split_whitespace().nth(1).is_none_or(|word| word == "{");
+        (!name.is_empty() && named && (opens || name.contains(" : ")))
             || (line.starts_with("namespace ") && (opens || !line[10..].contains(' ')))
             || (line.starts_with("using ") && opens)
             || ["template<", "template <", "public:", "private:", "protected:"]

@@ -44,9 +44,15 @@ fn is_attached(gap: &str, before_definition: bool) -> bool {
     if !before_definition {
         return gap.trim().is_empty() && lines.count() <= 2;
     }
-    // The first line ends with the comment, the last one with the definition; those between stand alone.
-    lines.next_back();
-    !lines.skip(1).any(str::is_empty) && gap.len() <= GAP_BYTES_MAX && !gap.contains([';', '{', '}'])
+    // The first line is what is left of the comment's, the last one begins the definition's, those between stand alone.
+    let beginning = lines.next_back().unwrap_or_default();
+    let words = |c: char| c.is_alphanumeric() || c.is_whitespace() || c == '_';
+    let begins = beginning.chars().all(words) || is_attribute(beginning);
+    begins && gap.len() <= GAP_BYTES_MAX && lines.skip(1).all(is_attribute)
+}
+
+fn is_attribute(line: &str) -> bool {
+    ["@", "#[", "[", "template"].iter().any(|mark| line.starts_with(mark)) && !line.contains([';', '{', '}'])
 }
 
 fn begins_line(code: &str, at: usize) -> bool {
@@ -59,7 +65,9 @@ fn without_marks(line: &str) -> &str {
     const MARKS: [&str; 12] = ["///", "//", "/**", "/*", "--[[", "---", "--", "##", "#", "*/", "*", "<!--"];
     let line = line.trim();
     let line = MARKS.iter().find_map(|mark| line.strip_prefix(mark)).unwrap_or(line).trim();
-    line.strip_suffix("*/").or_else(|| line.strip_suffix("]]")).unwrap_or(line).trim()
+    let line = line.strip_suffix("*/").or_else(|| line.strip_suffix("]]")).unwrap_or(line).trim();
+    let line = line.strip_prefix("<summary>").unwrap_or(line);
+    line.strip_suffix("</summary>").unwrap_or(line).trim()
 }
 
 fn first_paragraph<'a>(lines: impl Iterator<Item = &'a str>) -> Option<String> {
@@ -102,6 +110,7 @@ mod tests {
         assert_eq!(doc("let a = 1; // of a\nfn f"), None);
         assert_eq!(doc("//! of the file\nfn f"), None);
         assert_eq!(doc("// of a\nlet a = 1;\nfn f"), None);
+        assert_eq!(doc("// of store\nstore:\n    fn f"), None);
         assert_eq!(doc("// one\n\n// two\r\nfn f").as_deref(), Some("two"));
     }
 

@@ -80,7 +80,8 @@ pub(super) fn split_qualified(written: &str) -> (Option<&str>, &str) {
         }
         at += 1;
     }
-    let end = if written.ends_with('>') { arguments.unwrap_or(written.len()) } else { written.len() };
+    let arguments = arguments.filter(|at| *at > name && written.ends_with('>'));
+    let end = arguments.unwrap_or(written.len());
     let container = name.checked_sub(2).map(|end| &written[..end]).filter(|container| !container.is_empty());
     (container, written[name..end].trim())
 }
@@ -121,6 +122,7 @@ mod tests {
             ("operator>", None, "operator>"),
             ("Store::~Store", Some("Store"), "~Store"),
             ("::open", None, "open"),
+            ("<=>", None, "<=>"),
         ] {
             assert_eq!(split_qualified(written), (container, name), "{written}");
         }

@@ -128,7 +128,7 @@ impl Reading<'_> {
     }
 
     fn symbol(&mut self, kind: SymbolKind, tag: &Tag<'_>) {
-        let Some(name) = tag.name.filter(|name| self.seen.insert(name.start_byte())) else { return };
+        let Some(name) = tag.name else { return };
         let around = self.around(&tag.node.byte_range());
         let (outer, outer_path, outer_what, local) = match around {
             Some(open) => (open.name.clone(), open.path.clone(), Some(open.what), open.local),
@@ -140,7 +140,7 @@ impl Reading<'_> {
             Some(What::Local) => true,
             _ => false,
         };
-        if kind.is_data() && in_body {
+        if (kind.is_data() && in_body) || !self.seen.insert(name.start_byte()) {
             return;
         }
         let Declared { node: name, kind } = if self.language.has_declarators() {
@@ -152,7 +152,7 @@ impl Reading<'_> {
         let (written_container, name_text) = split_qualified(text(name, self.code));
         let written_container = tag.other.map(|node| text(node, self.code)).or(written_container).and_then(is_path);
         let name_text = one_line(name_text.trim_matches(['"', '\'', '`', ':']), NAME_CHARS_MAX);
-        if name_text.is_empty() || name_text == "_" {
+        if name_text.is_empty() || (name_text == "_" && !kind.is_callable()) {
             return;
         }
         let separator = self.language.separator();
