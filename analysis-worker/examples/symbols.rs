@@ -53,7 +53,7 @@ fn outcome(path: &Path) -> Option<Outcome> {
     let name = path.to_string_lossy().into_owned();
     let result = analyze(&name, &code, &Limits::default(), || false);
     let known = !matches!(result, Err(Refusal::UnknownLanguage { .. }));
-    known.then(|| Outcome { path: name, bytes: bytes.len(), result })
+    known.then_some(Outcome { path: name, bytes: bytes.len(), result })
 }
 
 fn summary(outcomes: &[Outcome], seconds: f64) -> Value {
