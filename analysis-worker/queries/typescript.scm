@@ -9,6 +9,7 @@
 (function_signature name: (_) @name) @definition.function
 (abstract_method_signature name: (_) @name) @definition.method
 (method_signature name: (_) @name) @definition.method
+(construct_signature "new" @name) @definition.method
 (interface_body (property_signature name: (_) @name) @definition.field)
 (public_field_definition name: (_) @name value: [(arrow_function) (function_expression)]) @definition.method
 (public_field_definition name: (_) @name) @definition.field
