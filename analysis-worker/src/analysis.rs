@@ -244,6 +244,17 @@ mod tests {
     }
 
     #[test]
+    fn what_nests_or_repeats_without_end_takes_no_memory_without_end() {
+        let nested = format!("{}{}", "mod module {\n".repeat(5_000), "}".repeat(5_000));
+        let analysis = analyze("a.rs", &nested, &Limits::default(), || false).unwrap();
+        let longest = analysis.symbols.iter().filter_map(|symbol| symbol.container_path.as_deref()).map(str::len).max();
+        assert_eq!((analysis.symbols.len(), longest.is_some_and(|bytes| bytes < 1_000)), (5_000, true));
+        let names: String = (0..12_000).map(|number| format!("n{number} = 1,\n")).collect();
+        let analysis = analyze("a.js", &format!("const {names} last = 1;"), &Limits::default(), || false).unwrap();
+        assert_eq!(analysis.symbols.len(), Limits::default().symbols_max);
+    }
+
+    #[test]
     fn the_deadline_is_kept_while_searching_too() {
         let code = "fn f() { g(1); }\n".repeat(20_000);
         let mut asked = 0;

@@ -122,7 +122,7 @@ impl<'a> Imports<'a> {
 
     /// Spells out `a::{b, c::d}` as `a::b`, `a::c::d`, for all languages that write lists in braces.
     fn spell_out(&mut self, prefix: &str, written: &str, line: usize, depth: usize) {
-        if depth > DEPTH_MAX || self.imports.len() >= self.max {
+        if depth > DEPTH_MAX || prefix.len() > PATH_BYTES_MAX || self.imports.len() >= self.max {
             return;
         }
         for item in split_list(written) {

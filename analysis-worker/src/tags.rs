@@ -54,9 +54,9 @@ pub(crate) struct Found<'t> {
     pub(crate) comments: Vec<Range<usize>>,
 }
 
-/// States a query may hold at once. Real code needs some tens; beyond this the oldest are dropped, and with them a
-/// definition of some thousand levels of nesting.
-const MATCHES_AT_ONCE_MAX: u32 = 4_096;
+/// Patterns a query may be in the middle of. Real code needs some tens, five for each level of nesting; each costs time
+/// at every node, so beyond this the oldest are dropped, and with them the outermost of hundreds of levels.
+const MATCHES_AT_ONCE_MAX: u32 = 1_024;
 
 thread_local! {
     /// Reused, because a cursor keeps its memory from file to file.

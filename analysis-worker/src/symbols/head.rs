@@ -48,6 +48,9 @@ fn after_decorators(node: Node<'_>, code: &str) -> usize {
 /// `export const open = async () => { … }` has its body three steps down.
 const VALUES_DEEP_MAX: usize = 3;
 
+/// Children looked at: a statement that binds thousands of names is read once for each of them.
+const CHILDREN_MAX: usize = 64;
+
 /// Where a definition stops being a head.
 fn body(node: Node<'_>, deep: usize) -> Option<Node<'_>> {
     if let Some(body) = node.child_by_field_name("body") {
@@ -55,7 +58,10 @@ fn body(node: Node<'_>, deep: usize) -> Option<Node<'_>> {
     }
     let mut cursor = node.walk();
     let mut more = cursor.goto_first_child();
-    while more {
+    for _ in 0..CHILDREN_MAX {
+        if !more {
+            break;
+        }
         let child = cursor.node();
         if child.is_named() && BODIES.contains(&child.kind()) {
             return Some(child);

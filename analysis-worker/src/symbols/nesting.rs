@@ -68,6 +68,9 @@ pub(crate) fn contents(
 /// Longest name kept. Selectors and headings can be long; they stay recognisable.
 const NAME_CHARS_MAX: usize = 128;
 
+/// Containers are told to about this length.
+const PATH_BYTES_MAX: usize = 512;
+
 struct Reading<'a> {
     code: &'a str,
     language: Language,
@@ -92,8 +95,44 @@ struct Open {
     path: Option<String>,
     /// Whether a function is open.
     local: bool,
+    /// Whether something is open that keeps its imports to itself.
+    confines: bool,
     /// Its place among the symbols.
     symbol: Option<usize>,
+}
+
+/// What a definition lies in.
+#[derive(Default)]
+struct Outer {
+    what: Option<What>,
+    name: Option<String>,
+    path: Option<String>,
+    local: bool,
+}
+
+impl Open {
+    fn as_outer(&self) -> Outer {
+        Outer { what: Some(self.what), name: self.name.clone(), path: self.path.clone(), local: self.local }
+    }
+}
+
+impl Outer {
+    /// Whether it is a function or a value: what these hold inside is their own affair.
+    fn is_body(&self) -> bool {
+        match self.what {
+            Some(What::Symbol(kind)) => kind.is_callable() || kind.is_data(),
+            Some(What::Local) => true,
+            _ => false,
+        }
+    }
+
+    fn is_type(&self) -> bool {
+        match self.what {
+            Some(What::Symbol(kind)) => kind.is_type(),
+            Some(What::Scope) => true,
+            _ => false,
+        }
+    }
 }
 
 impl Reading<'_> {
@@ -113,14 +152,9 @@ impl Reading<'_> {
                 }
             }
             What::Import(import) => {
-                let confined = |open: &Open| match open.what {
-                    What::Symbol(SymbolKind::Module) => self.language.confines_imports(),
-                    What::Symbol(kind) => kind.is_callable() || kind.is_type(),
-                    What::Scope | What::Local => true,
-                    What::Doc | What::Import(_) => false,
-                };
-                // A header is pasted in wherever it is named. `mod a;`, a module and a declaration, does not confine itself.
-                if import == ImportTag::Include || !self.open.iter().any(|open| open.bytes != bytes && confined(open)) {
+                // A header is pasted in wherever it is named.
+                let confined = self.around(&bytes).is_some_and(|open| open.confines);
+                if import == ImportTag::Include || !confined {
                     self.imports.take(import, tag.node, tag.name, tag.other);
                 }
             }
@@ -129,18 +163,8 @@ impl Reading<'_> {
 
     fn symbol(&mut self, kind: SymbolKind, tag: &Tag<'_>) {
         let Some(name) = tag.name else { return };
-        let around = self.around(&tag.node.byte_range());
-        let (outer, outer_path, outer_what, local) = match around {
-            Some(open) => (open.name.clone(), open.path.clone(), Some(open.what), open.local),
-            None => (None, None, None, false),
-        };
-        // What a function or a value holds inside is its own affair.
-        let in_body = match outer_what {
-            Some(What::Symbol(outer)) => outer.is_callable() || outer.is_data(),
-            Some(What::Local) => true,
-            _ => false,
-        };
-        if (kind.is_data() && in_body) || !self.seen.insert(name.start_byte()) {
+        let outer = self.around(&tag.node.byte_range()).map_or_else(Outer::default, Open::as_outer);
+        if (kind.is_data() && outer.is_body()) || !self.seen.insert(name.start_byte()) {
             return;
         }
         let Declared { node: name, kind } = if self.language.has_declarators() {
@@ -149,52 +173,56 @@ impl Reading<'_> {
             Declared { node: name, kind }
         };
         self.seen.insert(name.start_byte());
-        let (written_container, name_text) = split_qualified(text(name, self.code));
-        let written_container = tag.other.map(|node| text(node, self.code)).or(written_container).and_then(is_path);
-        let name_text = one_line(name_text.trim_matches(['"', '\'', '`', ':']), NAME_CHARS_MAX);
-        if name_text.is_empty() || (name_text == "_" && !kind.is_callable()) {
+        let (qualifier, own_name) = split_qualified(text(name, self.code));
+        let qualifier = tag.other.map(|node| text(node, self.code)).or(qualifier).and_then(is_path);
+        let own_name = one_line(own_name.trim_matches(['"', '\'', '`', ':']), NAME_CHARS_MAX);
+        if own_name.is_empty() || (own_name == "_" && !kind.is_callable()) {
             return;
         }
-        let separator = self.language.separator();
-        let (container, container_path) = match written_container {
-            None => (outer, outer_path),
+        let kind = self.refined(kind, &own_name, &outer, qualifier.is_some());
+        let (container, container_path) = match qualifier {
+            None => (outer.name, outer.path),
             Some(written) => {
-                let path = outer_path.map_or_else(|| written.to_owned(), |path| format!("{path}{separator}{written}"));
+                let path = join(outer.path.as_deref(), written, self.language.separator());
                 (Some(bare_type(written).to_owned()), Some(path))
             }
         };
-        let typed = written_container.is_some()
-            || matches!(outer_what, Some(What::Scope))
-            || matches!(outer_what, Some(What::Symbol(outer)) if outer.is_type());
-        let kind = match kind {
-            SymbolKind::Function if typed => SymbolKind::Method,
-            SymbolKind::Variable if typed && written_container.is_none() => SymbolKind::Field,
-            SymbolKind::Variable if self.language.shouts_constants() && is_shouted(&name_text) => SymbolKind::Constant,
-            kind => kind,
-        };
-        let whole = tag.node;
-        let (start_line, end_line) = lines(whole);
+        let (start_line, end_line) = lines(tag.node);
         let symbol = Symbol {
             kind,
-            name: name_text,
+            name: own_name,
             container,
             container_path,
-            signature: head(whole, self.code, kind),
-            doc: doc_before(whole.start_byte(), self.comments, self.code),
+            signature: head(tag.node, self.code, kind),
+            doc: doc_before(tag.node.start_byte(), self.comments, self.code),
             start_line,
             end_line,
             name_line: name.start_position().row + 1,
-            local,
+            local: outer.local,
         };
+        self.keep(symbol, tag);
+    }
+
+    /// What a definition is where it stands: a function of a type is a method, a variable of a type a field.
+    fn refined(&self, kind: SymbolKind, name: &str, outer: &Outer, qualified: bool) -> SymbolKind {
+        match kind {
+            SymbolKind::Function if qualified || outer.is_type() => SymbolKind::Method,
+            SymbolKind::Variable if !qualified && outer.is_type() => SymbolKind::Field,
+            SymbolKind::Variable if self.language.shouts_constants() && is_shouted(name) => SymbolKind::Constant,
+            kind => kind,
+        }
+    }
+
+    fn keep(&mut self, symbol: Symbol, tag: &Tag<'_>) {
+        let mut tag = *tag;
+        tag.what = What::Symbol(symbol.kind);
+        let path = join(symbol.container_path.as_deref(), &symbol.name, self.language.separator());
+        self.keep_scope(&tag, &path, &symbol.signature, Some((&symbol.name, symbol.kind)));
+        let name = symbol.kind.contains().then(|| symbol.name.clone());
         let place = (self.symbols.len() < self.limits.symbols_max).then_some(self.symbols.len());
-        let path = join(symbol.container_path.as_deref(), &symbol.name, separator);
-        self.keep_scope(tag, &path, &symbol.signature, Some((&symbol.name, kind)));
-        let name = kind.contains().then(|| symbol.name.clone());
         if place.is_some() {
             self.symbols.push(symbol);
         }
-        let mut tag = *tag;
-        tag.what = What::Symbol(kind);
         self.push_open(&tag, name, Some(path), place);
     }
 
@@ -217,19 +245,30 @@ impl Reading<'_> {
     fn push_open(&mut self, tag: &Tag<'_>, name: Option<String>, path: Option<String>, symbol: Option<usize>) {
         let bytes = tag.node.byte_range();
         let around = self.around(&bytes);
-        let callable = matches!(tag.what, What::Local) || matches!(tag.what, What::Symbol(kind) if kind.is_callable());
+        let (callable, confines) = match tag.what {
+            What::Symbol(SymbolKind::Module) => (false, self.language.confines_imports()),
+            What::Symbol(kind) => (kind.is_callable(), kind.is_callable() || kind.is_type()),
+            What::Scope => (false, true),
+            What::Local => (true, true),
+            What::Doc | What::Import(_) => (false, false),
+        };
         let local = callable || around.is_some_and(|open| open.local);
+        let confines = confines || around.is_some_and(|open| open.confines);
         // What has no name of its own passes on the one it lies in.
         let (name, path) = match name {
             Some(name) => (Some(name), path),
             None => (around.and_then(|open| open.name.clone()), around.and_then(|open| open.path.clone())),
         };
-        self.open.push(Open { bytes, what: tag.what, name, path, local, symbol });
+        // Of several names of one statement the last stays open: a thousand of them are no deeper than one.
+        let symbols = |open: &Open| matches!((open.what, tag.what), (What::Symbol(_), What::Symbol(_)));
+        self.open.pop_if(|open| open.bytes == bytes && symbols(open));
+        self.open.push(Open { bytes, what: tag.what, name, path, local, confines, symbol });
     }
 
     /// Scopes that are shorter than a chunk are never cut, so no chunk begins inside them.
     fn keep_scope(&mut self, tag: &Tag<'_>, path: &str, signature: &str, symbol: Option<(&str, SymbolKind)>) {
-        if tag.node.end_byte() - tag.node.start_byte() <= self.limits.chunk_bytes {
+        let short = tag.node.end_byte() - tag.node.start_byte() <= self.limits.chunk_bytes;
+        if short || self.scopes.len() >= self.limits.symbols_max {
             return;
         }
         let (start_line, end_line) = lines(tag.node);
@@ -250,8 +289,13 @@ fn lines(node: Node<'_>) -> (usize, usize) {
     (start.row + 1, last)
 }
 
+/// A path that is too long already does not grow: what nests without end would take memory without end.
 fn join(container: Option<&str>, name: &str, separator: &str) -> String {
-    container.map_or_else(|| name.to_owned(), |container| format!("{container}{separator}{name}"))
+    match container {
+        None => name.to_owned(),
+        Some(container) if container.len() > PATH_BYTES_MAX => container.to_owned(),
+        Some(container) => format!("{container}{separator}{name}"),
+    }
 }
 
 fn is_shouted(name: &str) -> bool {
