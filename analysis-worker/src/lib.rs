@@ -1,5 +1,8 @@
 //! The analysis worker: code in, outline out.
 //!
+//! What is known of single files adds up to what is known of a workspace: [`resolve`] finds the files that imports lead
+//! to.
+//!
 //! It answers `vl.v1.rpc.analysis` and publishes nothing but its presence. It parses one file at a time with
 //! tree-sitter and tells what the file imports and defines. It is given the code and reads no disk: reading is
 //! confined, and that is the tool worker's affair.
@@ -9,14 +12,20 @@
 
 mod analysis;
 mod config;
+mod dependencies;
 mod imports;
 mod language;
+mod lookup;
 mod outline;
 mod service;
 mod symbols;
 
 pub use analysis::{Analysis, Limits, Refusal, analyze};
 pub use config::Config;
+pub use dependencies::{
+    Definition, Dependencies, Dependency, FILES_PER_IMPORT_MAX, IMPORT_BYTES_MAX, IMPORTS_PER_FILE_MAX, ImportKind,
+    ImportRef, SourceFile, Target, resolve,
+};
 pub use imports::Import;
 pub use language::Language;
 pub use outline::outline;
