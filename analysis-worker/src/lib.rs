@@ -1,7 +1,7 @@
 //! The analysis worker: code in, outline out.
 //!
 //! What is known of single files adds up to what is known of a workspace: [`resolve`] finds the files that imports lead
-//! to.
+//! to, and [`Graph`] tells who depends on whom. Both are pure.
 //!
 //! It answers `vl.v1.rpc.analysis` and publishes nothing but its presence. It parses one file at a time with
 //! tree-sitter and tells what the file imports and defines. It is given the code and reads no disk: reading is
@@ -13,6 +13,7 @@
 mod analysis;
 mod config;
 mod dependencies;
+mod graph;
 mod imports;
 mod language;
 mod lookup;
@@ -26,6 +27,7 @@ pub use dependencies::{
     Definition, Dependencies, Dependency, FILES_PER_IMPORT_MAX, IMPORT_BYTES_MAX, IMPORTS_PER_FILE_MAX, ImportKind,
     ImportRef, SourceFile, Target, resolve,
 };
+pub use graph::{DEPENDENCIES_PER_FILE_MAX, Graph};
 pub use imports::Import;
 pub use language::Language;
 pub use outline::outline;
