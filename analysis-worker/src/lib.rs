@@ -1,7 +1,8 @@
 //! The analysis worker: code in, outline out.
 //!
 //! What is known of single files adds up to what is known of a workspace: [`resolve`] finds the files that imports lead
-//! to, and [`Graph`] tells who depends on whom. Both are pure.
+//! to, [`Graph`] tells who depends on whom, and [`outline_of_repository`] shows what the rest stands on. All three are
+//! pure.
 //!
 //! It answers `vl.v1.rpc.analysis` and publishes nothing but its presence. It parses one file at a time with
 //! tree-sitter and tells what the file imports and defines. It is given the code and reads no disk: reading is
@@ -17,6 +18,7 @@ mod graph;
 mod imports;
 mod language;
 mod lookup;
+mod map;
 mod outline;
 mod service;
 mod symbols;
@@ -30,6 +32,7 @@ pub use dependencies::{
 pub use graph::{DEPENDENCIES_PER_FILE_MAX, Graph};
 pub use imports::Import;
 pub use language::Language;
+pub use map::{TokenBudget, outline_of_repository};
 pub use outline::outline;
 pub use service::{Error, serve};
 pub use symbols::{Symbol, SymbolKind};
