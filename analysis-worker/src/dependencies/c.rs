@@ -24,6 +24,10 @@ pub(super) fn resolve(files: &Files<'_>, file: usize, import: &ImportRef<'_>) ->
 }
 
 fn above(files: &Files<'_>, directory: &str, written: &str) -> Option<usize> {
+    // Headers of others are mostly known by their name alone.
+    if files.named(path::name(written)).is_empty() {
+        return None;
+    }
     let mut places = path::upwards(directory).flat_map(|above| CUSTOMARY.map(|custom| path::below(above, custom)));
     places.find_map(|place| files.at(&place, written))
 }

@@ -4,7 +4,7 @@
 const PATH_BYTES_MAX: usize = 4_096;
 
 /// Most components of a path: work that is done for each directory above a file stays small.
-const COMPONENTS_MAX: usize = 64;
+const COMPONENTS_MAX: usize = 32;
 
 /// Whether it is written the way paths of a workspace are.
 pub(super) fn is_plain(path: &str) -> bool {

@@ -13,11 +13,13 @@ use super::{Found, ImportRef, path};
 use crate::lookup::Lookup;
 
 /// Directories above a file that are looked into.
-const ABOVE_MAX: usize = 32;
+const ABOVE_MAX: usize = 12;
 /// Names taken out of one module that are looked at.
 const MEMBERS_MAX: usize = 256;
 /// Directories of packages that are looked into, besides those above the file.
-const ROOTS_MAX: usize = 256;
+const ROOTS_MAX: usize = 64;
+/// Names of a dotted name; longer ones are abuse, not code.
+const NAMES_MAX: usize = 32;
 
 pub(super) struct Python<'a> {
     files: &'a Files<'a>,
@@ -82,6 +84,9 @@ impl<'a> Python<'a> {
         let name = import.trim_start_matches('.');
         let dots = import.len() - name.len();
         let parts: Vec<&str> = name.split('.').chain(member).filter(|part| !part.is_empty()).collect();
+        if parts.len() > NAMES_MAX {
+            return Found::Unresolved;
+        }
         if dots > 0 {
             let base = path::upwards(directory).nth(dots - 1);
             return base.and_then(|base| self.module(base, &parts)).unwrap_or(Found::Unresolved);

@@ -15,7 +15,9 @@ use crate::lookup::Lookup;
 /// Names passed on more often than this are abuse, not code; following is recursive and must end.
 const FOLLOWED_MAX: usize = 6;
 /// Modules nested deeper than this are abuse, too.
-const DEPTH_MAX: usize = 64;
+const DEPTH_MAX: usize = 32;
+/// Directories of modules, one in another, whose modules are all written inside one file.
+const WRITTEN_INSIDE_MAX: usize = 4;
 /// Globs of one module in which a name is looked for.
 const GLOBS_MAX: usize = 16;
 
@@ -26,6 +28,7 @@ pub(super) struct Rust<'a> {
     libraries: BTreeMap<String, usize>,
     /// Files in which a crate begins.
     roots: Vec<bool>,
+    roots_inside: Lookup<&'a str, Vec<usize>>,
     /// The file in which the crate of each file begins.
     crates: Vec<usize>,
     /// Modules that a file declares, with the file of those that say it themselves.
@@ -45,6 +48,7 @@ impl<'a> Rust<'a> {
             libraries: libraries(&packages),
             packages,
             roots: vec![false; files.sources().len()],
+            roots_inside: Lookup::default(),
             crates: Vec::new(),
             declared: Lookup::default(),
             placed: Lookup::default(),
@@ -52,7 +56,10 @@ impl<'a> Rust<'a> {
             globs: Lookup::default(),
         };
         for (file, source) in files.sources().iter().enumerate().filter(|(_, source)| source.language == "rust") {
-            rust.roots[file] = rust.is_root(file);
+            if rust.is_root(file) {
+                rust.roots[file] = true;
+                rust.roots_inside.entry(files.directory(file)).or_default().push(file);
+            }
             for import in source.imports {
                 rust.note(file, import);
             }
@@ -279,7 +286,7 @@ impl<'a> Rust<'a> {
         let at = self.files.path(file);
         let module = if path::name(at) == "mod.rs" { path::directory(at) } else { path::without_extension(at) };
         // Directories without a file of their own are modules written inside the file above.
-        let mut modules = path::upwards(module).take_while(|module| !module.is_empty()).zip(1..);
+        let mut modules = path::upwards(module).take_while(|module| !module.is_empty()).zip(1..=WRITTEN_INSIDE_MAX);
         modules.find_map(|(module, steps)| {
             let (directory, name) = (path::directory(module), path::name(module));
             let candidates = self.owners(directory, file);
@@ -298,7 +305,7 @@ impl<'a> Rust<'a> {
         ];
         let named = named.iter().filter_map(|at| self.files.get(at));
         let named = named.filter(|&file| self.children_directory(file) == directory);
-        let roots = self.files.inside(directory).iter().copied().filter(|&file| self.roots[file]);
+        let roots = self.roots_inside.get(directory).into_iter().flatten().copied();
         named.chain(roots).filter(|&file| file != of).collect()
     }
 
@@ -316,7 +323,7 @@ impl<'a> Rust<'a> {
 }
 
 fn segments(path: &str) -> Vec<&str> {
-    path.split("::").map(|segment| segment.trim_start_matches("r#")).collect()
+    path.split("::").take(DEPTH_MAX).map(|segment| segment.trim_start_matches("r#")).collect()
 }
 
 /// First files of libraries, by the names under which they may be meant: their own, else that of their package.

@@ -10,7 +10,8 @@ pub(super) fn ruby(files: &Files<'_>, file: usize, import: &ImportRef<'_>) -> Fo
     if import.kind == ImportKind::Relative || import.path.starts_with('.') {
         return Found::file(candidates.iter().find_map(|candidate| files.at(directory, candidate)));
     }
-    let above = path::upwards(directory);
+    let exists = candidates.iter().any(|candidate| !files.named(path::name(candidate)).is_empty());
+    let above = path::upwards(directory).filter(|_| exists);
     let mut places =
         above.flat_map(|above| ["lib", "spec", "test", "app", ""].map(|custom| path::below(above, custom)));
     let found = places.find_map(|place| candidates.iter().find_map(|candidate| files.at(&place, candidate)));
