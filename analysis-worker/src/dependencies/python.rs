@@ -131,7 +131,17 @@ impl<'a> Python<'a> {
         }
         let (_, holder) = parts.split_last()?;
         let at = holder.iter().fold(base.to_owned(), |at, part| path::below(&at, part));
-        self.file(&at).filter(|_| !at.is_empty()).map(Found::File)
+        let holding = self.file(&at).filter(|_| !at.is_empty());
+        holding.or_else(|| self.plain_module(base, holder)).map(Found::File)
+    }
+
+    /// A module that is no package, and yet has modules in it: `six.moves.urllib` is made when `six` is run.
+    fn plain_module(&self, base: &str, parts: &[&str]) -> Option<usize> {
+        let mut at = base.to_owned();
+        parts.iter().find_map(|part| {
+            at = path::below(&at, part);
+            self.files.get(&format!("{at}.py"))
+        })
     }
 
     fn file(&self, at: &str) -> Option<usize> {

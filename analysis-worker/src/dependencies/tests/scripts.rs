@@ -17,6 +17,7 @@ fn python_packages_sources_and_scripts() {
                     ("shop.models.cart", "src/shop/models/cart.py"),
                     ("shop.models.cart.Cart", "src/shop/models/cart.py"),
                     ("shop.gone.x", "?"),
+                    ("shop.types.made.at_run_time", "src/shop/types.py"),
                     (".models", "src/shop/models/__init__.py"),
                     (".types", "src/shop/types.py"),
                     ("types", "(types)"),
