@@ -1,5 +1,5 @@
-//! C#: a namespace has no place. By custom it is the path of a directory, with a project's own name, dots and all, as
-//! one directory of it; where the custom holds, its files are found.
+//! C#: a namespace is wherever files say that they belong to it. Where no file's definitions are known, it is by custom
+//! the path of a directory, with a project's own name, dots and all, as one directory of it.
 
 use std::collections::BTreeSet;
 
@@ -9,6 +9,8 @@ use crate::lookup::Lookup;
 
 pub(super) struct CSharp<'a> {
     files: &'a Files<'a>,
+    /// Files by the namespaces that they define.
+    defined: Lookup<&'a str, Vec<usize>>,
     /// Directories by each end of their path in dots: `App.Core.Models` and `Core.Models` of `src/App.Core/Models`.
     namespaces: Lookup<String, BTreeSet<&'a str>>,
     /// What namespaces of the workspace begin with.
@@ -20,8 +22,14 @@ const PARTS_MAX: usize = 8;
 
 impl<'a> CSharp<'a> {
     pub(super) fn new(files: &'a Files<'a>) -> Self {
-        let mut csharp = Self { files, namespaces: Lookup::default(), first: BTreeSet::new() };
-        let classes = files.sources().iter().filter(|source| path::extension(source.path) == "cs");
+        let mut csharp =
+            Self { files, defined: Lookup::default(), namespaces: Lookup::default(), first: BTreeSet::new() };
+        for (file, source) in files.sources().iter().enumerate().filter(|(_, source)| is_csharp(source.path)) {
+            let namespaces =
+                source.symbols.iter().filter(|symbol| symbol.kind == "module" && symbol.container.is_none());
+            namespaces.for_each(|namespace| csharp.defined.entry(namespace.name).or_default().push(file));
+        }
+        let classes = files.sources().iter().filter(|source| is_csharp(source.path));
         let directories: BTreeSet<&str> = classes.map(|source| path::directory(source.path)).collect();
         for directory in directories.into_iter().filter(|directory| !directory.is_empty()) {
             let dotted = directory.replace('/', ".");
@@ -40,6 +48,9 @@ impl<'a> CSharp<'a> {
 
     pub(super) fn resolve(&self, import: &str) -> Found {
         let first = import.split('.').next().unwrap_or(import);
+        if !self.defined.is_empty() {
+            return self.as_defined(import).unwrap_or_else(|| Found::external(first));
+        }
         // `using static A.B.Class` names a class after its namespace.
         let holder = import.rsplit_once('.').map(|(holder, _)| holder);
         let namespace = self.namespaces.get(import).map(|found| (found, None));
@@ -51,7 +62,7 @@ impl<'a> CSharp<'a> {
         let files = directories.iter().flat_map(|directory| self.files.inside(directory)).copied();
         let files = files.filter(|&file| {
             let at = self.files.path(file);
-            path::extension(at) == "cs" && class.is_none_or(|class| path::stem(at) == class)
+            is_csharp(at) && class.is_none_or(|class| path::stem(at) == class)
         });
         let files: Vec<usize> = files.collect();
         match (class, files.as_slice()) {
@@ -60,4 +71,19 @@ impl<'a> CSharp<'a> {
             _ => Found::files(files),
         }
     }
+
+    /// The files of a namespace, or the one of a class in it.
+    fn as_defined(&self, import: &str) -> Option<Found> {
+        if let Some(files) = self.defined.get(import) {
+            return Some(Found::files(files.clone()));
+        }
+        let (holder, class) = import.rsplit_once('.')?;
+        let mut files = self.defined.get(holder)?.iter().copied();
+        let defines = |file: &usize| self.files.sources()[*file].symbols.iter().any(|symbol| symbol.name == class);
+        Some(Found::file(files.find(defines)))
+    }
+}
+
+fn is_csharp(at: &str) -> bool {
+    path::extension(at) == "cs"
 }

@@ -26,8 +26,12 @@ impl Manifests {
         let mut sorted: Vec<&(String, String)> = manifests.iter().collect();
         sorted.sort();
         let mut read = Self::default();
-        for (at, text) in sorted.into_iter().take(MANIFESTS_MAX) {
-            if let Err(problem) = read.add(at, text.trim_start_matches('\u{feff}')) {
+        for (count, (at, text)) in sorted.into_iter().enumerate() {
+            let outcome = match count < MANIFESTS_MAX {
+                true => read.add(at, text.trim_start_matches('\u{feff}')),
+                false => Err(format!("only {MANIFESTS_MAX} manifests are read")),
+            };
+            if let Err(problem) = outcome {
                 read.problems.insert(at.clone(), problem);
             }
         }

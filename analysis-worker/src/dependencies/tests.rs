@@ -7,7 +7,8 @@ mod scripts;
 use super::*;
 
 /// A file, its imports, and where each is expected to lead. An import is written `mod name`, `mod name at path`,
-/// `include path`, `<path>`, `relative path`, `file path`, or as it is; `def name` is no import but a definition. Where it leads is a path, several of
+/// `include path`, `<path>`, `relative path`, `file path`, or as it is; `def name` and `def kind name` are no imports but
+/// definitions. Where it leads is a path, several of
 /// them with `+` between, `(name)` for something outside, or `?`.
 type Expected<'a> = (&'a str, &'a [(&'a str, &'a str)]);
 
@@ -61,8 +62,9 @@ fn import_of(written: &str, line: usize) -> ImportRef<'_> {
 }
 
 fn definition_of(written: &str) -> Option<Definition<'_>> {
-    let name = written.strip_prefix("def ")?;
-    Some(Definition { kind: "function", name, container: None, signature: name, line: 1, end_line: 1 })
+    let written = written.strip_prefix("def ")?;
+    let (kind, name) = written.split_once(' ').unwrap_or(("function", written));
+    Some(Definition { kind, name, container: None, signature: name, line: 1, end_line: 1 })
 }
 
 fn language(path: &str) -> &'static str {

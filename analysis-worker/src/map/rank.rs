@@ -57,7 +57,7 @@ pub(super) fn rank(files: &[&SourceFile<'_>], dependencies: &Dependencies, focus
 fn definers<'a>(files: &[&SourceFile<'a>]) -> Lookup<&'a str, Vec<usize>> {
     let mut definers = Lookup::<_, Vec<usize>>::default();
     for (file, source) in files.iter().enumerate() {
-        for definition in source.symbols {
+        for definition in source.symbols.iter().filter(|definition| is_code(definition)) {
             let of = definers.entry(definition.name).or_default();
             if of.last() != Some(&file) {
                 of.push(file);
@@ -155,6 +155,11 @@ fn score(source: &SourceFile<'_>, rank: f64, named: &BTreeMap<&str, f64>, focus:
     scores.collect()
 }
 
+/// Whether code may refer to it: not so the keys and headings of data and documents.
+fn is_code(definition: &Definition<'_>) -> bool {
+    !matches!(definition.kind, "key" | "heading" | "selector" | "anchor")
+}
+
 /// How much a kind of definition tells a reader of its file.
 fn interest(definition: &Definition<'_>) -> f64 {
     if matches!(definition.container, Some("tests" | "test")) {
@@ -164,7 +169,8 @@ fn interest(definition: &Definition<'_>) -> f64 {
         // An associated type repeats what its trait says.
         "type" if definition.container.is_some() => 0.1,
         "constant" | "variable" => 0.4,
-        "module" => 0.1,
+        "module" | "field" | "variant" => 0.1,
+        _ if !is_code(definition) => 0.01,
         "method" => 0.7,
         _ => 1.0,
     }

@@ -284,6 +284,35 @@ fn namespaces_of_csharp_are_directories_by_custom() {
 }
 
 #[test]
+fn namespaces_of_csharp_are_where_files_say_they_are() {
+    check(
+        &[
+            (
+                "src/runtime/Types.cs",
+                &[("def module Python.Runtime", ""), ("def class Types", ""), ("System", "(System)")],
+            ),
+            (
+                "src/runtime/Engine.cs",
+                &[("def module Python.Runtime", ""), ("Python.Runtime.Native", "src/native/A.cs")],
+            ),
+            (
+                "src/native/A.cs",
+                &[("def module Python.Runtime.Native", ""), ("Python.Runtime.Types", "src/runtime/Types.cs")],
+            ),
+            (
+                "src/embed/Main.cs",
+                &[
+                    ("Python.Runtime", "src/runtime/Engine.cs+src/runtime/Types.cs"),
+                    ("Python.Runtime.Absent", "?"),
+                    ("runtime", "(runtime)"),
+                ],
+            ),
+        ],
+        &[],
+    );
+}
+
+#[test]
 fn modules_of_swift_are_no_files() {
     check(&[("Sources/App/main.swift", &[("Foundation", "(Foundation)")])], &[]);
 }
