@@ -124,10 +124,46 @@ fn mentions<'a>(
             let possible = |definer: &usize| family(files[*definer]) == family(source);
             of.iter().copied().filter(possible).collect()
         };
-        mentions.push(Mention { name, times: same.len(), imported: is_imported, meant });
+        let imported = is_imported || (is_seen_everywhere(name, source) && !meant.is_empty());
+        mentions.push(Mention { name, times: same.len(), imported, meant });
     }
     mentions
 }
+
+/// Whether a name is known without naming the file it is in: types, where a program loads its files on its own or
+/// imports no more than namespaces.
+fn is_seen_everywhere(name: &str, source: &SourceFile<'_>) -> bool {
+    let loads_all = matches!(source.language, "ruby" | "csharp" | "swift");
+    loads_all && name.starts_with(char::is_uppercase) && !STANDARD.contains(&name)
+}
+
+/// Types that every program has: those that a file defines by the same names are rarely meant.
+const STANDARD: [&str; 24] = [
+    "Array",
+    "Bool",
+    "Class",
+    "Date",
+    "Dictionary",
+    "Error",
+    "Exception",
+    "File",
+    "Float",
+    "Hash",
+    "Int",
+    "Integer",
+    "List",
+    "Module",
+    "Object",
+    "Proc",
+    "Range",
+    "Set",
+    "String",
+    "Struct",
+    "Symbol",
+    "Thread",
+    "Time",
+    "Type",
+];
 
 /// Weights of the links, as shares of all that a file refers to.
 fn linked<'a>(

@@ -1,10 +1,13 @@
 use super::*;
 use crate::dependencies::{ImportKind, ImportRef, resolve};
 
+fn import_of(path: &str) -> ImportRef<'_> {
+    ImportRef { path, kind: ImportKind::Module, members: &[], at: None, line: 1 }
+}
+
 /// A store that two services use, with a test of it.
 fn workspace(visit: impl FnOnce(&[SourceFile<'_>], &Dependencies)) {
-    let import = |path| [ImportRef { path, kind: ImportKind::Module, members: &[], at: None, line: 1 }];
-    let (store, api) = (import("crate::store::Store"), import("crate::api::serve"));
+    let (store, api) = ([import_of("crate::store::Store")], [import_of("crate::api::serve")]);
     let define =
         |kind, name, container, signature, line| Definition { kind, name, container, signature, line, end_line: line };
     let file = |path, imports, symbols, references| SourceFile { path, language: "rust", imports, symbols, references };
@@ -88,4 +91,26 @@ fn the_order_of_files_changes_nothing() {
             assert_eq!(outline_of_repository(&files, dependencies, TokenBudget(150), &[]), expected);
         }
     });
+}
+
+#[test]
+fn a_name_that_is_everybodys_does_not_lift_the_file_that_has_it_too() {
+    let define = |name| [Definition { kind: "method", name, container: None, signature: name, line: 1, end_line: 1 }];
+    let (expect, engine) = (define("expect"), define("ignite"));
+    let import = [import_of("crate::engine")];
+    let file = |path, imports, symbols, references| SourceFile { path, language: "rust", imports, symbols, references };
+    let paths: Vec<String> = (0..20).map(|n| format!("src/part{n}.rs")).collect();
+    // All of them call `expect` of the standard library, and two use the engine.
+    let parts = paths.iter().enumerate().map(|(n, path)| match n {
+        0 | 1 => file(&**path, &import[..], &[][..], &["ignite", "expect", "expect"][..]),
+        _ => file(&**path, &[][..], &[][..], &["expect", "expect", "expect"][..]),
+    });
+    let named = [
+        file("src/engine.rs", &[][..], &engine[..], &[][..]),
+        file("src/check.rs", &[][..], &expect[..], &[][..]),
+        file("src/lib.rs", &[][..], &[][..], &[][..]),
+    ];
+    let files: Vec<SourceFile<'_>> = parts.chain(named).collect();
+    let outline = outline_of_repository(&files, &resolve(&files, &[]), TokenBudget(200), &[]);
+    assert_eq!(outline.lines().nth(1), Some("src/engine.rs, used by 2"), "{outline}");
 }
