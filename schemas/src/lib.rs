@@ -19,6 +19,7 @@
 //! | [`models`] | models at run time: what is known, loaded and asked for |
 //! | [`presence`] | which workers are there and what they hold |
 //! | [`rpc`] | stateless questions between services |
+//! | [`vectors`] | vectors with what they stand for, and questions to who keeps them |
 //! | [`api`] | bodies of the HTTP edge |
 //! | [`subject`], [`stream`] | names and limits of everything on the bus |
 
@@ -38,6 +39,7 @@ pub mod rpc;
 pub mod stream;
 pub mod subject;
 pub mod token;
+pub mod vectors;
 pub mod wire;
 
 pub use chat::{FinishReason, Message, Role, Sampling, ToolCall, ToolSpec, Usage};

@@ -128,6 +128,14 @@ pub const RPC_WORKSPACE: &str = "vl.v1.rpc.workspace";
 pub const RPC_FORK: &str = "vl.v1.rpc.fork";
 /// Question: symbols and imports of a file.
 pub const RPC_ANALYSIS: &str = "vl.v1.rpc.analysis";
+/// Question: vectors of a store that one of several workers keeps, for all of them.
+pub const RPC_VECTORS: &str = "vl.v1.rpc.vectors";
+
+/// The same, for the keeper of this store and nobody else's.
+#[must_use]
+pub fn rpc_vectors(store: &str) -> String {
+    format!("{RPC_VECTORS}.{}", token(store))
+}
 
 /// Makes a subject token of a name: lower case, other characters become `_`, at most 64 bytes.
 #[must_use]

@@ -19,6 +19,7 @@ use schemas::object::{self, Reference};
 use schemas::presence::{Confinement, Hold, Holds, Worker};
 use schemas::rpc;
 use schemas::token::{Frame, FrameKind};
+use schemas::vectors;
 use schemas::wire::{Schema, decode, encode};
 use schemas::{EffectId, ExecutionId, agent};
 use serde::Serialize;
@@ -768,4 +769,39 @@ fn jobs_tokens_presence_and_questions() {
             policy: policy(),
         },
     );
+}
+
+#[test]
+fn vectors_and_what_is_asked_about_them() {
+    let collection = || "code_embeddings".to_owned();
+    let id: uuid::Uuid = "0192f0c1-7a3b-4c4d-8e5f-001122334455".parse().expect("an id");
+    let payload = || serde_json::Map::from_iter([("file_path".to_owned(), json!("src/a.rs"))]);
+    let filter = || vectors::Filter::any("language", ["rust", "go"]);
+    let indexed = vec!["file_path".to_owned()];
+    let code = vectors::Collection { name: collection(), dimensions: 2, indexed };
+    check("vectors.ensure", &vectors::Question::Ensure { collection: code });
+    let point = vectors::Point { id, vector: vec![0.5, -1.0], payload: payload() };
+    check("vectors.upsert", &vectors::Question::Upsert { collection: collection(), points: vec![point.clone()] });
+    check("vectors.delete", &vectors::Question::Delete { collection: collection(), filter: filter() });
+    let search =
+        vectors::Question::Search { collection: collection(), vector: vec![1.0, 0.0], filter: filter(), limit: 10 };
+    check("vectors.search", &search);
+    let everything = vectors::Filter::everything();
+    let scroll = vectors::Question::Scroll {
+        collection: collection(),
+        filter: everything.clone(),
+        limit: 10,
+        from: Some(id),
+        with_vectors: true,
+    };
+    check("vectors.scroll", &scroll);
+    check("vectors.count", &vectors::Question::Count { collection: collection(), filter: everything });
+    check("vectors.forget", &vectors::Question::Forget { collection: collection() });
+    check("vectors.done", &rpc::Reply::Ok(vectors::Answer::Done));
+    let hit = vectors::Hit { id, score: 0.75, payload: payload() };
+    check("vectors.hits", &rpc::Reply::Ok(vectors::Answer::Hits(vec![hit])));
+    check("vectors.page", &rpc::Reply::Ok(vectors::Answer::Page { points: vec![point], next: Some(id) }));
+    check("vectors.counted", &rpc::Reply::Ok(vectors::Answer::Count(3)));
+    check("vectors.no_collection", &rpc::Reply::Ok(vectors::Answer::NoCollection));
+    check("vectors.dimensions", &rpc::Reply::Ok(vectors::Answer::Dimensions { have: 2, wanted: 3 }));
 }
