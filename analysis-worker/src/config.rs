@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::vectors;
+
 /// Section `analysis`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -12,10 +14,22 @@ pub struct Config {
     pub parse_timeout_ms: u64,
     /// Longest code that is parsed, bytes.
     pub code_bytes_max: usize,
+    /// Where the vectors are.
+    pub vectors: vectors::Config,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { slots: 4, parse_timeout_ms: 2_000, code_bytes_max: 1 << 20 }
+        Self { slots: 4, parse_timeout_ms: 2_000, code_bytes_max: 1 << 20, vectors: vectors::Config::default() }
+    }
+}
+
+impl Config {
+    /// Checks what can be known before anything is opened.
+    ///
+    /// # Errors
+    /// The text names the key, what is wrong with it, and what belongs there.
+    pub fn check(&self) -> Result<(), String> {
+        self.vectors.check()
     }
 }

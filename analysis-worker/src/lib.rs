@@ -14,6 +14,7 @@ mod language;
 mod outline;
 mod service;
 mod symbols;
+pub mod vectors;
 
 pub use analysis::{Analysis, Limits, Refusal, analyze};
 pub use config::Config;
