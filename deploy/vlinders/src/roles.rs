@@ -80,6 +80,10 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     if role == Role::Tools {
         settings.tools.check().map_err(Usage)?;
     }
+    if role == Role::Analysis {
+        settings::place_vectors(&mut settings.analysis, &settings::default_data());
+        settings.analysis.check().map_err(Usage)?;
+    }
     let _telemetry = telemetry::start(&settings.telemetry, role.name())?;
     settings.log();
     let bus = Bus::connect(&settings.nats, role.name()).await?;
