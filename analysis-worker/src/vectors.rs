@@ -43,7 +43,8 @@ pub trait VectorStore: Send + Sync {
     /// end of any process. When it fails, some of the points may be kept.
     ///
     /// # Errors
-    /// [`Error::UnknownCollection`], and [`Error::Dimensions`] when a vector has another length than the collection's.
+    /// [`Error::UnknownCollection`], [`Error::Dimensions`] when a vector has another length than the collection's, and
+    /// [`Error::Refused`] when one holds what is not a number, or a point is too large for a message (2 MiB).
     fn upsert<'a>(&'a self, collection: &'a str, points: Vec<Point>) -> Outcome<'a, ()>;
 
     /// Deletes the points that meet `filter`.
@@ -150,6 +151,9 @@ pub async fn open(config: &Config, bus: &Bus, tasks: &Tasks) -> Result<Arc<dyn V
 
 /// What every store refuses, so that each refuses the same.
 mod check {
+    use schemas::vectors::QUESTION_BYTES_MAX;
+    use schemas::wire::encode;
+
     use super::{Collection, Error, Filter, LIMIT_MAX, Point};
 
     /// Numbers of a vector at most: what Qdrant allows.
@@ -175,8 +179,16 @@ mod check {
         Err(Error::Refused(format!("`{name}` is no name of a collection: 1 to 64 of a-z, 0-9 and _ are")))
     }
 
+    /// The bound of a message holds everywhere, so that it does not matter who keeps.
     pub(super) fn points(points: &[Point]) -> Result<(), Error> {
-        points.iter().try_for_each(|point| vector(&point.vector))
+        points.iter().try_for_each(|point| {
+            vector(&point.vector)?;
+            let (id, bytes) = (point.id, encode(point).len());
+            if bytes <= QUESTION_BYTES_MAX {
+                return Ok(());
+            }
+            Err(refused(&format!("point {id} has {bytes} bytes, at most {QUESTION_BYTES_MAX} are kept")))
+        })
     }
 
     /// What is not a number is like nothing, and would be kept.

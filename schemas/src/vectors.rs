@@ -19,7 +19,8 @@ pub struct Collection {
     pub name: String,
     /// Numbers of each vector.
     pub dimensions: usize,
-    /// Payload fields by which is filtered: strings, or lists of strings.
+    /// Payload fields by which is filtered: strings, or lists of strings. A filter by another field gives the same answer,
+    /// and may take much longer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub indexed: Vec<String>,
 }
@@ -62,7 +63,7 @@ pub struct Filter {
 /// A condition on a payload field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
-    /// The field.
+    /// The field, one of the payload itself: a plain name.
     pub field: String,
     /// The field, or an element of it where it is a list, equals one of these. No point meets an empty list.
     #[serde(default)]

@@ -101,9 +101,9 @@ impl VectorStore for Kept {
 
     fn upsert<'a>(&'a self, collection: &'a str, points: Vec<Point>) -> Outcome<'a, ()> {
         async move {
-            // On the wire, what is not a number would pass.
+            // What passes here fits a message.
             check::points(&points)?;
-            for points in batches(points)? {
+            for points in batches(points) {
                 self.ask_and_be_done(collection, Question::Upsert { collection: collection.to_owned(), points })
                     .await?;
             }
@@ -198,17 +198,11 @@ fn told(collection: &str, reply: Reply<Answer>) -> Result<Answer, Error> {
 }
 
 /// Points in batches that fit one message each; one empty batch where there is none, which asks for the collection.
-fn batches(points: Vec<Point>) -> Result<Vec<Vec<Point>>, Error> {
+fn batches(points: Vec<Point>) -> Vec<Vec<Point>> {
     let mut batches = vec![Vec::new()];
     let mut bytes = 0;
     for point in points {
         let size = encode(&point).len();
-        if size > QUESTION_BYTES_MAX {
-            return Err(Error::Refused(format!(
-                "point {} has {size} bytes, at most {QUESTION_BYTES_MAX} are kept",
-                point.id
-            )));
-        }
         if bytes + size > QUESTION_BYTES_MAX {
             batches.push(Vec::new());
             bytes = 0;
@@ -216,7 +210,7 @@ fn batches(points: Vec<Point>) -> Result<Vec<Vec<Point>>, Error> {
         bytes += size;
         batches.last_mut().expect("there is always one").push(point);
     }
-    Ok(batches)
+    batches
 }
 
 fn unexpected(answer: &Answer) -> Error {

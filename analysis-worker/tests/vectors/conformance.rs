@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use analysis_worker::vectors::{Collection, Error, Filter, Hit, LIMIT_MAX, Point, VectorStore};
 use futures::future::join_all;
 use runtime::clock;
+use schemas::vectors::QUESTION_BYTES_MAX;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -138,7 +139,14 @@ impl Run<'_> {
         refused(store.scroll(name, everything, LIMIT_MAX + 1, None, false).await.map(|_| ()));
         refused(store.scroll(name, everything, 0, None, false).await.map(|_| ()));
         refused(store.delete(name, everything).await);
+        let large = |bytes: usize| Point {
+            id: Uuid::from_u128(1),
+            vector: vec![1.0, 0.0],
+            payload: fields(json!({"code": "x".repeat(bytes)})),
+        };
+        refused(store.upsert(name, vec![large(QUESTION_BYTES_MAX)]).await);
         assert_eq!(self.count(name, everything).await, 0);
+        assert_eq!(store.upsert(name, vec![large(QUESTION_BYTES_MAX - 1_000)]).await, Ok(()));
         store.forget(name).await.expect("forgotten");
     }
 

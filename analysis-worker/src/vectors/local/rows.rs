@@ -127,7 +127,10 @@ impl Rows {
 
     /// Reads the words of indexed fields of the points that came since.
     pub(super) fn read_words(&mut self, file: &File) -> io::Result<()> {
-        for slot in std::mem::take(&mut self.unread) {
+        let mut unread = std::mem::take(&mut self.unread);
+        unread.sort_unstable();
+        unread.dedup();
+        for slot in unread {
             let Some(point) = &mut self.slots[slot] else { continue };
             if self.described.indexed.is_empty() {
                 continue;

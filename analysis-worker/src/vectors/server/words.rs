@@ -53,7 +53,7 @@ pub(super) fn vectors(collection: &str, info: &CollectionInfo) -> Result<VectorP
     let config =
         info.config.as_ref().and_then(|config| config.params.as_ref()?.vectors_config.as_ref()?.config.as_ref());
     match config {
-        Some(VectorsConfig::Params(vectors)) if vectors.distance() == Distance::Cosine => Ok(vectors.clone()),
+        Some(VectorsConfig::Params(vectors)) if vectors.distance() == Distance::Cosine => Ok(*vectors),
         _ => Err(Error::Refused(format!(
             "collection {collection} is there and not ours: its vectors are of another kind"
         ))),
