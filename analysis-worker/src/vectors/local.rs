@@ -2,9 +2,9 @@
 //! open, which [`Lock`] sees to.
 //!
 //! Vectors are in memory, four bytes for each number, and are compared one by one: the answer is exact, and a search takes
-//! time in proportion to the points that meet the filter, about a millisecond for each ten thousand of 384 numbers where the
-//! code is optimised. What they stand for stays in the file. That suits a machine's own code; for more than some hundred thousand points there is a
-//! server.
+//! time in proportion to the points that meet the filter, about a millisecond for each ten thousand of 384 numbers where
+//! the code is optimised. What they stand for stays in the file. That suits a machine's own code; for more than some hundred
+//! thousand points there is a server.
 
 mod collection;
 mod log;
