@@ -5,27 +5,44 @@ use std::collections::BTreeSet;
 use schemas::rpc;
 
 use crate::analysis::{Analysis, Refusal};
+use crate::imports::ImportKind;
 use crate::language::Language;
+use crate::symbols::{Symbol, SymbolKind};
 
-/// The outline of an analysed file.
+/// Symbols of one outline at most: a model reads it.
+const SYMBOLS_MAX: usize = 2_000;
+
+/// The outline of an analysed file: what one needs to find the way in it. Fields, variants and what is local to a
+/// function are left out, and so are child modules among the imports: they are symbols already.
 #[must_use]
 pub fn outline(analysis: &Analysis) -> rpc::Outline {
     let mut seen = BTreeSet::new();
-    let imports = analysis.imports.iter().map(|import| short_import(&import.path, analysis.language));
-    let symbols = analysis.symbols.iter().map(|symbol| rpc::Symbol {
-        kind: symbol.kind.name().to_owned(),
-        name: symbol.name.clone(),
-        container: symbol.container.clone(),
-        signature: symbol.signature.clone(),
-        start_line: line(symbol.start_line),
-        end_line: line(symbol.end_line),
-    });
+    let imports = analysis.imports.iter().filter(|import| import.kind != ImportKind::ModuleDeclaration);
+    let imports = imports.map(|import| short_import(&import.path, analysis.language));
+    let symbols = analysis.symbols.iter().filter(|symbol| is_landmark(symbol)).take(SYMBOLS_MAX);
+    let symbols = symbols.map(symbol);
     rpc::Outline {
         language: analysis.language.name().to_owned(),
         lines: line(analysis.lines),
         imports: imports.filter(|path| seen.insert(*path)).map(str::to_owned).collect(),
         symbols: symbols.collect(),
         note: analysis.has_syntax_errors.then(|| "parts of the file could not be parsed".to_owned()),
+    }
+}
+
+fn is_landmark(symbol: &Symbol) -> bool {
+    !symbol.local && !matches!(symbol.kind, SymbolKind::Field | SymbolKind::Variant)
+}
+
+/// A definition in the words of the wire.
+pub(crate) fn symbol(symbol: &Symbol) -> rpc::Symbol {
+    rpc::Symbol {
+        kind: symbol.kind.name().to_owned(),
+        name: symbol.name.clone(),
+        container: symbol.container.clone(),
+        signature: symbol.signature.clone(),
+        start_line: line(symbol.start_line),
+        end_line: line(symbol.end_line),
     }
 }
 
@@ -73,8 +90,17 @@ mod tests {
     }
 
     #[test]
+    fn fields_and_what_is_local_are_no_landmarks() {
+        let code = "mod child;\nenum State { Open }\nstruct Store { items: u8 }\nfn f() { fn local() {} }\n";
+        let outline = outline(&analyze("a.rs", code, &Limits::default(), || false).unwrap());
+        let names: Vec<&str> = outline.symbols.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["child", "State", "Store", "f"]);
+        assert!(outline.imports.is_empty());
+    }
+
+    #[test]
     fn a_file_without_a_grammar_still_has_lines() {
-        let refusal = analyze("a.md", "x\ny\n", &Limits::default(), || false).unwrap_err();
+        let refusal = analyze("a.txt", "x\ny\n", &Limits::default(), || false).unwrap_err();
         let rpc::Reply::Ok(outline) = refused(&refusal, "x\ny\n") else { panic!("refused") };
         assert_eq!((outline.language.as_str(), outline.lines), ("text", 2));
     }

@@ -1,18 +1,18 @@
 //! What a file defines: functions, types, constants, and the members of those types.
 //!
-//! The walk follows containers (modules, classes, `impl` blocks) and stops at function bodies: what is local to a
-//! function is no part of the outline. Each language is one function from a syntax node to what it [`Defines`].
+//! The queries tell what is a definition; [`nesting`] tells what lies in what, [`names`] how a definition is called,
+//! [`head`] what its head says, [`docs`] what its author says of it.
 
-mod definitions;
+mod docs;
+mod head;
+mod names;
+mod nesting;
 
 use std::fmt;
 
 use tree_sitter::Node;
 
-use self::definitions::{Defines, defines};
-use crate::language::Language;
-
-pub(crate) use self::definitions::transparent;
+pub(crate) use self::nesting::{Scope, contents};
 
 /// One definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,18 +21,27 @@ pub struct Symbol {
     pub kind: SymbolKind,
     /// Its own name, without its container.
     pub name: String,
-    /// The type or module it belongs to, when it belongs to one.
+    /// The type, module or function it belongs to, when it belongs to one.
     pub container: Option<String>,
+    /// All it belongs to, outermost first, joined as the language joins them: `store::Store` of `keep` in
+    /// `mod store { impl Store { fn keep() } }`.
+    pub container_path: Option<String>,
     /// Its head on one line, without its body: `pub fn open(path: &Path) -> Store`.
     pub signature: String,
+    /// The first paragraph of what its author wrote about it, on one line, at most some hundred characters.
+    pub doc: Option<String>,
     /// First line, counted from 1.
     pub start_line: usize,
     /// Last line, counted from 1 and included.
     pub end_line: usize,
+    /// The line its name stands on, counted from 1: below decorators and annotations.
+    pub name_line: usize,
+    /// Whether it lies in the body of a function; an index knows it, an outline leaves it out.
+    pub local: bool,
 }
 
 /// What a definition is, in words shared by all languages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "each variant is the programming word it is named after")]
 pub enum SymbolKind {
     Function,
@@ -47,9 +56,46 @@ pub enum SymbolKind {
     Variable,
     Module,
     Macro,
+    /// A field or a property of a type, a column of a table.
+    Field,
+    /// One of the values of an enumeration.
+    Variant,
+    /// A table or a view of a database.
+    Table,
+    /// A key at the top level of a file of data.
+    Key,
+    /// A heading of a text; it reaches to the next one of its rank.
+    Heading,
+    /// What a style rule applies to.
+    Selector,
+    /// The `id` of an element.
+    Anchor,
 }
 
 impl SymbolKind {
+    /// Every kind.
+    pub const ALL: [Self; 19] = [
+        Self::Function,
+        Self::Method,
+        Self::Struct,
+        Self::Enum,
+        Self::Trait,
+        Self::Interface,
+        Self::Class,
+        Self::Type,
+        Self::Constant,
+        Self::Variable,
+        Self::Module,
+        Self::Macro,
+        Self::Field,
+        Self::Variant,
+        Self::Table,
+        Self::Key,
+        Self::Heading,
+        Self::Selector,
+        Self::Anchor,
+    ];
+
     /// The kind in lower case.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -66,7 +112,40 @@ impl SymbolKind {
             Self::Variable => "variable",
             Self::Module => "module",
             Self::Macro => "macro",
+            Self::Field => "field",
+            Self::Variant => "variant",
+            Self::Table => "table",
+            Self::Key => "key",
+            Self::Heading => "heading",
+            Self::Selector => "selector",
+            Self::Anchor => "anchor",
         }
+    }
+
+    /// The kind of that [name](Self::name).
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Whether it has a body that runs.
+    pub(crate) fn is_callable(self) -> bool {
+        matches!(self, Self::Function | Self::Method)
+    }
+
+    /// Whether functions in it are methods, and variables fields.
+    pub(crate) fn is_type(self) -> bool {
+        matches!(self, Self::Struct | Self::Enum | Self::Trait | Self::Interface | Self::Class)
+    }
+
+    /// Whether it holds a value.
+    pub(crate) fn is_data(self) -> bool {
+        matches!(self, Self::Constant | Self::Variable | Self::Field)
+    }
+
+    /// Whether what lies in it belongs to it by name.
+    pub(crate) fn contains(self) -> bool {
+        !matches!(self, Self::Type | Self::Macro | Self::Field | Self::Key | Self::Selector | Self::Anchor)
     }
 }
 
@@ -74,18 +153,6 @@ impl fmt::Display for SymbolKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
-}
-
-/// Longest signature kept; longer ones are cut, they stay recognisable.
-const SIGNATURE_CHARS_MAX: usize = 160;
-/// Containers nested deeper than this are abuse, not code; the walk is recursive and must end.
-const DEPTH_MAX: usize = 32;
-
-/// The definitions of a parsed file in order of appearance, at most `max` of them.
-pub(crate) fn extract(root: Node<'_>, code: &str, language: Language, max: usize) -> Vec<Symbol> {
-    let mut walk = Walk { code, language, max, symbols: Vec::new() };
-    walk.inside(root, None, 0);
-    walk.symbols
 }
 
 /// Named children; unnamed ones are punctuation.
@@ -106,86 +173,6 @@ pub(crate) fn children(node: Node<'_>) -> impl Iterator<Item = Node<'_>> {
 
 pub(crate) fn text<'a>(node: Node<'_>, code: &'a str) -> &'a str {
     code.get(node.byte_range()).unwrap_or_default()
-}
-
-struct Walk<'a> {
-    code: &'a str,
-    language: Language,
-    max: usize,
-    symbols: Vec<Symbol>,
-}
-
-impl Walk<'_> {
-    fn inside(&mut self, parent: Node<'_>, container: Option<&str>, depth: usize) {
-        if depth > DEPTH_MAX {
-            return;
-        }
-        for node in children(parent) {
-            if self.symbols.len() >= self.max {
-                return;
-            }
-            match defines(node, container.is_some(), self.language, self.code) {
-                Defines::Symbol { kind, name, members } => {
-                    self.push(kind, name, container, node);
-                    if let Some(members) = members {
-                        let name = text(name, self.code).to_owned();
-                        self.inside(members, Some(&name), depth + 1);
-                    }
-                }
-                Defines::Names(kind, names) => {
-                    for name in names {
-                        self.push(kind, name, container, node);
-                    }
-                }
-                Defines::Members { of, members } => {
-                    let name = bare_type(text(of, self.code)).to_owned();
-                    self.inside(members, Some(&name), depth + 1);
-                }
-                Defines::Method { of, name } => {
-                    self.push(SymbolKind::Method, name, Some(&of), node);
-                }
-                Defines::Transparent => self.inside(node, container, depth + 1),
-                Defines::Nothing => {}
-            }
-        }
-    }
-
-    fn push(&mut self, kind: SymbolKind, name: Node<'_>, container: Option<&str>, whole: Node<'_>) {
-        let name = text(name, self.code).trim_matches(['"', '\'']);
-        if name.is_empty() {
-            return;
-        }
-        self.symbols.push(Symbol {
-            kind,
-            name: name.to_owned(),
-            container: container.map(str::to_owned),
-            signature: signature(whole, self.code),
-            start_line: whole.start_position().row + 1,
-            end_line: whole.end_position().row + 1,
-        });
-    }
-}
-
-/// `Store` of `&'a mut Store<T>`, `*Store` or `store::Store`.
-fn bare_type(written: &str) -> &str {
-    let head = written.split(['<', '[']).next().unwrap_or(written);
-    let head = head.split_whitespace().last().unwrap_or(head);
-    head.rsplit("::").next().unwrap_or(head).trim_start_matches(['*', '&'])
-}
-
-/// The head of a definition on one line, decorators left out.
-fn signature(node: Node<'_>, code: &str) -> String {
-    let node = node.child_by_field_name("definition").unwrap_or(node);
-    let start = children(node)
-        .take_while(|child| child.kind() == "decorator")
-        .last()
-        .map_or(node.start_byte(), |last| last.end_byte());
-    let body = node.child_by_field_name("body").map_or(node.end_byte(), |body| body.start_byte());
-    let head = code.get(start..body.max(start)).unwrap_or_default();
-    let head = if body == node.end_byte() { head.trim_start().lines().next().unwrap_or_default() } else { head };
-    let line = head.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = line.trim_end_matches([' ', '{', ':', ';']);
-    line.chars().take(SIGNATURE_CHARS_MAX).collect()
 }
 
 #[cfg(test)]

@@ -353,6 +353,37 @@ pub struct ToolBatch {
     pub calls: Vec<ToolRequest>,
 }
 
+/// `POST /internal/index`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IndexCodeRequest {
+    /// A path under an allowed root.
+    pub workspace: String,
+    /// Files and directories below it; all of it when missing.
+    #[serde(default)]
+    pub paths: Vec<String>,
+    /// True: what is unchanged is read and embedded again, too.
+    #[serde(default)]
+    pub fresh: bool,
+    /// Wall time at most, milliseconds.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+    /// Server-sent events instead of one JSON answer.
+    #[serde(default)]
+    pub stream: bool,
+}
+
+/// The answer of `POST /internal/index`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct IndexAnswer {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// What was done.
+    pub report: crate::code::IndexReport,
+    /// From the request to the end.
+    pub duration_ms: f64,
+}
+
 /// The answer of a single tool call.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ToolAnswer {

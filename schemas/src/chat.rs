@@ -76,6 +76,10 @@ pub const MALFORMED_CALL: &str = "malformed_tool_call";
 
 /// The name of the tool that hands a task to another agent: the orchestrator carries it out, no worker does.
 pub const DELEGATE: &str = "delegate";
+/// The tool that finds what earlier executions left; an agent type may say that it is called at the start.
+pub const RECALL: &str = "recall";
+/// The tool that keeps what later executions may want to know; an agent type may say that it is called at the end.
+pub const REMEMBER: &str = "remember";
 
 /// A function the model asked to be called.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

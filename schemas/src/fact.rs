@@ -187,6 +187,8 @@ pub enum Kind {
     Agent,
     /// A single tool call without a model.
     Tool,
+    /// Code is indexed, in parts; see [`crate::code`].
+    Index,
 }
 
 /// A request as it was accepted: complete, so that replaying it needs nothing but the log.
@@ -208,7 +210,7 @@ pub struct ExecutionSubmitted {
     /// Tools offered to the model.
     #[serde(default)]
     pub tools: Vec<ToolSpec>,
-    /// For [`Kind::Tool`]: the call to carry out.
+    /// For [`Kind::Tool`]: the call to carry out. For [`Kind::Index`]: the one that plans.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call: Option<ToolCall>,
     /// The workspace its tools may read: a path under an allowed root.
@@ -322,6 +324,9 @@ pub struct Policy {
     /// Whether what is remembered of earlier executions is recalled at the start (with the tool `recall`).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub recall: bool,
+    /// Whether question and answer are remembered at the end (with the tool `remember`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub remember: bool,
 }
 
 impl Policy {

@@ -198,3 +198,55 @@ impl Job for ToolJob {
         subject::tool_job(&self.tool, self.exec)
     }
 }
+
+/// Do a part of the work of an index execution; see [`crate::code`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AnalysisJob {
+    /// `analysis-job/1.0`.
+    pub schema: String,
+    /// The execution.
+    pub exec: ExecutionId,
+    /// The effect.
+    pub effect: EffectId,
+    /// The attempt, from 1.
+    pub attempt: u32,
+    /// The moment after which nobody wants the result.
+    pub deadline: Nanos,
+    /// When the job was queued.
+    pub queued_at: Nanos,
+    /// W3C trace context.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub trace: BTreeMap<String, String>,
+    /// What is asked: [`crate::code::PLAN`], [`crate::code::FILES`] or [`crate::code::FINISH`].
+    pub kind: String,
+    /// Its arguments, JSON text.
+    pub arguments: String,
+}
+
+impl Schema for AnalysisJob {
+    const SCHEMA: &'static str = "analysis-job/1.0";
+}
+
+impl Job for AnalysisJob {
+    fn schema(&self) -> &str {
+        &self.schema
+    }
+    fn exec(&self) -> ExecutionId {
+        self.exec
+    }
+    fn effect(&self) -> &EffectId {
+        &self.effect
+    }
+    fn attempt(&self) -> u32 {
+        self.attempt
+    }
+    fn deadline(&self) -> Nanos {
+        self.deadline
+    }
+    fn trace(&self) -> &BTreeMap<String, String> {
+        &self.trace
+    }
+    fn subject(&self) -> String {
+        subject::analysis_job(&self.kind, self.exec)
+    }
+}

@@ -18,19 +18,24 @@
 //! | [`token`] | the fast, lossy path beside the log |
 //! | [`models`] | models at run time: what is known, loaded and asked for |
 //! | [`presence`] | which workers are there and what they hold |
+//! | [`code`] | indexed code: what index executions ask, and what is asked of the index |
+//! | [`memory`] | facts that outlive an execution |
 //! | [`rpc`] | stateless questions between services |
+//! | [`vectors`] | vectors with what they stand for, and questions to who keeps them |
 //! | [`api`] | bodies of the HTTP edge |
 //! | [`subject`], [`stream`] | names and limits of everything on the bus |
 
 pub mod agent;
 pub mod api;
 pub mod chat;
+pub mod code;
 pub mod dead_letter;
 pub mod decision;
 pub mod fact;
 pub mod ids;
 pub mod job;
 pub mod json_schema;
+pub mod memory;
 pub mod models;
 pub mod object;
 pub mod presence;
@@ -38,6 +43,7 @@ pub mod rpc;
 pub mod stream;
 pub mod subject;
 pub mod token;
+pub mod vectors;
 pub mod wire;
 
 pub use chat::{FinishReason, Message, Role, Sampling, ToolCall, ToolSpec, Usage};
@@ -45,5 +51,5 @@ pub use dead_letter::DeadLetter;
 pub use decision::{Event, Record};
 pub use fact::{Fact, FactBody};
 pub use ids::{EffectId, ExecutionId, Partition};
-pub use job::{InferenceJob, Job, ToolJob};
+pub use job::{AnalysisJob, InferenceJob, Job, ToolJob};
 pub use token::Frame;

@@ -31,6 +31,22 @@ pub struct Worker {
     /// Files and settings from which a tool worker should have tools and has none, or not the newest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<Refused>,
+    /// Where an analysis worker keeps vectors; none of other workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vectors: Option<Vectors>,
+}
+
+/// Where vectors are kept, and whether they can be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vectors {
+    /// The store, for people: `Qdrant at http://qdrant:6334`.
+    pub store: String,
+    /// The model that makes them; none while no inference worker has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Why they cannot be had; code is found by words only, then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// How a tool worker confines its calls, or why it carries out none.

@@ -89,7 +89,7 @@ pub struct Model {
 }
 
 /// The keyword, `true` in an argument's schema, of one that few calls need: a model with a small window is not told of it,
-/// and may give it all the same.
+/// and may give it all the same. In the schema of all arguments it marks a tool that few tasks need.
 pub const RARE_ARGUMENT: &str = "x-rare";
 
 /// A registered tool. Question `vl.v1.rpc.tools` (empty body) answers `Vec<Tool>`.

@@ -71,6 +71,8 @@ pub struct StreamDefinition {
 pub const INFERENCE_JOBS: &str = "VL_INFER";
 /// Queue of tool jobs.
 pub const TOOL_JOBS: &str = "VL_TOOL";
+/// Queue of analysis jobs.
+pub const ANALYSIS_JOBS: &str = "VL_ANALYSIS";
 /// Token frames of the last minutes.
 pub const TOKENS: &str = "VL_TOKENS";
 /// Dead letters.
@@ -91,6 +93,10 @@ pub const BUCKET_TOOL_RESULTS: &str = "vl_tool_results";
 /// Bucket of calls that must not be carried out twice: each is written down before it begins, and again with what came
 /// of it.
 pub const BUCKET_TOOL_CALLS: &str = "vl_tool_calls";
+
+/// Bucket of indexed code: what is known of each file, from which every analysis worker answers. It follows from the
+/// workspaces: indexing again writes it anew.
+pub const BUCKET_CODE: &str = "vl_code";
 
 /// Bucket of objects: content of the log that is too large for a message, by the hash of its bytes.
 pub const BUCKET_OBJECTS: &str = "vl_objects";
@@ -124,6 +130,7 @@ pub fn streams() -> Vec<StreamDefinition> {
     all.extend([
         jobs(INFERENCE_JOBS, "vl.v1.job.infer.>"),
         jobs(TOOL_JOBS, "vl.v1.job.tool.>"),
+        jobs(ANALYSIS_JOBS, "vl.v1.job.analysis.>"),
         tokens(),
         dead_letters(),
     ]);
@@ -230,7 +237,7 @@ pub struct BucketDefinition {
 }
 
 /// All buckets.
-pub const BUCKETS: [BucketDefinition; 6] = [
+pub const BUCKETS: [BucketDefinition; 7] = [
     BucketDefinition { name: BUCKET_OPEN, storage: Storage::File, max_age: None, max_bytes: None },
     BucketDefinition {
         name: BUCKET_WORKERS,
@@ -254,6 +261,7 @@ pub const BUCKETS: [BucketDefinition; 6] = [
     },
     // No bound but age: forgetting one early could carry a call out twice.
     BucketDefinition { name: BUCKET_TOOL_CALLS, storage: Storage::File, max_age: Some(TOOL_CALL_TTL), max_bytes: None },
+    BucketDefinition { name: BUCKET_CODE, storage: Storage::File, max_age: None, max_bytes: None },
 ];
 
 /// The account mapping that lets a plain NATS client submit with one publish, as a line of NATS configuration.
@@ -269,7 +277,7 @@ mod tests {
     #[test]
     fn stream_names_are_unique_and_every_partition_has_one() {
         let names: std::collections::BTreeSet<_> = streams().into_iter().map(|s| s.name).collect();
-        assert_eq!(names.len(), usize::from(PARTITIONS) + 4);
+        assert_eq!(names.len(), usize::from(PARTITIONS) + 5);
     }
 
     #[test]

@@ -44,6 +44,12 @@ pub fn tool_job(tool: &str, exec: ExecutionId) -> String {
     format!("vl.v1.job.tool.{}.{exec}", token(tool))
 }
 
+/// Analysis jobs of one kind.
+#[must_use]
+pub fn analysis_job(kind: &str, exec: ExecutionId) -> String {
+    format!("vl.v1.job.analysis.{}.{exec}", token(kind))
+}
+
 /// Token frames of one effect.
 #[must_use]
 pub fn tokens(exec: ExecutionId, effect: &EffectId) -> String {
@@ -128,6 +134,22 @@ pub const RPC_WORKSPACE: &str = "vl.v1.rpc.workspace";
 pub const RPC_FORK: &str = "vl.v1.rpc.fork";
 /// Question: symbols and imports of a file.
 pub const RPC_ANALYSIS: &str = "vl.v1.rpc.analysis";
+/// Question: pieces of an indexed workspace.
+pub const RPC_SEARCH: &str = "vl.v1.rpc.search";
+/// Question: outline and dependencies of an indexed workspace.
+pub const RPC_CODE: &str = "vl.v1.rpc.code";
+/// Question: indexed workspaces.
+pub const RPC_INDEXES: &str = "vl.v1.rpc.indexes";
+/// Question: facts that are remembered.
+pub const RPC_MEMORY: &str = "vl.v1.rpc.memory";
+/// Question: vectors of a store that one of several workers keeps, for all of them.
+pub const RPC_VECTORS: &str = "vl.v1.rpc.vectors";
+
+/// The same, for the keeper of this store and nobody else's.
+#[must_use]
+pub fn rpc_vectors(store: &str) -> String {
+    format!("{RPC_VECTORS}.{}", token(store))
+}
 
 /// Makes a subject token of a name: lower case, other characters become `_`, at most 64 bytes.
 #[must_use]

@@ -11,16 +11,17 @@ use schemas::chat::{
 use schemas::dead_letter::{DeadLetter, Reason, Settled, Settlement};
 use schemas::decision::*;
 use schemas::fact::*;
-use schemas::job::{InferenceJob, Purpose, ToolJob};
+use schemas::job::{AnalysisJob, InferenceJob, Purpose, ToolJob};
 use schemas::models::{
     Change, ChangeModels, Gpu, HostMemory, InferenceState, KnownModel, ModelState, Operation, OperationState,
 };
 use schemas::object::{self, Reference};
-use schemas::presence::{Confinement, Hold, Holds, Worker};
+use schemas::presence::{Confinement, Hold, Holds, Vectors, Worker};
 use schemas::rpc;
 use schemas::token::{Frame, FrameKind};
+use schemas::vectors;
 use schemas::wire::{Schema, decode, encode};
-use schemas::{EffectId, ExecutionId, agent};
+use schemas::{EffectId, ExecutionId, agent, code, memory};
 use serde::Serialize;
 use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
 use serde_json::{Value, json};
@@ -75,6 +76,7 @@ fn policy() -> Policy {
         at_limit: AtLimit::Ask,
         small_model: Some("tiny".into()),
         recall: true,
+        remember: true,
     }
 }
 
@@ -534,6 +536,7 @@ fn models_at_run_time() {
             inference: Some(InferenceState { models, operations, memory, gpus: vec![gpu] }),
             sandbox: None,
             refused: Vec::new(),
+            vectors: None,
         },
     );
 }
@@ -659,6 +662,7 @@ fn jobs_tokens_presence_and_questions() {
             inference: None,
             sandbox: None,
             refused: Vec::new(),
+            vectors: None,
         },
     );
     check(
@@ -684,6 +688,7 @@ fn jobs_tokens_presence_and_questions() {
             inference: None,
             sandbox: None,
             refused: vec![refused],
+            vectors: None,
         },
     );
     check(
@@ -768,4 +773,129 @@ fn jobs_tokens_presence_and_questions() {
             policy: policy(),
         },
     );
+}
+
+#[test]
+fn indexed_code_and_memory() {
+    let workspace = || "/w".to_owned();
+    let job = AnalysisJob {
+        schema: AnalysisJob::SCHEMA.into(),
+        exec: exec(),
+        effect: EffectId::tool(1, 0),
+        attempt: 1,
+        deadline: 9,
+        queued_at: 8,
+        trace: [("traceparent".to_owned(), "00-a-b-01".to_owned())].into(),
+        kind: code::FILES.into(),
+        arguments: r#"{"workspace":"/w","list":"x","from":0,"to":3}"#.into(),
+    };
+    check("job.analysis", &job);
+    let symbol = rpc::Symbol {
+        kind: "function".into(),
+        name: "open".into(),
+        container: Some("Store".into()),
+        signature: "fn open()".into(),
+        start_line: 1,
+        end_line: 2,
+    };
+    let piece = code::IndexedPiece {
+        start_line: 1,
+        end_line: 2,
+        hash: "h".into(),
+        symbols: vec!["open".into()],
+        kinds: vec!["function".into()],
+    };
+    let file = code::IndexedFile {
+        schema: code::IndexedFile::SCHEMA.into(),
+        path: "src/store.rs".into(),
+        hash: "00".into(),
+        language: "rust".into(),
+        model: Some("minilm".into()),
+        text: "fn open() {\n}\n".into(),
+        pieces: vec![piece],
+        symbols: vec![symbol],
+        references: vec![("open".into(), 2)],
+        imports: vec![code::IndexedImport {
+            path: "std::fs".into(),
+            kind: "module".into(),
+            members: vec!["x".into()],
+            line: 1,
+        }],
+    };
+    check("config.indexed_file", &file);
+    let indexed = code::Indexed { workspace: workspace(), files: 3, model: Some("minilm".into()), exec: exec(), at: 5 };
+    let schema = code::IndexedWorkspace::SCHEMA.to_owned();
+    let state = code::IndexedWorkspace { schema, workspace: workspace(), indexed: Some(indexed.clone()) };
+    check("config.indexed_workspace", &state);
+    check("rpc.indexes", &rpc::Reply::Ok(vec![indexed]));
+    let search = code::SearchCode {
+        workspace: workspace(),
+        about: code::About::Line { path: "a.rs".into(), line: 3 },
+        languages: vec!["rust".into()],
+        paths: vec!["src/**".into()],
+        kinds: vec!["function".into()],
+        limit: 5,
+        by: code::By::Words,
+    };
+    check("rpc.search", &search);
+    let found = code::Piece {
+        path: "a.rs".into(),
+        language: "rust".into(),
+        start_line: 1,
+        end_line: 2,
+        code: "fn open() {\n}".into(),
+        symbols: vec!["open".into()],
+        score: 0.5,
+        why: "words #1 (open)".into(),
+    };
+    check("rpc.found", &rpc::Reply::Ok(code::Found { pieces: vec![found], notes: vec!["by words only".into()] }));
+    let outline = code::WhatOfCode::Outline { tokens_max: 1_000, focus: vec!["Store".into()] };
+    check("rpc.code", &code::AskCode { workspace: workspace(), what: outline });
+    let list = code::PlannedFiles { read: vec!["a.rs".into()], remove: vec!["b.rs".into()], fresh: true };
+    check("object.planned_files", &list);
+    let scope = memory::Scope { user_id: Some("u1".into()), workspace: Some(workspace()) };
+    let text = "likes tabs".to_owned();
+    let ask = memory::Ask::Remember { scope: scope.clone(), text: text.clone(), source: Some(exec()) };
+    check("rpc.memory.remember", &ask);
+    let recall = memory::Ask::Recall { scope: scope.clone(), query: "style".into(), tokens_max: 500 };
+    check("rpc.memory.recall", &recall);
+    let fact = memory::Remembered { id: "x".into(), text, scope, source: Some(exec()), at: 5, score: 0.5 };
+    check("rpc.memory.told", &rpc::Reply::Ok(memory::Told::Facts(vec![fact])));
+    let vectors = Vectors { store: "Qdrant at http://q".into(), model: None, trouble: Some("away".into()) };
+    check("presence.vectors", &vectors);
+}
+
+#[test]
+fn vectors_and_what_is_asked_about_them() {
+    let collection = || "code_embeddings".to_owned();
+    let id: uuid::Uuid = "0192f0c1-7a3b-4c4d-8e5f-001122334455".parse().expect("an id");
+    let payload = || serde_json::Map::from_iter([("file_path".to_owned(), json!("src/a.rs"))]);
+    let filter = || vectors::Filter::any("language", ["rust", "go"]);
+    let indexed = vec!["file_path".to_owned()];
+    let code = vectors::Collection { name: collection(), dimensions: 2, indexed };
+    check("vectors.ensure", &vectors::Question::Ensure { collection: code });
+    let point = vectors::Point { id, vector: vec![0.5, -1.0], payload: payload() };
+    check("vectors.upsert", &vectors::Question::Upsert { collection: collection(), points: vec![point.clone()] });
+    check("vectors.delete", &vectors::Question::Delete { collection: collection(), filter: filter() });
+    let search =
+        vectors::Question::Search { collection: collection(), vector: vec![1.0, 0.0], filter: filter(), limit: 10 };
+    check("vectors.search", &search);
+    let everything = vectors::Filter::everything();
+    let scroll = vectors::Question::Scroll {
+        collection: collection(),
+        filter: everything.clone(),
+        limit: 10,
+        from: Some(id),
+        with_vectors: true,
+    };
+    check("vectors.scroll", &scroll);
+    check("vectors.count", &vectors::Question::Count { collection: collection(), filter: everything });
+    check("vectors.forget", &vectors::Question::Forget { collection: collection() });
+    check("vectors.done", &rpc::Reply::Ok(vectors::Answer::Done));
+    let hit = vectors::Hit { id, score: 0.75, payload: payload() };
+    check("vectors.hits", &rpc::Reply::Ok(vectors::Answer::Hits(vec![hit])));
+    check("vectors.page", &rpc::Reply::Ok(vectors::Answer::Page { points: vec![point], next: Some(id) }));
+    check("vectors.counted", &rpc::Reply::Ok(vectors::Answer::Count(3)));
+    check("vectors.no_collection", &rpc::Reply::Ok(vectors::Answer::NoCollection));
+    check("vectors.dimensions", &rpc::Reply::Ok(vectors::Answer::Dimensions { have: 2, wanted: 3 }));
 }

@@ -5,7 +5,8 @@ fn symbols(path: &str, code: &str) -> Vec<String> {
     let analysis = analyze(path, code, &Limits::default(), || false).unwrap();
     let line = |symbol: &super::Symbol| {
         let container = symbol.container.as_ref().map(|name| format!("{name}.")).unwrap_or_default();
-        format!("{} {container}{} {}-{}", symbol.kind, symbol.name, symbol.start_line, symbol.end_line)
+        let local = if symbol.local { "local " } else { "" };
+        format!("{local}{} {container}{} {}-{}", symbol.kind, symbol.name, symbol.start_line, symbol.end_line)
     };
     analysis.symbols.iter().map(line).collect()
 }
@@ -59,12 +60,16 @@ fn rust() {
             "constant LIMIT 4-4",
             "variable SEEN 5-5",
             "struct Store 8-10",
+            "field Store.items 9-9",
             "enum State 12-12",
+            "variant State.Open 12-12",
+            "variant State.Closed 12-12",
             "trait Keep 14-17",
             "type Keep.Item 15-15",
             "method Keep.keep 16-16",
             "type Store.Item 20-20",
             "method Store.keep 21-24",
+            "local function keep.local 22-22",
             "module inner 27-31",
             "function inner.open 28-30",
             "macro shout 33-33",
@@ -73,8 +78,8 @@ fn rust() {
     );
     let signatures = signatures("a.rs", RUST);
     assert_eq!(signatures[2], "pub struct Store<T>");
-    assert_eq!(signatures[6], "fn keep(&mut self, item: Self::Item)");
-    assert_eq!(signatures[10], "pub async fn open( path: &str, ) -> u8");
+    assert_eq!(signatures[9], "fn keep(&mut self, item: Self::Item)");
+    assert_eq!(signatures[14], "pub async fn open( path: &str, ) -> u8");
 }
 
 const PYTHON: &str = r#""""A store."""
@@ -111,7 +116,9 @@ fn python() {
             "constant LIMIT 2-2",
             "variable state 3-3",
             "class Store 5-14",
+            "field Store.kind 6-6",
             "method Store.size 8-11",
+            "local function size.local 10-10",
             "class Store.Inner 13-14",
             "method Inner.deep 14-14",
             "function open_store 16-19",
@@ -121,8 +128,8 @@ fn python() {
     );
     let signatures = signatures("a.py", PYTHON);
     assert_eq!(signatures[2], "class Store(Base)");
-    assert_eq!(signatures[3], "def size(self) -> int");
-    assert_eq!(signatures[6], "def open_store(path: str, mode: str = \"r\") -> Store");
+    assert_eq!(signatures[4], "def size(self) -> int");
+    assert_eq!(signatures[8], "def open_store(path: str, mode: str = \"r\") -> Store");
 }
 
 const JAVASCRIPT: &str = r#"import fs from 'fs';
@@ -153,6 +160,7 @@ fn javascript_with_jsx() {
             "function start 5-5",
             "function walk 6-6",
             "class Store 7-11",
+            "field Store.#secret 8-8",
             "method Store.size 9-9",
             "method Store.load 10-10",
             "function helper 12-12",
@@ -181,8 +189,10 @@ const identity = <T,>(x: T): T => x;
 fn typescript_and_tsx() {
     let expected = [
         "interface Item 1-1",
+        "field Item.id 1-1",
         "type Id 2-2",
         "enum Color 3-3",
+        "variant Color.Red 3-3",
         "function outside 4-4",
         "module Deep 5-5",
         "function Deep.inner 5-5",
@@ -194,7 +204,7 @@ fn typescript_and_tsx() {
     ];
     assert_eq!(symbols("a.ts", TYPESCRIPT), expected);
     assert_eq!(symbols("a.tsx", TYPESCRIPT), expected);
-    assert_eq!(signatures("a.ts", TYPESCRIPT)[6], "abstract class Store<T>");
+    assert_eq!(signatures("a.ts", TYPESCRIPT)[8], "abstract class Store<T>");
 }
 
 const GO: &str = r#"package store
@@ -239,12 +249,38 @@ fn go() {
             "variable x 13-13",
             "variable y 13-13",
             "struct Store 16-18",
+            "field Store.items 17-17",
             "interface Keeper 19-19",
+            "method Keeper.Keep 19-19",
             "type ID 20-20",
             "type Alias 21-21",
             "function Open 23-25",
             "method Store.Keep 27-27",
         ]
     );
-    assert_eq!(signatures("a.go", GO)[12], "func (s *Store[T]) Keep(item T)");
+    assert_eq!(signatures("a.go", GO)[14], "func (s *Store[T]) Keep(item T)");
+}
+
+#[test]
+fn containers_are_told_as_a_path() {
+    let code = "mod a { mod b { impl Store { fn keep() {} } } }\nimpl Store { fn drop() {} }\n";
+    let analysis = analyze("a.rs", code, &Limits::default(), || false).unwrap();
+    let paths: Vec<Option<&str>> = analysis.symbols.iter().map(|symbol| symbol.container_path.as_deref()).collect();
+    assert_eq!(paths, [None, Some("a"), Some("a::b::Store"), Some("Store")]);
+}
+
+#[test]
+fn what_is_bound_in_a_function_is_no_definition() {
+    let code = "function f() { const hidden = 1; const inner = () => { let deeper; }; class Local { field = 1 } }\n\
+                describe('x', () => { const also = 1; function helper() {} });\n";
+    assert_eq!(
+        symbols("a.js", code),
+        [
+            "function f 1-1",
+            "local function f.inner 1-1",
+            "local class f.Local 1-1",
+            "local field Local.field 1-1",
+            "local function helper 2-2",
+        ]
+    );
 }

@@ -28,6 +28,7 @@ use std::time::Duration;
 use async_nats::jetstream::{self, kv};
 use async_nats::{Client, ConnectOptions, Event, HeaderMap};
 use bytes::Bytes;
+use futures::StreamExt;
 use prometheus::{IntCounterVec, Opts};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -70,6 +71,19 @@ impl Default for Config {
             replicas: 1,
         }
     }
+}
+
+/// An entry of a bucket that is followed, or its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// Its key.
+    pub key: String,
+    /// Counts the changes of the bucket.
+    pub revision: u64,
+    /// Its value; none when it was deleted.
+    pub value: Option<Bytes>,
+    /// With it, everything that was there at the beginning has come.
+    pub is_current: bool,
 }
 
 /// Why the bus did not do what was asked.
@@ -249,6 +263,24 @@ impl Bus {
         let key =
             |m: &async_nats::Message| Some(pull::header(m, "Nats-Subject")?.strip_prefix(prefix.as_str())?.to_owned());
         Ok(messages.iter().filter(|m| is_there(m)).filter_map(|m| Some((key(m)?, m.payload.clone()))).collect())
+    }
+
+    /// The entries of a bucket whose keys match one of the filters, as they are, and then every change as it comes. It goes
+    /// on through lost connections. Where no key matches, nothing comes, not even the news that this is all.
+    ///
+    /// # Errors
+    /// When the bucket does not exist or the server does not answer. An error in the stream is its end: begin anew.
+    pub async fn follow_entries(
+        &self,
+        bucket: &str,
+        filters: &[String],
+    ) -> Result<impl futures::Stream<Item = Result<Followed, Error>> + Send + Unpin + use<>, Error> {
+        let watch = self.bucket(bucket).await?.watch_many_with_history(filters).await.map_err(Error::broken)?;
+        Ok(watch.map(|entry| {
+            let entry = entry.map_err(Error::broken)?;
+            let value = (entry.operation == kv::Operation::Put).then_some(entry.value);
+            Ok(Followed { key: entry.key, revision: entry.revision, value, is_current: entry.seen_current })
+        }))
     }
 
     /// Sends what is buffered.

@@ -389,7 +389,7 @@ impl Bus {
         let detail = format!("handed out {deliveries} times to workers of consumer {consumer}, and never finished");
         // Without the message nobody wants it any more: it was finished after all, or withdrawn.
         if self.quarantine(stream, *stream_seq, Reason::GivenUp, &detail).await?.is_some()
-            && [stream::INFERENCE_JOBS, stream::TOOL_JOBS].contains(&stream.as_str())
+            && [stream::INFERENCE_JOBS, stream::TOOL_JOBS, stream::ANALYSIS_JOBS].contains(&stream.as_str())
         {
             // Nobody is handed it any more, and it would take room in the queue for ever.
             self.unqueue(stream, *stream_seq).await?;

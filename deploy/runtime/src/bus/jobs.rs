@@ -95,6 +95,14 @@ impl Bus {
         self.job_queue(stream::TOOL_JOBS, "tools".to_owned(), "vl.v1.job.tool.>".to_owned()).await
     }
 
+    /// Jobs of all analysis workers.
+    ///
+    /// # Errors
+    /// When the stream is missing or the server does not answer.
+    pub async fn analysis_jobs(&self) -> Result<JobQueue<schemas::AnalysisJob>, Error> {
+        self.job_queue(stream::ANALYSIS_JOBS, "analysis".to_owned(), "vl.v1.job.analysis.>".to_owned()).await
+    }
+
     async fn job_queue<J: Job>(
         &self,
         stream: &'static str,
