@@ -10,7 +10,20 @@ use schemas::rpc::AgentType;
 use crate::execution::DELEGATE;
 
 const SYSTEM: &str = "You are Vlinder, a code assistant.";
-const TOOLS: [&str; 6] = ["search_code", "semantic_search", "read_file", "analyze_code", "web_search", "web_fetch"];
+/// The last ones are for models with a window that has room for them.
+const TOOLS: [&str; 11] = [
+    "search_code",
+    "semantic_search",
+    "read_file",
+    "analyze_code",
+    "web_search",
+    "web_fetch",
+    "similar_code",
+    "repository_outline",
+    "code_dependencies",
+    "remember",
+    "recall",
+];
 
 /// All built-in agent types.
 #[must_use]

@@ -162,6 +162,7 @@ impl Hands {
         match order {
             Order::Inference(job) => self.queue(stream::INFERENCE_JOBS, job.as_ref()).await.map(Some),
             Order::Tool(job) => self.queue(stream::TOOL_JOBS, job.as_ref()).await.map(Some),
+            Order::Analysis(job) => self.queue(stream::ANALYSIS_JOBS, job.as_ref()).await.map(Some),
             Order::Child(fact) => self.runtime.bus.append_fact(fact).await.map(|_| None),
         }
     }

@@ -19,6 +19,7 @@ pub mod context;
 pub mod control;
 mod decide;
 pub mod effects;
+mod indexing;
 pub mod phase;
 mod rules;
 
@@ -30,6 +31,8 @@ pub(crate) use decide::calls::Delegate;
 pub use effects::{Effect, Effects, State, Work};
 pub use phase::Phase;
 pub use rules::{MACHINE, MACHINE_NEXT, Rules};
+/// Tools that are called without a model where the agent type says so: at the start, at the end.
+pub use schemas::chat::{RECALL, REMEMBER};
 
 use std::collections::BTreeMap;
 
@@ -39,13 +42,13 @@ use schemas::wire::Nanos;
 use schemas::{Event, ExecutionId, Fact, FactBody, Message, Role, ToolCall, Usage};
 use serde::{Deserialize, Serialize};
 
+use indexing::Indexing;
+
 /// A row of a region's table: from which state, on what (the name of a fact, of a decision, or `deadline`), to which.
 pub type Transition = (&'static str, &'static str, &'static str);
 
 /// The tool that asks for an execution of another agent type. It is carried out here, by no worker.
 pub const DELEGATE: &str = "delegate";
-/// The tool that finds what earlier executions left.
-pub const RECALL: &str = "recall";
 
 /// One execution.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -74,6 +77,15 @@ pub struct Execution {
     pub end: Option<End>,
     /// The call that recalls what is known, made before the first turn.
     recall: Option<ToolCall>,
+    /// The call that remembers question and answer, made after the last turn.
+    #[serde(default)]
+    remember: Option<ToolCall>,
+    /// It has been carried out.
+    #[serde(default)]
+    remembered: bool,
+    /// Of a request to index: what it has come to.
+    #[serde(default)]
+    indexing: Option<Box<Indexing>>,
 }
 
 /// How an execution ended.
@@ -99,6 +111,7 @@ impl Execution {
                     self.budget.spend(f.usage);
                     let tokens = (f.usage.prompt_tokens, f.answer_tokens());
                     self.context.answer(f.text.clone(), f.tool_calls.clone(), f.finish, tokens);
+                    self.remember = self.worth_remembering();
                 }
             }
             FactBody::ToolCompleted(f) => {
@@ -150,6 +163,10 @@ impl Execution {
             // A question that lies beside the log is too long to be looked up.
             .filter(|said| request.policy.recall && offered && said.object.is_none())
             .map(|said| ToolCall::new("recall-0", RECALL, serde_json::json!({"query": said.content}).to_string()));
+        self.indexing = match (&request.kind, &request.call) {
+            (Kind::Index, Some(plan)) => Some(Box::new(Indexing::begin(plan.clone()))),
+            _ => None,
+        };
         self.request = Some(Box::new(request.clone()));
     }
 
@@ -203,7 +220,7 @@ impl Execution {
             // Timers follow from the state; the log names them for people.
             Event::TimerSet(_) | Event::TimerCancelled(_) | Event::StuckDetected(_) => {}
             Event::ExecutionCompleted(_) => {
-                let tool = self.request.as_deref().is_some_and(|r| r.kind == Kind::Tool);
+                let tool = self.request.as_deref().is_some_and(|r| matches!(r.kind, Kind::Tool | Kind::Index));
                 let role = if tool { Role::Tool } else { Role::Assistant };
                 self.close(Outcome::Completed, self.context.last(role).to_owned());
             }
@@ -217,6 +234,7 @@ impl Execution {
 
     fn infer(&mut self, asked: &InferenceRequested) {
         self.turn = asked.turn;
+        self.remembered = false;
         if asked.attempt == 1 {
             self.budget.iterations += 1;
             self.context.take_pending();
@@ -227,6 +245,9 @@ impl Execution {
     }
 
     fn act(&mut self, asked: &ToolsRequested) {
+        if self.indexing.is_some() {
+            self.turn = asked.turn;
+        }
         for request in &asked.calls {
             // Arguments that a person edited stay edited when the call is made again.
             let known = self.effects.get(&request.effect).and_then(call_of);
@@ -258,6 +279,11 @@ impl Execution {
     }
 
     fn join(&mut self, joined: &ToolsJoined) {
+        if self.indexing.is_some() {
+            return self.join_index(joined);
+        }
+        // Before the results stand behind the answer.
+        let remembering = joined.turn > 0 && self.context.calls().is_empty();
         let mut print = Fingerprint::default();
         for outcome in &joined.outcomes {
             let (call, text) = self.effects.take_result(&outcome.effect);
@@ -267,6 +293,7 @@ impl Execution {
             match (&self.recall, joined.turn) {
                 (Some(_), 0) if outcome.success => self.context.recalled(&text),
                 (Some(_), 0) => {}
+                _ if remembering => self.remembered = true,
                 _ => self.context.tool_result(call, text),
             }
         }
@@ -274,6 +301,21 @@ impl Execution {
             self.recall = None;
         }
         self.context.turn_ended(joined.turn, print.0);
+        self.phase = Phase::Ready;
+    }
+
+    fn join_index(&mut self, joined: &ToolsJoined) {
+        let mut results = Vec::new();
+        for outcome in &joined.outcomes {
+            let (call, text) = self.effects.take_result(&outcome.effect);
+            if joined.turn == Indexing::ENDS && outcome.success {
+                self.context.tool_result(call, text.clone());
+            }
+            results.push(if outcome.success { Ok(text) } else { Err(text) });
+        }
+        if let Some(indexing) = &mut self.indexing {
+            indexing.joined(results);
+        }
         self.phase = Phase::Ready;
     }
 
@@ -317,13 +359,41 @@ impl Execution {
         wakes.map(|(id, at)| (id.to_string(), at)).chain(deadline)
     }
 
-    /// The calls that are to be carried out: of the last answer, of the request itself, or the one that recalls.
+    /// The call that keeps question and answer for later executions, where the agent type says so and this was the answer.
+    fn worth_remembering(&self) -> Option<ToolCall> {
+        let request = self.request.as_deref().filter(|r| r.kind == Kind::Agent && r.policy.remember)?;
+        let offered = request.tools.iter().any(|tool| tool.function.name == REMEMBER);
+        let answer = self.context.last(Role::Assistant).trim();
+        if !offered || !self.context.calls().is_empty() || answer.is_empty() {
+            return None;
+        }
+        let asked = brief(self.context.last(Role::User), ASKED_CHARS_MAX);
+        let fact = format!("Asked: {asked}\nAnswered: {}", brief(answer, ANSWERED_CHARS_MAX));
+        Some(ToolCall::new("remember-0", REMEMBER, serde_json::json!({"fact": fact}).to_string()))
+    }
+
+    /// The calls that are to be carried out: of the last answer, of the request itself, or those that recall, remember and
+    /// index.
     fn calls(&self) -> &[ToolCall] {
         match (self.request.as_deref(), &self.recall) {
             (Some(ExecutionSubmitted { kind: Kind::Tool, call: Some(call), .. }), _) => std::slice::from_ref(call),
+            _ if self.indexing.is_some() => self.indexing.as_deref().map_or(&[], |indexing| &indexing.calls),
             (_, Some(recall)) if self.turn == 0 => std::slice::from_ref(recall),
+            _ if self.turn > 0 && self.context.calls().is_empty() => self.remember.as_slice(),
             _ => self.context.calls(),
         }
+    }
+}
+
+/// How much of a question is remembered.
+const ASKED_CHARS_MAX: usize = 500;
+/// How much of its answer.
+const ANSWERED_CHARS_MAX: usize = 1_500;
+
+fn brief(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

@@ -70,8 +70,15 @@ fn fork(exec: ExecutionId, messages: &[Stored], at: u64) -> Result<Forked, (&'st
     let Some(request) = execution.request.as_deref() else {
         return Err(("out_of_range", format!("after message {at} there was no request yet; fork later")));
     };
-    if request.kind == RequestKind::Tool {
-        return Err(("no_context", "a single tool call has no context to go on from; make the call again".to_owned()));
+    match request.kind {
+        RequestKind::Tool => {
+            let detail = "a single tool call has no context to go on from; make the call again";
+            return Err(("no_context", detail.to_owned()));
+        }
+        RequestKind::Index => {
+            return Err(("no_context", "indexing has no context to go on from; index again".to_owned()));
+        }
+        RequestKind::Chat | RequestKind::Agent => {}
     }
     let said = execution.context.messages().iter().cloned().chain(open_calls(execution)).chain(pending);
     let request = ExecutionSubmitted { messages: said.collect(), reply: None, parent: None, ..request.clone() };

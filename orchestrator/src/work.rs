@@ -3,7 +3,7 @@
 
 use schemas::chat::{Priority, Truncation};
 use schemas::fact::{CancelMode, CancelRequested, ChildClosed, ExecutionSubmitted, Kind, Limits, Outcome, Parent};
-use schemas::job::{InferenceJob, Purpose, ToolJob};
+use schemas::job::{AnalysisJob, InferenceJob, Purpose, ToolJob};
 use schemas::wire::{Nanos, Schema};
 use schemas::{EffectId, ExecutionId, Fact, FactBody, Message, Role, Sampling};
 
@@ -16,6 +16,8 @@ pub enum Order {
     Inference(Box<InferenceJob>),
     /// For a tool worker.
     Tool(Box<ToolJob>),
+    /// For an analysis worker.
+    Analysis(Box<AnalysisJob>),
     /// The first fact of another execution.
     Child(Box<Fact>),
 }
@@ -71,6 +73,17 @@ pub fn order(execution: &Execution, id: &EffectId, effect: &Effect, history: &[M
                 ..job
             }))
         }
+        Work::Tool { call } if request.kind == Kind::Index => Order::Analysis(Box::new(AnalysisJob {
+            schema: AnalysisJob::SCHEMA.to_owned(),
+            exec,
+            effect: id.clone(),
+            attempt: effect.attempt,
+            deadline,
+            queued_at: now,
+            trace: execution.trace.clone(),
+            kind: call.function.name.clone(),
+            arguments: call.function.arguments.clone(),
+        })),
         Work::Tool { call } => Order::Tool(Box::new(ToolJob {
             schema: ToolJob::SCHEMA.to_owned(),
             exec,

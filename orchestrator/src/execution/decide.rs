@@ -15,6 +15,7 @@ use schemas::wire::Nanos;
 use schemas::{EffectId, Event};
 
 use super::control::PAUSED_BY_BUDGET;
+use super::indexing::Indexing;
 use super::{Control, Effect, Execution, Phase, Rules, State, Work};
 
 /// Attempts of an effect that keeps failing.
@@ -237,7 +238,11 @@ impl Execution {
         class: FailureClass,
         detail: &str,
     ) -> Vec<Event> {
-        let what = if request.kind == Kind::Tool { "the tool" } else { "the model" };
+        let what = match request.kind {
+            Kind::Tool => "the tool",
+            Kind::Index => "the analysis",
+            Kind::Chat | Kind::Agent => "the model",
+        };
         self.end_with(Event::ExecutionFailed(
             self.ended(failure_code(class), format!("{what} failed ({effect}): {detail}")),
         ))
@@ -246,6 +251,12 @@ impl Execution {
     fn next_step(&self, request: &ExecutionSubmitted, rules: Rules) -> Vec<Event> {
         if request.kind == Kind::Tool {
             return self.single_tool(request);
+        }
+        if let Some(indexing) = &self.indexing {
+            return self.next_of_index(request, indexing);
+        }
+        if self.remembered && !self.leads_on(request) {
+            return self.completed(EffectId::inference(self.turn), self.context.finish());
         }
         if self.turn == 0 && self.recall.is_some() {
             return self.request_calls(request, 0);
@@ -304,11 +315,28 @@ impl Execution {
         self.request_calls(request, 0)
     }
 
+    /// An index execution asks for its next calls, or ends.
+    fn next_of_index(&self, request: &ExecutionSubmitted, indexing: &Indexing) -> Vec<Event> {
+        match &indexing.ended {
+            None => self.request_calls(request, indexing.turn),
+            Some(Ok(())) => self.completed(EffectId::tool(Indexing::ENDS, 0), None),
+            Some(Err(why)) => self.end_with(Event::ExecutionFailed(self.ended("index", why.clone()))),
+        }
+    }
+
     fn after_answer(&self, request: &ExecutionSubmitted, effect: &EffectId, rules: Rules) -> Vec<Event> {
         if !self.leads_on(request) {
+            // Unless nothing may be called any more.
+            if self.remember.is_some() && self.budget.tool_calls_left() > 0 {
+                return self.request_calls(request, self.turn);
+            }
             return self.completed(effect.clone(), self.context.finish());
         }
-        if self.calls().is_empty() { self.next_turn(request, rules) } else { self.request_calls(request, self.turn) }
+        if self.context.calls().is_empty() {
+            self.next_turn(request, rules)
+        } else {
+            self.request_calls(request, self.turn)
+        }
     }
 
     /// Whether the turn's answer is there.
@@ -320,7 +348,7 @@ impl Execution {
     /// allow another. Calls that go back to the caller end it all the same: only the caller has their results, and no
     /// prompt may stand without them.
     fn leads_on(&self, request: &ExecutionSubmitted) -> bool {
-        match self.calls().is_empty() {
+        match self.context.calls().is_empty() {
             true => self.context.has_pending() && self.budget.exceeded().is_none(),
             false => request.kind == Kind::Agent,
         }
@@ -340,13 +368,17 @@ impl Execution {
     }
 
     fn tool_deadline(&self) -> Nanos {
+        // Parts wait for one another in the queue.
+        if self.indexing.is_some() {
+            return self.budget.deadline();
+        }
         self.budget.deadline().min(self.now + TOOL_DEADLINE)
     }
 }
 
 fn start(request: &ExecutionSubmitted, rules: Rules, deadline: Nanos) -> Vec<Event> {
     let problem = match request.kind {
-        Kind::Tool if request.call.is_none() => Some("a tool request names no call"),
+        Kind::Tool | Kind::Index if request.call.is_none() => Some("a request for a tool or an index names no call"),
         Kind::Chat | Kind::Agent if request.messages.is_empty() => Some("there are no messages"),
         Kind::Chat | Kind::Agent if request.model.is_empty() => Some("no model is named"),
         _ => None,

@@ -565,6 +565,142 @@ fn what_is_known_is_recalled_first_and_stands_with_the_instructions() {
     assert_eq!(execution.context.len(), 2);
 }
 
+#[test]
+fn question_and_answer_are_remembered_at_the_end() {
+    let submitted = with(|r| {
+        r.tools.push(ToolSpec::new(REMEMBER, "", json!({})));
+        r.policy.remember = true;
+    });
+    let (execution, last) = given(vec![submitted.clone(), answer(1, 1, &[])]);
+    assert_eq!(last, ["tools.requested"]);
+    let call = execution.effects.get(&EffectId::tool(1, 0)).and_then(call_of).expect("it is asked for");
+    let fact = json!({"fact": "Asked: Where is x?\nAnswered: text"}).to_string();
+    assert_eq!((call.function.name.as_str(), call.function.arguments), (REMEMBER, fact));
+    let (execution, last) = given(vec![submitted.clone(), answer(1, 1, &[]), tool_done(1, 0, 1)]);
+    assert_eq!(last, ["tools.joined", "execution.completed"]);
+    assert_eq!(execution.end.expect("it ended").text, "text");
+    assert_eq!(execution.context.len(), 2, "nobody reads that it was remembered");
+    // That it cannot be remembered takes nothing from the answer.
+    let failed = vec![submitted.clone(), answer(1, 1, &[]), tool_failed(1, 0, FailureClass::Refused)];
+    assert_eq!(given(failed).1, ["tools.joined", "execution.completed"]);
+    // What is said meanwhile is answered first, and then remembered, too.
+    let more = vec![submitted, answer(1, 1, &[]), say("And y?"), tool_done(1, 0, 1), answer(2, 1, &[])];
+    let (execution, last) = given(more);
+    assert_eq!(last, ["tools.requested"]);
+    let call = execution.effects.get(&EffectId::tool(2, 0)).and_then(call_of).expect("it is asked for");
+    assert!(call.function.arguments.contains("And y?"));
+}
+
+#[test]
+fn nothing_is_remembered_where_nobody_wants_it_or_nothing_may_be_called() {
+    let wants = |r: &mut ExecutionSubmitted| {
+        r.tools.push(ToolSpec::new(REMEMBER, "", json!({})));
+        r.policy.remember = true;
+    };
+    let forgetful = with(|r| r.tools.push(ToolSpec::new(REMEMBER, "", json!({}))));
+    let toolless = with(|r| r.policy.remember = true);
+    let used_up = with(|r| {
+        wants(r);
+        r.limits.tool_calls = 0;
+    });
+    for submitted in [forgetful, toolless, used_up] {
+        assert_eq!(given(vec![submitted, answer(1, 1, &[])]).1, ["execution.completed"]);
+    }
+}
+
+// --- indexing ---------------------------------------------------------------------------------------------------------
+
+fn index() -> FactBody {
+    let mut request = request(Kind::Index);
+    (request.messages, request.tools, request.limits.tool_calls) = (vec![], vec![], 258);
+    request.call = Some(ToolCall::new("plan", "index_plan", r#"{"workspace":"w"}"#));
+    FactBody::ExecutionSubmitted(Box::new(request))
+}
+
+fn gave(turn: u32, ordinal: usize, attempt: u32, result: &serde_json::Value) -> FactBody {
+    let FactBody::ToolCompleted(mut done) = tool_done(turn, ordinal, attempt) else { unreachable!() };
+    done.result = result.to_string();
+    FactBody::ToolCompleted(done)
+}
+
+fn planned() -> FactBody {
+    let list = schemas::object::Reference::to(b"list", "application/msgpack");
+    let plan =
+        json!({"workspace": "/w", "list": list, "files": 9, "unchanged": 4, "removed": 1, "parts": [[0, 3], [3, 5]]});
+    gave(0, 0, 1, &plan)
+}
+
+fn part(ordinal: usize, attempt: u32, files: u64) -> FactBody {
+    let part = json!({
+        "files": files, "bytes": 10, "pieces": 7, "embedded": 6, "reused": 1, "symbols": 5, "total_ms": 4, "embedding_ms": 3,
+    });
+    gave(1, ordinal, attempt, &part)
+}
+
+fn asked(execution: &Execution, turn: u32, ordinal: usize) -> serde_json::Value {
+    let call = execution.effects.get(&EffectId::tool(turn, ordinal)).and_then(call_of).expect("it is asked for");
+    json!([call.function.name, serde_json::from_str::<serde_json::Value>(&call.function.arguments).expect("JSON")])
+}
+
+#[test]
+fn an_index_is_planned_read_in_parts_and_finished() {
+    assert_eq!(given(vec![index()]).1, ["execution.started", "tools.requested"]);
+    let (execution, last) = given(vec![index(), planned()]);
+    assert_eq!(last, ["tools.joined", "tools.requested"]);
+    let list = "f5f8c2ea09ca42ffc2ab8d9ac9cf6bbf3e7f8fb3ec8a1a3ab5aff3a60d5c9a16".len();
+    let second = asked(&execution, 1, 1);
+    assert_eq!((second[0].as_str(), &second[1]["from"], &second[1]["to"]), (Some("index_files"), &json!(3), &json!(5)));
+    assert_eq!(second[1]["list"].as_str().map(str::len), Some(list));
+    assert!(given(vec![index(), planned(), part(1, 1, 2)]).1.is_empty(), "the other part is still being read");
+    let (execution, last) = given(vec![index(), planned(), part(1, 1, 2), part(0, 1, 3)]);
+    assert_eq!(last, ["tools.joined", "tools.requested"]);
+    let finish = asked(&execution, 2, 0);
+    assert_eq!((finish[0].as_str(), &finish[1]["report"]["done"]["files"]), (Some("index_finish"), &json!(5)));
+    assert_eq!(finish[1]["report"]["unchanged"], json!(4));
+    let report = json!({"all": "well"});
+    let end = vec![index(), planned(), part(1, 1, 2), part(0, 1, 3), gave(2, 0, 1, &report)];
+    let (execution, last) = given(end);
+    assert_eq!(last, ["tools.joined", "execution.completed"]);
+    assert_eq!(execution.end.expect("it ended").text, report.to_string());
+}
+
+#[test]
+fn nothing_to_read_leads_straight_to_the_end() {
+    let plan = json!({"workspace": "/w", "files": 9, "unchanged": 9, "removed": 0});
+    let (execution, last) = given(vec![index(), gave(0, 0, 1, &plan)]);
+    assert_eq!(last, ["tools.joined", "tools.requested"]);
+    assert_eq!(asked(&execution, 2, 0)[0], "index_finish");
+}
+
+#[test]
+fn a_part_that_fails_is_reported_and_the_others_count() {
+    let failed = tool_failed(1, 0, FailureClass::BadRequest);
+    let (execution, _) = given(vec![index(), planned(), failed, part(1, 1, 2)]);
+    let report = asked(&execution, 2, 0)[1]["report"].clone();
+    assert_eq!(report["done"]["files"], json!(2));
+    assert!(report["failed"][0].as_str().is_some_and(|why| why.contains("no such file: x")), "{report}");
+}
+
+#[test]
+fn a_plan_that_fails_or_is_nonsense_ends_it() {
+    for plan in [tool_failed(0, 0, FailureClass::BadRequest), tool_done(0, 0, 1)] {
+        let (execution, last) = given(vec![index(), plan]);
+        assert_eq!(last, ["tools.joined", "execution.failed"]);
+        let why = execution.end.expect("it ended").text;
+        assert!(why.contains("no such file: x") || why.contains("answered nonsense"), "{why}");
+    }
+}
+
+#[test]
+fn a_part_whose_worker_is_gone_is_asked_for_again() {
+    let facts = vec![index(), planned(), lost(EffectId::tool(1, 1), 1)];
+    assert_eq!(given(facts.clone()).1, ["tools.requested"]);
+    let late = [facts.clone(), vec![part(1, 1, 2), part(0, 1, 3)]].concat();
+    assert!(given(late).1.is_empty(), "the first attempt no longer counts");
+    let (_, last) = given([facts, vec![part(1, 2, 2), part(0, 1, 3)]].concat());
+    assert_eq!(last, ["tools.joined", "tools.requested"]);
+}
+
 // --- room in the window -----------------------------------------------------------------------------------------------
 
 /// A turn whose result fills about `tokens` of the window.

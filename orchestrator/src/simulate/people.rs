@@ -2,6 +2,7 @@
 //! and the tools that will serve it: a seed's executions differ mostly in these.
 
 use schemas::chat::{Message, Role, Sampling, ToolCall, ToolSpec};
+use schemas::code::PLAN;
 use schemas::fact::*;
 use schemas::wire::Nanos;
 use schemas::{EffectId, ExecutionId, Fact, FactBody, Record};
@@ -10,7 +11,7 @@ use serde_json::json;
 use super::bus::Job;
 use super::world::{Wakeup, World};
 use super::{MILLISECOND, SECOND};
-use crate::execution::{DELEGATE, RECALL};
+use crate::execution::{DELEGATE, RECALL, REMEMBER};
 
 /// Agent types that may be delegated to; a lead may delegate to helpers.
 pub(super) const LEAD: &str = "lead";
@@ -122,6 +123,7 @@ impl World {
         let kind = match self.chance.below(20) {
             0..=2 => Kind::Chat,
             3 => Kind::Tool,
+            4 => Kind::Index,
             _ => Kind::Agent,
         };
         // Some models hold less than they are said to.
@@ -152,24 +154,32 @@ impl World {
         if recall {
             tools.push(tool(RECALL));
         }
+        let remember = self.chance.percent(20);
+        if remember {
+            tools.push(tool(REMEMBER));
+        }
         ExecutionSubmitted {
             model: "tiny".into(),
             window: window as u32,
             messages,
             tools,
-            call: (kind == Kind::Tool).then(|| ToolCall::new("call-0", "search_code", "{}")),
+            call: match kind {
+                Kind::Tool => Some(ToolCall::new("call-0", "search_code", "{}")),
+                Kind::Index => Some(ToolCall::new("plan", PLAN, r#"{"workspace": "w"}"#)),
+                Kind::Chat | Kind::Agent => None,
+            },
             // Some chats want several answers.
             sampling: Sampling {
                 n: (kind == Kind::Chat).then_some(1 + (limits.tokens % 3) as u32),
                 ..Sampling::default()
             },
-            policy: self.policy(recall),
+            policy: self.policy(recall, remember),
             agents: vec![self.agent(LEAD, &[HELPER]), self.agent(HELPER, &[])],
             ..ExecutionSubmitted::new(kind, "coder", limits)
         }
     }
 
-    fn policy(&mut self, recall: bool) -> Policy {
+    fn policy(&mut self, recall: bool, remember: bool) -> Policy {
         let asks = [AtLimit::End, AtLimit::End, AtLimit::Ask];
         Policy {
             approve: vec!["guarded".into()],
@@ -178,6 +188,7 @@ impl World {
             at_limit: self.chance.pick(&asks),
             small_model: None,
             recall,
+            remember,
         }
     }
 
@@ -194,7 +205,7 @@ impl World {
             tokens: 8_000,
             tool_calls: 5,
             deadline_ms: 5_000 + self.chance.below(60_000),
-            policy: self.policy(false),
+            policy: self.policy(false, false),
         }
     }
 

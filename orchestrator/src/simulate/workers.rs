@@ -2,11 +2,13 @@
 //! store their result once or more often, and die with or without having stored it.
 
 use schemas::chat::{FinishReason, MALFORMED_CALL, Message, ToolCall, Usage};
+use schemas::code::{FILES, FilesDone, IndexReport, PLAN, Plan};
 use schemas::fact::{
     Alternative, CompressionCompleted, CompressionFailed, FailureClass, InferenceCompleted, InferenceFailed,
     InferenceTiming, Sandbox, ToolCompleted, ToolFailed,
 };
-use schemas::job::{InferenceJob, Purpose, ToolJob};
+use schemas::job::{AnalysisJob, InferenceJob, Purpose, ToolJob};
+use schemas::object::Reference;
 use schemas::wire::Nanos;
 use schemas::{Fact, FactBody};
 use serde_json::json;
@@ -168,6 +170,7 @@ impl World {
             Order::Inference(asked) if asked.purpose == Purpose::Summary => self.summarise(who, asked),
             Order::Inference(asked) => self.infer(who, asked, temper),
             Order::Tool(asked) => self.run_tool(who, asked, temper),
+            Order::Analysis(asked) => self.run_analysis(who, asked),
             Order::Child(_) => unreachable!("a child is no job"),
         }
     }
@@ -279,6 +282,38 @@ impl World {
             None => 1 + self.chance.index(most / 2),
         };
         let result = "r".repeat(length);
+        FactBody::ToolCompleted(ToolCompleted { full: None, effect, attempt, worker, result, duration_us: 1, sandbox })
+    }
+
+    fn run_analysis(&mut self, who: usize, job: &AnalysisJob) -> FactBody {
+        let (effect, attempt, worker, sandbox) =
+            (job.effect.clone(), job.attempt, format!("w{who}"), Sandbox::default());
+        if self.chance.percent(12) {
+            let classes = [FailureClass::Internal, FailureClass::BadRequest, FailureClass::Cancelled];
+            let (class, detail) = (self.chance.pick(&classes), "no such directory".to_owned());
+            return FactBody::ToolFailed(ToolFailed {
+                effect,
+                attempt,
+                worker,
+                class,
+                detail,
+                duration_us: 1,
+                sandbox,
+            });
+        }
+        let parts = self.chance.below(4) as u32;
+        let plan = Plan {
+            list: (parts > 0).then(|| Reference::to(b"list", "application/msgpack")),
+            files: 9,
+            parts: (0..parts).map(|part| (part, part + 1)).collect(),
+            ..Plan::default()
+        };
+        let result = match job.kind.as_str() {
+            _ if self.chance.percent(3) => "nonsense".to_owned(),
+            PLAN => json!(plan).to_string(),
+            FILES => json!(FilesDone { files: 1, ..FilesDone::default() }).to_string(),
+            _ => json!(IndexReport::default()).to_string(),
+        };
         FactBody::ToolCompleted(ToolCompleted { full: None, effect, attempt, worker, result, duration_us: 1, sandbox })
     }
 

@@ -341,6 +341,7 @@ fn timeless(order: &Order) -> Order {
     match &mut order {
         Order::Inference(job) => job.queued_at = 0,
         Order::Tool(job) => job.queued_at = 0,
+        Order::Analysis(job) => job.queued_at = 0,
         Order::Child(fact) => fact.at = 0,
     }
     order

@@ -22,7 +22,7 @@ const PROGRESS: u64 = 80;
 impl Execution {
     /// Measures, asks for a summary, puts one where the messages were.
     pub(super) fn make_room(&self, request: &ExecutionSubmitted, rules: Rules) -> Vec<Event> {
-        if request.kind == Kind::Tool || request.window == 0 {
+        if matches!(request.kind, Kind::Tool | Kind::Index) || request.window == 0 {
             return vec![];
         }
         if rules.accounts && !self.context.is_measured() {
@@ -40,7 +40,8 @@ impl Execution {
         }
         // A turn under way is not cut: its calls and their results belong together.
         let between = !matches!(self.phase, Phase::Acting(_));
-        let over = !rules.compresses_to_the_end && self.is_answered() && !self.leads_on(request);
+        let answered = self.is_answered() || self.remembered;
+        let over = !rules.compresses_to_the_end && answered && !self.leads_on(request);
         if between && !over && self.is_fuller_than(request, COMPRESS_FROM) {
             return self.relieve(request).unwrap_or_default();
         }
