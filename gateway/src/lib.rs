@@ -9,12 +9,14 @@
 
 mod agents;
 mod batch;
+mod code;
 mod config;
 mod control;
 mod dead_letters;
 mod directory;
 mod follow;
 mod forks;
+mod memory;
 mod metrics;
 mod models;
 mod objects;

@@ -310,6 +310,7 @@ mod tests {
             tools: vec![],
             sandbox: None,
             refused: Vec::new(),
+            vectors: None,
             inference: Some(InferenceState { models, operations, memory: HostMemory::default(), gpus: vec![] }),
         }
     }

@@ -121,7 +121,7 @@ pub(crate) async fn embeddings(State(gateway): State<Arc<Gateway>>, request: Req
 }
 
 /// Appends the request, then streams what happens or waits for the end.
-async fn run<T: Serialize>(
+pub(crate) async fn run<T: Serialize>(
     gateway: &Arc<Gateway>,
     headers: &HeaderMap,
     submitted: ExecutionSubmitted,

@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::serve::ListenerExt;
 use axum::{Json, Router};
 use runtime::bus::{Kind, Stored};
@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
-use crate::{agents, batch, control, dead_letters, forks, models, objects, requests};
+use crate::{agents, batch, code, control, dead_letters, forks, memory, models, objects, requests};
 
 /// What `/health` says to do about dead letters.
 const LETTERS_NEXT: &str = "look at them: `vlinders dead-letters ls`, or GET /internal/dead-letters";
@@ -102,6 +102,9 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/internal/tools/execute", post(requests::tool))
         .route("/internal/tools/execute_batch", post(batch::tools))
         .route("/internal/embeddings", post(requests::embeddings))
+        .route("/internal/index", get(code::indexes).post(code::index))
+        .route("/internal/memory", get(memory::list))
+        .route("/internal/memory/{id}", delete(memory::forget))
         .route("/internal/executions/{id}", get(execution))
         .route("/internal/executions/{id}/events", get(events))
         .route("/internal/executions/{id}/stream", get(stream))
@@ -186,6 +189,8 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
             "models": models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(),
             // How each tool worker confines calls, or why it refuses them.
             "sandbox": workers.iter().filter_map(|w| Some((&w.id, w.sandbox.as_ref()?))).collect::<BTreeMap<_, _>>(),
+            // Where each analysis worker keeps vectors, and why they cannot be had, if so: words find code all the same.
+            "vectors": workers.iter().filter_map(|w| Some((&w.id, w.vectors.as_ref()?))).collect::<BTreeMap<_, _>>(),
             // A note for people: letters hold up nothing but themselves. None when nobody could be asked.
             "dead_letters": {"waiting": dead_letters, "next_step": dead_letters.filter(|n| *n > 0).map(|_| LETTERS_NEXT)},
         },

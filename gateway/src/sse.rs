@@ -91,12 +91,7 @@ async fn next(streamed: &mut Streamed) -> Result<Option<Update>, Failure> {
 
 async fn last(streamed: &Streamed) -> Event {
     let execution = &streamed.follow.execution;
-    let answer = if execution.is_tool() {
-        execution.tool_answer(streamed.exec).map(|a| json!(a))
-    } else {
-        execution.answer(streamed.exec).map(|a| json!(a))
-    };
-    match answer {
+    match execution.any_answer(streamed.exec) {
         Ok(answer) => event("done", None, &answer),
         Err(failure) => {
             let failure = models::explained(&streamed.gateway, execution, failure).await;

@@ -110,9 +110,9 @@ pub(crate) fn agent(request: AgentRequest, with: &Surroundings<'_>) -> Result<Ex
     let mut policy = policy(with.agent, with.models);
     approve(&config.approve, &tools, &mut policy, &mut agents)?;
     approve_always(with.tools, &tools, &mut policy, &mut agents);
-    let tokens = models::tokens(&messages, &offered::least(&tools));
+    let tokens = models::tokens(&messages, &offered::least(&tools, &policy));
     let model = models::named_or_preferred(config.model.as_deref(), with, tokens)?;
-    let tools = offered::to_window(tools, model.window);
+    let tools = offered::to_window(tools, model.window, &policy);
     Ok(ExecutionSubmitted {
         model: model.name.clone(),
         window: model.window,

@@ -9,8 +9,11 @@ pub(crate) use waiting::{Approval, Waiting};
 
 use std::collections::BTreeMap;
 
-use schemas::api::{Answer, AnswerUsage, Choice, ExecutionView, Logprobs, Status, ToolAnswer, ToolCallReport};
+use schemas::api::{
+    Answer, AnswerUsage, Choice, ExecutionView, IndexAnswer, Logprobs, Status, ToolAnswer, ToolCallReport,
+};
 use schemas::chat::{Message, Role, TokenLogprob};
+use schemas::code::{FINISH, IndexReport, PLAN};
 use schemas::decision::{ApprovalResolved, ChildRequested, Ended, Event};
 use schemas::fact::{ExecutionSubmitted, FactBody, InferenceCompleted, Kind, Outcome, Sandbox, Verdict};
 use schemas::wire::Nanos;
@@ -177,8 +180,13 @@ impl Execution {
         self.submitted.as_ref().map(|s| s.limits.deadline)
     }
 
-    pub(crate) fn is_tool(&self) -> bool {
-        self.submitted.as_ref().is_some_and(|s| s.kind == Kind::Tool)
+    /// The answer as its kind of request has it.
+    pub(crate) fn any_answer(&self, exec: ExecutionId) -> Result<Value, Failure> {
+        match self.submitted.as_ref().map(|s| s.kind) {
+            Some(Kind::Tool) => self.tool_answer(exec).map(|answer| json!(answer)),
+            Some(Kind::Index) => self.index_answer(exec).map(|answer| json!(answer)),
+            _ => self.answer(exec).map(|answer| json!(answer)),
+        }
     }
 
     fn is_current(&self, effect: &EffectId, attempt: u32) -> bool {
@@ -303,7 +311,7 @@ impl Execution {
             return None;
         }
         let asked = match &self.submitted {
-            Some(s) if s.kind == Kind::Tool => s.call.as_ref(),
+            Some(s) if s.kind == Kind::Tool || call.name == PLAN => s.call.as_ref(),
             _ => self.last.as_ref().and_then(|l| l.tool_calls.get(call.ordinal as usize)),
         };
         let mut report = asked.map_or_else(
@@ -438,6 +446,19 @@ impl Execution {
         })
     }
 
+    /// What indexing came to, or the problem it ended with.
+    pub(crate) fn index_answer(&self, exec: ExecutionId) -> Result<IndexAnswer, Failure> {
+        self.check(exec)?;
+        let last = self.calls.iter().rev().find(|(_, call)| call.report.name == FINISH);
+        let text = last.and_then(|(_, call)| call.report.result.as_deref()).unwrap_or_default();
+        let report = serde_json::from_str::<IndexReport>(text).map_err(|error| {
+            Failure::new(502, "failed", format!("the report cannot be read: {error}"), "read the events").about(exec)
+        })?;
+        let ended = self.ended.as_ref().map_or(self.created_at, |(at, _)| *at);
+        let duration_ms = (ended - self.created_at).max(0) as f64 / 1e6;
+        Ok(IndexAnswer { execution_id: exec, report, duration_ms })
+    }
+
     fn check(&self, exec: ExecutionId) -> Result<(), Failure> {
         let read = format!("read GET /internal/executions/{exec}/events");
         let (code, detail) = match &self.ended {
@@ -452,6 +473,9 @@ impl Execution {
             Some(Status::Failed) => match code {
                 "overloaded" => (503, code, "send the request again in a while"),
                 "bad_request" => (400, code, "correct the request"),
+                "index" => {
+                    (422, code, "name a directory that exists under an allowed root, and see the analysis worker's log")
+                }
                 "overflow" => (413, code, "send fewer or shorter messages, or use a model with a larger window"),
                 _ => (502, code, read.as_str()),
             },

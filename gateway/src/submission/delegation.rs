@@ -82,13 +82,13 @@ fn spec(agent: &AgentType, asks: bool, with: &Surroundings<'_>) -> Result<AgentS
         tools.push(tool(agent, with)?);
     }
     let system = [Message::text(Role::System, &agent.system)];
-    let model = models::preferred(agent, with.models, models::tokens(&system, &offered::least(&tools)))?;
+    let model = models::preferred(agent, with.models, models::tokens(&system, &offered::least(&tools, &agent.policy)))?;
     Ok(AgentSpec {
         name: agent.name.clone(),
         system: agent.system.clone(),
         model: model.name.clone(),
         window: model.window,
-        tools: offered::to_window(tools, model.window),
+        tools: offered::to_window(tools, model.window, &agent.policy),
         agents: if asks { agent.agents.clone() } else { Vec::new() },
         iterations: agent.max_iterations,
         tokens: agent.max_tokens,

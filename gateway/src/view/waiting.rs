@@ -157,6 +157,7 @@ impl Waiting {
     pub(crate) fn is_deaf(&self) -> Option<String> {
         match self.kind {
             Some(Kind::Tool) => Some("it is a single tool call, which no model reads".to_owned()),
+            Some(Kind::Index) => Some("it indexes code, and no model reads along".to_owned()),
             _ if !self.asks_for_more && self.asked >= self.limits.iterations => {
                 Some(format!("{} of {} inferences were asked for already", self.asked, self.limits.iterations))
             }
