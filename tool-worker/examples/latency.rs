@@ -278,12 +278,7 @@ async fn start(config: &Config) -> Result<Executor, String> {
 }
 
 async fn read(executor: &Executor) -> Result<Duration, String> {
-    let call = Call {
-        tool: "read_file".to_owned(),
-        arguments: r#"{"path": "a.rs"}"#.to_owned(),
-        workspace: None,
-        result_bytes_max: 0,
-    };
+    let call = Call { tool: "read_file".to_owned(), arguments: r#"{"path": "a.rs"}"#.to_owned(), ..Call::default() };
     let outcome = executor.execute(&call).await;
     outcome.result.map_err(|failure| failure.detail)?;
     Ok(outcome.duration)

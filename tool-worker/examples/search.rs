@@ -74,12 +74,7 @@ impl Search {
     async fn ours(&self, executor: &Executor, more: Value) -> Result<(Duration, String), String> {
         let mut arguments = json!({"query": self.query, "regex": self.regex});
         arguments.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
-        let call = Call {
-            tool: "search_code".to_owned(),
-            arguments: arguments.to_string(),
-            workspace: None,
-            result_bytes_max: 0,
-        };
+        let call = Call { tool: "search_code".to_owned(), arguments: arguments.to_string(), ..Call::default() };
         let outcome = executor.execute(&call).await;
         let text = outcome.result.map_err(|failure| failure.detail)?;
         Ok((outcome.duration, outcome.full.unwrap_or(text)))

@@ -16,6 +16,7 @@ use crate::executor::{Call, Executor, Outcome, Ready, Refused, Why};
 use crate::failure::Failure;
 use crate::ledger::{self, Ended, Entry, Ledger};
 use crate::permission::Permissions;
+use crate::registry::Behalf;
 use crate::results::{Question, Results};
 use crate::service::Error;
 
@@ -90,6 +91,7 @@ impl Calls {
             arguments: job.arguments.clone(),
             workspace: job.workspace.clone(),
             result_bytes_max: usize::try_from(job.result_bytes_max).unwrap_or(usize::MAX),
+            behalf: Behalf { user_id: job.user_id.clone(), exec: Some(job.exec), workspace: job.workspace.clone() },
         };
         let ready = match self.executor.prepare(&call) {
             Ok(ready) => ready,

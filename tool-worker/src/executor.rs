@@ -19,7 +19,7 @@ use tool_runner::tools::{self, SourceFile, Sources, directory_text, outline_text
 
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::registry::{Checked, Means, Order, Registry, Tool};
+use crate::registry::{Behalf, Checked, Means, Order, Registry, Tool};
 use crate::sandbox;
 use crate::toolbox::Toolbox;
 use crate::visible::visible_owned;
@@ -38,7 +38,7 @@ pub type Analyst = Arc<dyn Fn(String, String) -> BoxFuture<'static, Result<Outli
 pub type Library = Arc<dyn Fn(String) -> BoxFuture<'static, Result<String, Failure>> + Send + Sync>;
 
 /// One call.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Call {
     /// The tool's name.
     pub tool: String,
@@ -48,6 +48,8 @@ pub struct Call {
     pub workspace: Option<String>,
     /// Bytes of result text at most; 0 means the tool's own limit.
     pub result_bytes_max: usize,
+    /// For whom.
+    pub behalf: Behalf,
 }
 
 /// A call that may be carried out: its tool, arguments and workspace were found good.
@@ -56,6 +58,7 @@ pub struct Ready {
     checked: Checked,
     workspace: Option<Workspace>,
     result_bytes_max: usize,
+    behalf: Behalf,
 }
 
 /// A call that will not be carried out.
@@ -192,7 +195,7 @@ impl Executor {
             }
             false => None,
         };
-        Ok(Ready { checked, workspace, result_bytes_max })
+        Ok(Ready { checked, workspace, result_bytes_max, behalf: call.behalf.clone() })
     }
 
     /// Carries out one call.
@@ -237,7 +240,7 @@ impl Executor {
         let text = match &tool.means {
             Means::Runner => self.in_a_box(tool, arguments, workspace, bytes_max, report).await?,
             Means::Handler(handler) => {
-                let order = Order { arguments, workspace, result_bytes_max: bytes_max };
+                let order = Order { arguments, workspace, result_bytes_max: bytes_max, behalf: ready.behalf.clone() };
                 let answer = tokio::time::timeout(tool.timeout, handler.carry_out(order, report)).await;
                 let late = |_| Failure::timeout(format!("{} took longer than {:?}", tool.name, tool.timeout));
                 answer.map_err(late)??

@@ -8,12 +8,14 @@
 //! [`fetch`] and nothing else, and taken apart in a box. A call that does more than read is never carried out twice.
 
 mod calls;
+mod code;
 mod commands;
 pub mod config;
 pub mod executor;
 pub mod fetch;
 mod ledger;
 pub mod mcp;
+mod memory;
 pub mod permission;
 pub mod plugins;
 pub mod registry;

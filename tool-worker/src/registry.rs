@@ -19,7 +19,7 @@ use schemas::{rpc, subject};
 use serde_json::{Map, Value};
 
 pub use schemas::rpc::{Approval, SideEffect};
-pub use tool::{Handler, Means, Order, Permission, Tool};
+pub use tool::{Behalf, Handler, Means, Order, Permission, Tool};
 
 use crate::failure::Failure;
 

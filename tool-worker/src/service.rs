@@ -25,7 +25,7 @@ use crate::ledger::Ended;
 use crate::toolbox::Toolbox;
 use crate::web::Web;
 use crate::workspace::{self, Workspace};
-use crate::{mcp, plugins};
+use crate::{code, mcp, memory, plugins};
 
 /// Why the worker does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +59,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let (bus, tasks, metrics) = (runtime.bus.clone(), runtime.tasks.clone(), runtime.metrics.clone());
     let executor = Executor::start(&config, analyst(bus.clone()), library(bus.clone())).await?;
     config.check().map_err(Error::Settings)?;
-    Box::pin(equip(&executor, &config)).await.map_err(Error::Settings)?;
+    Box::pin(equip(&executor, &config, &bus)).await.map_err(Error::Settings)?;
     plugins::start(&config, &executor, &tasks).await;
     let servers = mcp::start(&config, &executor).await.map_err(Error::Settings)?;
     let slots = config.slots.clamp(1, 64);
@@ -104,6 +104,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         inference: None,
         sandbox: Some(confinement(&shell.calls.executor)),
         refused: Vec::new(),
+        vectors: None,
     };
     announce(&bus, &tasks, worker, shell.calls.executor.toolbox()).await?;
     let queue = bus.tool_jobs().await?;
@@ -124,10 +125,11 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
 }
 
 /// Adds the tools that depend on the configuration.
-async fn equip(executor: &Executor, config: &Config) -> Result<(), String> {
+async fn equip(executor: &Executor, config: &Config, bus: &Bus) -> Result<(), String> {
     let web = Web::new(config, executor.boxes())?.tools();
     let run_command = commands::tool(config, &executor.boxes(), executor.roots()).await;
-    let more = web.into_iter().chain([run_command]);
+    let of_index = code::tools(bus).into_iter().chain(memory::tools(bus, executor.roots()));
+    let more = web.into_iter().chain([run_command]).chain(of_index);
     executor.toolbox().change(|registry| {
         let registry =
             more.into_iter().try_fold(registry.clone(), |registry, tool| registry.without(&tool.name).with(tool));

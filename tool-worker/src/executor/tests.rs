@@ -65,7 +65,7 @@ fn workspace() -> tempfile::TempDir {
 
 #[expect(clippy::needless_pass_by_value, reason = "literals read better without a borrow")]
 fn call(tool: &str, arguments: Value) -> Call {
-    Call { tool: tool.to_owned(), arguments: arguments.to_string(), workspace: None, result_bytes_max: 0 }
+    Call { tool: tool.to_owned(), arguments: arguments.to_string(), ..Call::default() }
 }
 
 #[tokio::test]

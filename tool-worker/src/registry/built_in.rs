@@ -64,15 +64,6 @@ pub(super) fn tools() -> Vec<Tool> {
             &["path"],
         ),
         Tool {
-            unavailable: Some("this server has no vector index; use search_code".to_owned()),
-            ..reads(
-                "semantic_search",
-                "Find code by meaning.",
-                &json!({"query": query("what the code is about")}),
-                &["query"],
-            )
-        },
-        Tool {
             unavailable: Some("no search provider is configured on this server".to_owned()),
             effect: SideEffect::ReachesNetwork,
             permissions: [Permission::PublicNetwork].into(),

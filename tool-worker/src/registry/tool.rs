@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use schemas::ExecutionId;
 use schemas::fact::Sandbox;
 use schemas::rpc::{self, Approval, SideEffect};
 use serde_json::{Map, Value};
@@ -84,6 +85,19 @@ pub struct Order {
     pub workspace: Option<Workspace>,
     /// Bytes of the result that will be shown at most. More may be given: the whole is kept.
     pub result_bytes_max: usize,
+    /// For whom it is carried out.
+    pub behalf: Behalf,
+}
+
+/// For whom a call is carried out, as its request says; a model has no say in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Behalf {
+    /// The user; nobody in particular when missing.
+    pub user_id: Option<String>,
+    /// The execution.
+    pub exec: Option<ExecutionId>,
+    /// The workspace as the request named it, also where the tool does not look at one.
+    pub workspace: Option<String>,
 }
 
 impl Tool {

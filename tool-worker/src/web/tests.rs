@@ -44,7 +44,7 @@ fn fetching(server: &Scripted) -> Config {
 
 async fn called(executor: &Executor, tool: &str, arguments: Value) -> Outcome {
     let (tool, arguments) = (tool.to_owned(), arguments.to_string());
-    executor.execute(&Call { tool, arguments, workspace: None, result_bytes_max: 0 }).await
+    executor.execute(&Call { tool, arguments, ..Call::default() }).await
 }
 
 #[tokio::test]

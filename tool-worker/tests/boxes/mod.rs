@@ -67,7 +67,7 @@ pub fn in_ci() -> bool {
 /// A call with arguments as JSON.
 #[expect(clippy::needless_pass_by_value, reason = "literals read better without a borrow")]
 pub fn call(tool: &str, arguments: Value) -> Call {
-    Call { tool: tool.to_owned(), arguments: arguments.to_string(), workspace: None, result_bytes_max: 0 }
+    Call { tool: tool.to_owned(), arguments: arguments.to_string(), ..Call::default() }
 }
 
 /// What a worker may leave behind: descriptors and children of this process, and containers that it made.
