@@ -268,5 +268,6 @@ fn entry(id: &str, announced: Announced) -> Worker {
         inference: Some(announced.state),
         sandbox: None,
         refused: Vec::new(),
+        vectors: None,
     }
 }

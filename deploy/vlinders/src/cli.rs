@@ -34,6 +34,10 @@ pub(crate) enum Command {
     Agent(Agent),
     /// List the tools, or call one.
     Tools(Tools),
+    /// Index the code of a workspace, so that it is found by meaning.
+    Index(Index),
+    /// Look at what is remembered across executions, or forget it.
+    Memory(Memory),
     /// List the newest executions, or show one.
     Executions(Executions),
     /// Fold the log of one execution and print its story.
@@ -74,7 +78,7 @@ pub(crate) struct Up {
     /// Where to serve HTTP; port 0 picks a free one.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) http: Option<SocketAddr>,
-    /// A directory whose files tools may read; repeatable.
+    /// A directory whose files tools may read, and which may be indexed; repeatable.
     #[arg(long, value_name = "DIR")]
     pub(crate) workspace: Vec<PathBuf>,
     /// A model (a directory with `config.json`, or a GGUF file), or a directory of models.
@@ -120,7 +124,7 @@ pub(crate) struct Role {
     /// gateway: where to serve HTTP; port 0 picks a free one.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) http: Option<SocketAddr>,
-    /// tool-worker: a directory whose files tools may read; repeatable.
+    /// tool-worker, analysis-worker: a directory whose files tools may read, and which may be indexed; repeatable.
     #[arg(long, value_name = "DIR")]
     pub(crate) workspace: Vec<PathBuf>,
     /// inference-worker: a model (a directory with `config.json`, or a GGUF file), or a directory of models.
@@ -243,6 +247,86 @@ pub(crate) struct RunTool {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct Index {
+    #[command(subcommand)]
+    pub(crate) what: Option<IndexWhat>,
+    /// The workspace; a path under an allowed root.
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    /// A file or directory below it; repeatable. All of it when none is named.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) path: Vec<String>,
+    /// Read and embed again what has not changed, too: after another embedding model was chosen.
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    /// Go on, and index every file as soon as it changes.
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum IndexWhat {
+    /// List the workspaces that are indexed.
+    Ls(ListIndexes),
+}
+
+#[derive(Args)]
+pub(crate) struct ListIndexes {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct Memory {
+    #[command(subcommand)]
+    pub(crate) what: MemoryWhat,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum MemoryWhat {
+    /// List what is remembered, newest first.
+    Ls(ListMemory),
+    /// Forget facts.
+    Rm(ForgetMemory),
+}
+
+#[derive(Args)]
+pub(crate) struct ListMemory {
+    /// Only facts of this user.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Only facts of this workspace.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) workspace: Option<String>,
+    /// How many to list.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) limit: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct ForgetMemory {
+    /// Ids of facts, as `vlinders memory ls` shows them.
+    #[arg(required = true, value_name = "ID")]
+    pub(crate) ids: Vec<String>,
     #[command(flatten)]
     pub(crate) target: Target,
 }

@@ -10,6 +10,8 @@ mod control;
 mod dead_letters;
 mod doctor;
 mod endpoint;
+mod index;
+mod memory;
 mod models;
 mod nats;
 mod object;
@@ -62,7 +64,7 @@ fn raise_open_files() {
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        Command::Up(options) => up::run(options).await,
+        Command::Up(options) => Box::pin(up::run(options)).await,
         Command::Gateway(options) => roles::run(roles::Role::Gateway, options).await,
         Command::Orchestrator(options) => roles::run(roles::Role::Orchestrator, options).await,
         Command::InferenceWorker(options) => roles::run(roles::Role::Inference, options).await,
@@ -71,6 +73,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Chat(options) => client::chat(options).await,
         Command::Agent(options) => client::agent(options).await,
         Command::Tools(options) => tools::run(options).await,
+        Command::Index(options) => index::run(options).await,
+        Command::Memory(options) => memory::run(options).await,
         Command::Executions(options) => replay::executions(options).await,
         Command::Replay(options) => replay::replay(options).await,
         Command::Audit(options) => audit::run(options).await,

@@ -51,7 +51,10 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
         flags.push(("gateway", "http", toml::Value::String(http.to_string())));
     }
     if !options.workspace.is_empty() {
-        flags.push(("tools", "workspaces", settings::path_list(&options.workspace)));
+        // Tools read there, and it may be indexed.
+        for section in ["tools", "analysis"] {
+            flags.push((section, "workspaces", settings::path_list(&options.workspace)));
+        }
     }
     flags.extend(settings::model_flags(options.models.as_deref(), &options.models_dir)?);
     if let Some(models) = &options.embedding_models {
@@ -79,6 +82,10 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     }
     if role == Role::Tools {
         settings.tools.check().map_err(Usage)?;
+    }
+    if role == Role::Analysis {
+        settings::place_vectors(&mut settings.analysis, &settings::default_data());
+        settings.analysis.check().map_err(Usage)?;
     }
     let _telemetry = telemetry::start(&settings.telemetry, role.name())?;
     settings.log();

@@ -189,6 +189,11 @@ pub(crate) fn add_shipped_models(inference: &mut inference_worker::Config, data:
     Ok(())
 }
 
+/// Where the vectors are kept, where nothing else is configured.
+pub(crate) fn place_vectors(analysis: &mut analysis_worker::Config, data: &Path) {
+    analysis.vectors.dir.get_or_insert_with(|| data.join("vectors"));
+}
+
 /// Where the models that come with the program lie: beside the data, or in the source tree it was built from.
 pub(crate) fn shipped_models(data: &Path) -> Option<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../inference-worker/models");

@@ -82,7 +82,7 @@ async fn call(options: RunTool) -> anyhow::Result<ExitCode> {
 }
 
 /// The answer as JSON; none when it is a problem, which is reported.
-async fn answered(request: reqwest::RequestBuilder, url: &str) -> anyhow::Result<Option<Value>> {
+pub(crate) async fn answered(request: reqwest::RequestBuilder, url: &str) -> anyhow::Result<Option<Value>> {
     let response = request.send().await.with_context(|| format!("reach the gateway at {url}"))?;
     let status = response.status();
     let body: Value = response.json().await.unwrap_or_default();

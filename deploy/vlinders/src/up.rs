@@ -22,6 +22,7 @@ pub(crate) async fn run(options: Up) -> anyhow::Result<ExitCode> {
     settings.orchestrator.check().map_err(Usage)?;
     settings.inference.check().map_err(Usage)?;
     settings.tools.check().map_err(Usage)?;
+    settings.analysis.check().map_err(Usage)?;
     let _telemetry = telemetry::start(&settings.telemetry, "up")?;
     settings.log();
     let _lock = lock(&data)?;
@@ -89,7 +90,10 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
         flags.push(("gateway", "http", toml::Value::String(http.to_string())));
     }
     if !options.workspace.is_empty() {
-        flags.push(("tools", "workspaces", settings::path_list(&options.workspace)));
+        // Tools read there, and it may be indexed.
+        for section in ["tools", "analysis"] {
+            flags.push((section, "workspaces", settings::path_list(&options.workspace)));
+        }
     }
     flags.extend(settings::model_flags(options.models.as_deref(), &options.models_dir)?);
     if let Some(models) = &options.embedding_models {
@@ -108,6 +112,7 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
         settings.tools.plugins_dir = Some(tools);
     }
     settings::add_shipped_models(&mut settings.inference, data)?;
+    settings::place_vectors(&mut settings.analysis, data);
     // A box of bubblewrap starts in milliseconds and loads nothing between calls, which suits one person's machine; a
     // server's worker, a process of its own, prefers containers.
     if !settings.says("tools.sandbox") && settings.tools.bubblewrap.exists() {
