@@ -64,6 +64,20 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the repository").to_owned()
 }
 
+/// The real embedding model; without it the tests that need it say so and pass.
+#[expect(clippy::disallowed_methods, reason = "where deploy/install puts models stands in the environment")]
+#[must_use]
+pub fn embedding_model() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    let directory = cache.join("vlinders/models/all-minilm-l6-v2");
+    if !directory.exists() {
+        println!("{} is missing: deploy/install installs it; skipped", directory.display());
+        return None;
+    }
+    Some(directory)
+}
+
 /// Lets this process, and those it starts, have as many files and connections open as the system allows.
 ///
 /// # Errors
@@ -247,6 +261,11 @@ impl System {
                 // The same on every machine; what containers add is tested where they are made.
                 command.env("VLINDERS_TOOLS__SANDBOX", "bubblewrap");
             }
+            "analysis-worker" => {
+                command.arg("--workspace").arg(repository()).arg("--workspace").arg(self.workspace());
+                // Where vectors are kept, which all of them share.
+                command.env("XDG_DATA_HOME", self.directory());
+            }
             _ => {}
         }
         command.args(arguments).envs(environment.iter().copied());
@@ -296,6 +315,11 @@ impl System {
     /// A request with the secret.
     pub fn post(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
         self.client.post(format!("{}{path}", self.http)).header("X-Internal-Auth", SECRET).json(body)
+    }
+
+    /// The same as PUT.
+    pub fn put(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
+        self.client.put(format!("{}{path}", self.http)).header("X-Internal-Auth", SECRET).json(body)
     }
 
     /// A question with the secret.

@@ -1,26 +1,11 @@
 //! Embeddings through the edge, made by the real all-MiniLM-L6-v2; `deploy/install` puts it in its place.
 
-use std::path::PathBuf;
-
 use futures::future::try_join_all;
-use pipeline_tests::{System, repository};
+use pipeline_tests::{System, embedding_model, repository};
 use serde_json::{Value, json};
 
-/// The real model; without it the tests that need it say so and pass.
-#[expect(clippy::disallowed_methods, reason = "where deploy/install puts models stands in the environment")]
-fn model() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
-    let directory = cache.join("vlinders/models/all-minilm-l6-v2");
-    if !directory.exists() {
-        println!("{} is missing: deploy/install installs it; skipped", directory.display());
-        return None;
-    }
-    Some(directory)
-}
-
 async fn with_embeddings() -> anyhow::Result<Option<System>> {
-    let Some(model) = model() else { return Ok(None) };
+    let Some(model) = embedding_model() else { return Ok(None) };
     let mut system = System::start_without(&["inference-worker"]).await?;
     let model = model.display().to_string();
     system.start_role_with("inference-worker", &["--embedding-models", &model], &[]).await?;

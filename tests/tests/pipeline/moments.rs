@@ -50,6 +50,7 @@ async fn die(bus: &Bus, exec: ExecutionId, reached: Reached) -> anyhow::Result<(
             match work::order(&history.execution, id, effect, &[], runtime::clock::now()) {
                 Some(Order::Inference(job)) => drop(bus.queue(job.as_ref()).await?),
                 Some(Order::Tool(job)) => drop(bus.queue(job.as_ref()).await?),
+                Some(Order::Analysis(job)) => drop(bus.queue(job.as_ref()).await?),
                 Some(Order::Child(_)) | None => {}
             }
         }
