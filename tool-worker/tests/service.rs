@@ -250,7 +250,7 @@ async fn bad_input_is_answered_in_words_and_counted_and_the_worker_lives() {
             "read_file",
             "bad_arguments",
         ),
-        (job("semantic_search", r#"{"query": "x"}"#), refused, "is not available: ", "semantic_search", "unavailable"),
+        (job("web_search", r#"{"query": "x"}"#), refused, "is not available: ", "web_search", "unavailable"),
         (
             job("read_file", r#"{"path": "huge.txt"}"#),
             bad,
@@ -392,7 +392,7 @@ async fn a_job_becomes_one_fact_and_leaves_the_queue() {
     let (bus, tasks) = start(&server, workspace.path()).await;
 
     let tools: Vec<schemas::rpc::Tool> = bus.ask(subject::RPC_TOOLS, &(), Duration::from_secs(5)).await.unwrap();
-    assert_eq!(tools.len(), 7);
+    assert_eq!(tools.len(), 12);
 
     match answer(&bus, &job("search_code", r#"{"query":"open_store"}"#)).await {
         FactBody::ToolCompleted(fact) => {

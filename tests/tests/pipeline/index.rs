@@ -250,7 +250,10 @@ async fn an_agent_type_recalls_at_the_start_and_remembers_at_the_end() -> anyhow
     let text = fact["text"].as_str().context("a text")?;
     assert!(text.starts_with("Asked: Where is TokenReader defined?\nAnswered: "), "{text}");
     let (_, _, instructions) = ask().await?;
-    assert!(instructions.contains("Known from earlier work:\n- Asked: Where is TokenReader defined?"), "{instructions}");
+    assert!(
+        instructions.contains("Known from earlier work:\n- Asked: Where is TokenReader defined?"),
+        "{instructions}"
+    );
     Ok(())
 }
 

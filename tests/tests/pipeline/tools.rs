@@ -97,7 +97,7 @@ async fn the_command_line_lists_and_calls_tools() -> anyhow::Result<()> {
     let (code, listed) = system.client(&["tools", "ls"]).await?;
     let tools = listed["tools"].as_array().context("a list")?;
     let of = |name: &str| tools.iter().find(|tool| tool["name"] == name).cloned().unwrap_or_default();
-    assert_eq!((code, tools.len()), (Some(0), 7));
+    assert_eq!((code, tools.len()), (Some(0), 12));
     let (read, web) = (of("read_file"), of("web_search"));
     assert_eq!((&read["effect"], &read["permissions"]), (&json!("reads_workspace"), &json!(["workspace:read"])));
     assert_eq!((&read["approval"], &read["timeout_ms"]), (&json!("agent_type"), &json!(10_000)));

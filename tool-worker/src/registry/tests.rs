@@ -51,14 +51,14 @@ fn an_unknown_tool_lists_the_nearest_first() {
 
 #[test]
 fn an_unavailable_tool_says_why_and_stays_listed() {
-    let failure = refusal("semantic_search", r#"{"query": "x"}"#);
+    let failure = refusal("web_search", r#"{"query": "x"}"#);
     assert_eq!(failure.class, FailureClass::Refused);
-    assert_eq!(failure.detail, "semantic_search is not available: this server has no vector index; use search_code");
+    assert_eq!(failure.detail, "web_search is not available: no search provider is configured on this server");
     let listing = Registry::built_in().listing();
     let unavailable: Vec<&str> =
         listing.iter().filter(|tool| tool.unavailable.is_some()).map(|tool| tool.name.as_str()).collect();
-    assert_eq!(unavailable, ["semantic_search", "web_search"]);
-    assert_eq!(listing.len(), 5);
+    assert_eq!(unavailable, ["web_search"]);
+    assert_eq!(listing.len(), 4);
 }
 
 /// A tool as somebody else would register it.
