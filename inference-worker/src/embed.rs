@@ -4,21 +4,19 @@
 //! computed one by one: nothing is padded, so a text has the same vector in any company, bit for bit. Of a text longer
 //! than the model reads, the beginning is read, as such models are used everywhere; the answer says that it was cut.
 
-use std::{path::Path, sync::Mutex};
-
-use candle_core::{DType, Device, Shape, Tensor};
-use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
-use candle_transformers::models::bert::{BertModel, Config};
+use std::path::Path;
 
 use crate::{
     architecture::positive,
     model_directory::{Error, fitting_tokenizer, name_of, read_json},
     tokenizer::Tokenizer,
-    weights::{SafetensorsFiles, Weights},
+    weights::SafetensorsFiles,
 };
 
+mod bert;
 mod recipe;
 
+use bert::{Bert, Config};
 use recipe::{Pooling, Recipe};
 
 /// Below this a vector counts as this long, so that a vector of zeros stays one.
@@ -32,7 +30,7 @@ pub struct Embedder {
     pub window: usize,
     /// Length of its vectors.
     pub dimensions: usize,
-    model: BertModel,
+    model: Bert,
     tokenizer: Tokenizer,
     recipe: Recipe,
 }
@@ -62,7 +60,7 @@ impl Embedder {
         let mut tokenizer = fitting_tokenizer(&files.join("tokenizer.json"), config.vocab_size)?;
         let window = recipe.window.map_or(config.max_position_embeddings, |w| w.min(config.max_position_embeddings));
         tokenizer.cut_at(window).map_err(|why| Error::refused(&config_path, why))?;
-        let model = bert(&SafetensorsFiles::open(files)?, &config, &config_path)?;
+        let model = Bert::load(&SafetensorsFiles::open(files)?, &config)?;
         Ok(Self { name: name_of(directory), window, dimensions: config.hidden_size, model, tokenizer, recipe })
     }
 
@@ -75,7 +73,7 @@ impl Embedder {
         if marked.ids.is_empty() {
             return Err("embed a text without tokens".to_owned());
         }
-        let hidden = self.hidden(&marked.ids, &marked.types).map_err(|error| error.to_string())?;
+        let hidden = self.model.hidden(&marked.ids, &marked.types)?;
         let mut vector = pooled(&hidden, self.dimensions, self.recipe.pooling);
         if self.recipe.normalise {
             let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt().max(SHORTEST);
@@ -85,12 +83,6 @@ impl Embedder {
             return Err("the model gave no finite vector; are its weights whole?".to_owned());
         }
         Ok(Embedding { vector, tokens: marked.ids.len(), cut: marked.cut })
-    }
-
-    /// The last layer's output, row by row.
-    fn hidden(&self, ids: &[u32], types: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let row = |values: &[u32]| Tensor::new(values, &Device::Cpu)?.unsqueeze(0);
-        self.model.forward(&row(ids)?, &row(types)?, None)?.flatten_all()?.to_vec1()
     }
 }
 
@@ -123,51 +115,10 @@ fn configuration(path: &Path) -> Result<Config, Error> {
     for name in ["vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings", "type_vocab_size"] {
         positive(&json, name).map_err(refuse)?;
     }
-    let config: Config =
-        serde_json::from_value(json).map_err(|error| refuse(format!("not a BERT configuration: {error}")))?;
+    let config = bert::read(json, path)?;
     if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
         let (heads, width) = (config.num_attention_heads, config.hidden_size);
         return Err(refuse(format!("{heads} attention heads cannot share a width of {width}")));
     }
     Ok(config)
-}
-
-fn bert(files: &SafetensorsFiles, config: &Config, config_path: &Path) -> Result<BertModel, Error> {
-    let first_error = Mutex::new(None);
-    let source = Box::new(Source { files, first_error: &first_error });
-    let root = VarBuilder::from_backend(source, DType::F32, Device::Cpu);
-    // A model that was saved with a head on top has its own name in front.
-    let inside = files.holds("bert.embeddings.word_embeddings.weight");
-    let loaded = BertModel::load(if inside { root.pp("bert") } else { root }, config);
-    loaded.map_err(|error| {
-        let ours = first_error.lock().expect("no panic while the lock is held").take();
-        ours.unwrap_or_else(|| Error::refused(config_path, error.to_string()))
-    })
-}
-
-/// Hands tensors to candle one at a time, and keeps what was wrong in our own words.
-struct Source<'a> {
-    files: &'a SafetensorsFiles,
-    first_error: &'a Mutex<Option<Error>>,
-}
-
-impl SimpleBackend for Source<'_> {
-    fn get(&self, shape: Shape, name: &str, _: Init, _: DType, device: &Device) -> candle_core::Result<Tensor> {
-        match self.files.tensor(name, shape.dims()) {
-            Ok(values) => Tensor::from_vec(values, shape, device),
-            Err(error) => {
-                let text = error.to_string();
-                self.first_error.lock().expect("no panic while the lock is held").get_or_insert(error);
-                Err(candle_core::Error::Msg(text))
-            }
-        }
-    }
-
-    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        Err(candle_core::Error::Msg(format!("tensor {name:?} is asked for without a shape")))
-    }
-
-    fn contains_tensor(&self, name: &str) -> bool {
-        self.files.holds(name)
-    }
 }

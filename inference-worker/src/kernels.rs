@@ -9,6 +9,7 @@
 
 pub mod attention;
 pub mod elementwise;
+pub mod encoder;
 pub mod matmul;
 pub mod matrix;
 mod pages;
