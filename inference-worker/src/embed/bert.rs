@@ -6,7 +6,13 @@ use std::{cell::RefCell, path::Path};
 use serde::Deserialize;
 
 use crate::{
-    kernels::{encoder, matmul::Packed, matrix::Matrix, team::Team},
+    kernels::{
+        attention::{AttentionScratch, BLOCK, HeadShape, KvCache, View},
+        encoder,
+        matmul::Packed,
+        matrix::Matrix,
+        team::Team,
+    },
     model_directory::Error,
     weights::{SafetensorsFiles, Weights},
 };
@@ -89,7 +95,9 @@ struct Scratch {
     mixed: Vec<f32>,
     wide: Vec<f32>,
     out: Vec<f32>,
-    attention: encoder::Scratch,
+    attention: AttentionScratch,
+    /// Keys and values of the text's tokens in one layer.
+    cache: Option<KvCache>,
 }
 
 thread_local! {
@@ -143,7 +151,12 @@ impl Bert {
             x.extend(word.iter().zip(place).zip(kind).map(|((word, place), kind)| word + kind + place));
         }
         encoder::layer_norm(&mut x, &self.norm.weight, &self.norm.bias, self.epsilon);
-        SCRATCH.with_borrow_mut(|scratch| self.layers.iter().for_each(|layer| self.pass(layer, &mut x, scratch)));
+        SCRATCH.with_borrow_mut(|scratch| {
+            // Of another model, it may have another shape.
+            let fresh = self.cache();
+            scratch.cache = scratch.cache.take().filter(|cache| cache.is_like(&fresh)).or(Some(fresh));
+            self.layers.iter().for_each(|layer| self.pass(layer, &mut x, scratch));
+        });
         Ok(x)
     }
 
@@ -152,15 +165,12 @@ impl Bert {
     }
 
     fn pass(&self, layer: &Layer, x: &mut [f32], scratch: &mut Scratch) {
-        let Scratch { qkv, mixed, wide, out, attention } = scratch;
+        let Scratch { qkv, mixed, wide, out, attention, cache } = scratch;
         let (width, rows) = (self.width, x.len() / self.width);
-        let head = width / self.heads;
         self.multiply(&layer.qkv, x, qkv);
         encoder::add_bias(qkv, &layer.qkv.bias);
         mixed.resize(rows * width, 0.0);
-        for at in (0..width).step_by(head) {
-            encoder::attend(qkv, width, at, head, mixed, attention);
-        }
+        self.attend(qkv, mixed, attention, cache.get_or_insert_with(|| self.cache()));
         self.multiply(&layer.mixed, mixed, out);
         encoder::add_layer_norm(x, out, &layer.mixed.bias, &layer.norm.weight, &layer.norm.bias, self.epsilon);
         self.multiply(&layer.up, x, wide);
@@ -171,6 +181,24 @@ impl Bert {
         }
         self.multiply(&layer.down, wide, out);
         encoder::add_layer_norm(x, out, &layer.down.bias, &layer.last.weight, &layer.last.bias, self.epsilon);
+    }
+
+    /// Room for as many tokens as there are positions, which takes memory as it is used.
+    fn cache(&self) -> KvCache {
+        let blocks = (self.positions.len() / self.width).div_ceil(BLOCK);
+        KvCache::new(blocks, 1, HeadShape { heads: self.heads, kv_heads: self.heads, width: self.width / self.heads })
+    }
+
+    /// Every token looks at every token: at all positions up to the last.
+    fn attend(&self, qkv: &[f32], out: &mut [f32], scratch: &mut AttentionScratch, cache: &mut KvCache) {
+        let (width, tokens) = (self.width, out.len() / self.width);
+        let blocks: Vec<u32> = (0..tokens.div_ceil(BLOCK) as u32).collect();
+        for (token, row) in qkv.chunks_exact(3 * width).enumerate() {
+            let (key, value) = row[width..].split_at(width);
+            cache.write(0, (token / BLOCK) as u32, token % BLOCK, key, value);
+        }
+        let views = vec![View { blocks: &blocks, position: tokens - 1, from: 0 }; tokens];
+        cache.attend(0, &views, qkv, 3 * width, scratch, out);
     }
 
     fn multiply(&self, linear: &Linear, x: &[f32], y: &mut Vec<f32>) {

@@ -1,12 +1,6 @@
-//! What encoders do beside products: norms with mean and bias, the rounded gates of their feed-forward layers, and attention
-//! of every token to every token of one text.
+//! What encoders do beside products and attention: norms with mean and bias, and the gates of their feed-forward layers.
 
 use crate::kernels::{elementwise::exp, for_each_isa, multiply_add};
-
-/// Columns of scores that are computed at once: they stay in registers.
-const COLUMNS: usize = 64;
-/// Values of a head that are summed up at once.
-const VALUES: usize = 32;
 
 for_each_isa! {
     /// `x = (x - mean) / deviation * weight + bias` for every row of `weight.len()` values.
@@ -38,32 +32,18 @@ for_each_isa! {
     pub fn relu(x: &mut [f32], bias: &[f32]) = relu_rows;
 }
 
-for_each_isa! {
-    /// Attention of one head over all tokens. `qkv` has rows `[queries | keys | values]` of three times `width` values, of
-    /// which the head's begin at `at` in each third; the results go to the same place of the rows of `out`, `width` wide.
-    pub fn attend(qkv: &[f32], width: usize, at: usize, head: usize, out: &mut [f32], scratch: &mut Scratch) = attend_head;
-}
-
-/// Memory that attention uses again and again.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    /// Keys by dimension, padded to whole columns.
-    keys: Vec<f32>,
-    /// Values by token, padded.
-    values: Vec<f32>,
-    scores: Vec<f32>,
-}
-
 #[inline(always)]
 fn sum<const FUSED: bool>(x: &[f32], square: bool, less: f32) -> f32 {
     let mut sums = [0.0_f32; 16];
     let (lanes, rest) = x.as_chunks::<16>();
-    for lane in lanes.iter().map(|lane| &lane[..]).chain([rest]) {
-        for (sum, value) in sums.iter_mut().zip(lane) {
-            let value = value - less;
-            *sum = if square { multiply_add::<FUSED>(value, value, *sum) } else { *sum + value };
-        }
+    let add = |sum: &mut f32, value: &f32| {
+        let value = value - less;
+        *sum = if square { multiply_add::<FUSED>(value, value, *sum) } else { *sum + value };
+    };
+    for lane in lanes {
+        sums.iter_mut().zip(lane).for_each(|(sum, value)| add(sum, value));
     }
+    sums.iter_mut().zip(rest).for_each(|(sum, value)| add(sum, value));
     sums.iter().sum()
 }
 
@@ -150,68 +130,6 @@ fn relu_rows<const FUSED: bool>(x: &mut [f32], bias: &[f32]) {
     }
 }
 
-#[inline(always)]
-fn attend_head<const FUSED: bool>(
-    qkv: &[f32],
-    width: usize,
-    at: usize,
-    head: usize,
-    out: &mut [f32],
-    scratch: &mut Scratch,
-) {
-    let tokens = qkv.len() / (3 * width);
-    let (columns, padded) = (tokens.next_multiple_of(COLUMNS), head.next_multiple_of(VALUES));
-    let Scratch { keys, values, scores } = scratch;
-    keys.clear();
-    keys.resize(head * columns, 0.0);
-    values.clear();
-    values.resize(tokens * padded, 0.0);
-    scores.resize(columns, 0.0);
-    for (token, row) in qkv.chunks_exact(3 * width).enumerate() {
-        for (dimension, key) in row[width + at..][..head].iter().enumerate() {
-            keys[dimension * columns + token] = *key;
-        }
-        values[token * padded..][..head].copy_from_slice(&row[2 * width + at..][..head]);
-    }
-    let scale = 1.0 / (head as f32).sqrt();
-    for (row, out) in qkv.chunks_exact(3 * width).zip(out.chunks_exact_mut(width)) {
-        let query = &row[at..][..head];
-        for (place, scores) in scores.chunks_exact_mut(COLUMNS).enumerate() {
-            let mut sums = [0.0_f32; COLUMNS];
-            for (dimension, query) in query.iter().enumerate() {
-                let keys: &[f32; COLUMNS] =
-                    keys[dimension * columns + place * COLUMNS..][..COLUMNS].try_into().expect("that long");
-                for (sum, key) in sums.iter_mut().zip(keys) {
-                    *sum = multiply_add::<FUSED>(*query, *key, *sum);
-                }
-            }
-            for (score, sum) in scores.iter_mut().zip(sums) {
-                *score = sum * scale;
-            }
-        }
-        let scores = &mut scores[..tokens];
-        let largest = scores.iter().fold(f32::NEG_INFINITY, |largest, score| largest.max(*score));
-        for score in scores.iter_mut() {
-            *score = exp::<FUSED>(*score - largest);
-        }
-        let share = 1.0 / sum::<FUSED>(scores, false, 0.0);
-        for (place, out) in out[at..][..head].chunks_mut(VALUES).enumerate() {
-            // Tokens in four rows of sums, which do not wait for one another.
-            let mut sums = [[0.0_f32; VALUES]; 4];
-            for (token, score) in scores.iter().enumerate() {
-                let values: &[f32; VALUES] =
-                    values[token * padded + place * VALUES..][..VALUES].try_into().expect("that long");
-                for (sum, value) in sums[token % 4].iter_mut().zip(values) {
-                    *sum = multiply_add::<FUSED>(*score, *value, *sum);
-                }
-            }
-            for (index, out) in out.iter_mut().enumerate() {
-                *out = ((sums[0][index] + sums[1][index]) + (sums[2][index] + sums[3][index])) * share;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,37 +185,6 @@ mod tests {
             for (at, out) in out.iter().enumerate() {
                 let wanted = (row[at] - mean) / deviation * f64::from(weight[at]) + f64::from(bias[at]);
                 assert!((wanted - f64::from(*out)).abs() < 1e-5, "{out} instead of {wanted}");
-            }
-        }
-    }
-
-    #[test]
-    fn attention_equals_its_formula() {
-        // Neither tokens nor values fill whole registers.
-        for (tokens, heads, head) in [(1, 2, 8), (67, 2, 32), (130, 1, 40)] {
-            let width = heads * head;
-            let qkv = values(tokens * 3 * width, tokens);
-            let (mut out, mut scratch) = (vec![0.0; tokens * width], Scratch::default());
-            for number in 0..heads {
-                attend(&qkv, width, number * head, head, &mut out, &mut scratch);
-            }
-            let part = |token: usize, third: usize, at: usize| f64::from(qkv[token * 3 * width + third * width + at]);
-            for token in 0..tokens {
-                for number in 0..heads {
-                    let at = number * head;
-                    let dot =
-                        |other: usize| (0..head).map(|i| part(token, 0, at + i) * part(other, 1, at + i)).sum::<f64>();
-                    let scores: Vec<f64> = (0..tokens).map(|other| dot(other) / (head as f64).sqrt()).collect();
-                    let largest = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
-                    let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
-                    let all: f64 = weights.iter().sum();
-                    for i in 0..head {
-                        let wanted =
-                            (0..tokens).map(|other| weights[other] / all * part(other, 2, at + i)).sum::<f64>();
-                        let ours = f64::from(out[token * width + at + i]);
-                        assert!((wanted - ours).abs() < 1e-4, "{ours} instead of {wanted}");
-                    }
-                }
             }
         }
     }
