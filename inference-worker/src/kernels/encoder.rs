@@ -110,7 +110,7 @@ fn gelu_rows<const FUSED: bool>(x: &mut [f32], bias: &[f32]) {
 #[inline(always)]
 fn gelu_tanh_rows<const FUSED: bool>(x: &mut [f32], bias: &[f32]) {
     // Twice the square root of 2 / pi.
-    const TWICE: f32 = 1.595_769_1;
+    const TWICE: f32 = 1.595_769;
     for x in x.chunks_exact_mut(bias.len()) {
         for (x, bias) in x.iter_mut().zip(bias) {
             let value = *x + bias;
