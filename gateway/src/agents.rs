@@ -43,7 +43,7 @@ pub(crate) async fn put(
     Path(name): Path<String>,
     request: Request<Body>,
 ) -> Answered {
-    let (_, body) = requests::body(request, gateway.config.body_bytes_max).await?;
+    let (_, body) = requests::body(&gateway, request).await?;
     let team = agent::effective(gateway.directory.registry().await?.agents);
     let agent = checked(&name, submission::read(&body)?, &team)?;
     gateway.directory.register(&agent).await?;

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, Request};
+use axum::http::Request;
 use axum::response::IntoResponse;
 use futures::StreamExt;
 use schemas::api::{ToolBatch, ToolRequest};
 use serde_json::{Value, json};
 
 use crate::problem::Failure;
-use crate::requests::{self, Answered};
+use crate::requests::{self, Answered, Arrival};
 use crate::service::Gateway;
 use crate::submission;
 
@@ -25,21 +25,22 @@ const ANSWER_BYTES_MAX: usize = 8 << 20;
 
 /// `{calls: […]}` becomes `{results: […]}`. A call that is refused does not hold up the others.
 pub(crate) async fn tools(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
-    let (headers, body) = requests::body(request, gateway.config.body_bytes_max).await?;
-    let ToolBatch { calls } = submission::read(&body)?;
+    let arrival = Arrival::read(&gateway, request).await?;
+    let ToolBatch { calls } = submission::read(&arrival.body)?;
     if calls.is_empty() || calls.len() > CALLS_MAX {
         let detail = format!("`calls` holds {} calls", calls.len());
         return Err(Failure::invalid(detail, format!("send 1 to {CALLS_MAX} at once")));
     }
-    let answers = futures::stream::iter(calls).map(|call| answer(&gateway, &headers, call)).buffered(AT_ONCE);
+    let calls = calls.into_iter().enumerate().map(|(n, call)| answer(&gateway, arrival.part(n), call));
+    let answers = futures::stream::iter(calls).buffered(AT_ONCE);
     Ok(Json(json!({"results": answers.collect::<Vec<Value>>().await})).into_response())
 }
 
 /// The answer of one call, or in its place why there is none, with the problem document it would have had alone.
-async fn answer(gateway: &Arc<Gateway>, headers: &HeaderMap, call: ToolRequest) -> Value {
+async fn answer(gateway: &Arc<Gateway>, arrival: Arrival, call: ToolRequest) -> Value {
     let refused =
         |Failure(problem)| json!({"success": false, "result": "", "error": problem.detail, "problem": problem});
-    match requests::call(gateway, headers, call).await {
+    match requests::call(gateway, &arrival, call).await {
         Err(failure) => refused(failure),
         Ok(response) => {
             let bytes = to_bytes(response.into_body(), ANSWER_BYTES_MAX).await.unwrap_or_default();

@@ -16,7 +16,7 @@ use schemas::{ToolCall, subject};
 use serde_json::{Value, json};
 
 use crate::problem::Failure;
-use crate::requests::{self, Answered};
+use crate::requests::{self, Answered, Arrival};
 use crate::service::Gateway;
 use crate::submission;
 use crate::view::rfc3339;
@@ -29,11 +29,11 @@ const PATHS_MAX: usize = 10_000;
 
 /// Indexes a workspace, or some paths of it.
 pub(crate) async fn index(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
-    let (headers, body) = requests::body(request, gateway.config.body_bytes_max).await?;
-    let request: IndexCodeRequest = submission::read(&body)?;
+    let arrival = Arrival::read(&gateway, request).await?;
+    let request: IndexCodeRequest = submission::read(&arrival.body)?;
     let stream = request.stream;
     let submitted = submission(request, clock::now())?;
-    requests::run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.index_answer(exec)).await
+    requests::run(&gateway, &arrival, submitted, stream, |follow, exec| follow.execution.index_answer(exec)).await
 }
 
 fn submission(request: IndexCodeRequest, now: Nanos) -> Result<ExecutionSubmitted, Failure> {

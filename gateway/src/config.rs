@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::listen::Tls;
+
 /// Section `gateway`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -15,6 +17,19 @@ pub struct Config {
     pub keep_alive_s: u64,
     /// Requests that wait for an answer at once; more are told to come again.
     pub requests_open_max: usize,
+    /// Those of one user (`user_id`); three quarters of all when missing. While several users have requests open, each
+    /// has an equal share at most.
+    pub requests_open_per_user_max: Option<usize>,
+    /// Inferences that wait for a worker, of all gateways, beyond which requests are told to come again.
+    pub jobs_queued_max: u64,
+    /// Connections at the same time; more wait until one closes.
+    pub connections_max: usize,
+    /// Seconds within which the head of a request must be there; an idle connection is closed after as long.
+    pub head_timeout_s: u64,
+    /// Seconds within which the body of a request must be there.
+    pub body_timeout_s: u64,
+    /// TLS; plain HTTP when missing.
+    pub tls: Option<Tls>,
     /// Seconds a single tool call may take.
     pub tool_deadline_s: u64,
 }
@@ -26,6 +41,12 @@ impl Default for Config {
             body_bytes_max: 24 << 20,
             keep_alive_s: 15,
             requests_open_max: 4_096,
+            requests_open_per_user_max: None,
+            jobs_queued_max: 4_096,
+            connections_max: 10_000,
+            head_timeout_s: 60,
+            body_timeout_s: 60,
+            tls: None,
             tool_deadline_s: 120,
         }
     }

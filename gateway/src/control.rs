@@ -80,7 +80,7 @@ async fn tell<T: DeserializeOwned>(
     request: Request<Body>,
     fact: impl FnOnce(&Execution, T, Nanos) -> Told,
 ) -> Answered {
-    let (headers, body) = requests::body(request, gateway.config.body_bytes_max).await?;
+    let (headers, body) = requests::body(&gateway, request).await?;
     let exec = service::parse(&id)?;
     let said: T = submission::read(if body.is_empty() { b"{}" } else { &body })?;
     let execution = service::fold(&service::read(&gateway, exec).await?);

@@ -77,7 +77,7 @@ pub(crate) async fn redrive(
     Path(id): Path<String>,
     request: Request<Body>,
 ) -> Answered {
-    let (_, body) = requests::body(request, gateway.config.body_bytes_max).await?;
+    let (_, body) = requests::body(&gateway, request).await?;
     let request = if body.is_empty() { RedriveRequest::default() } else { submission::read(&body)? };
     let by = request.by.as_deref().unwrap_or("gateway");
     Ok(Json(shown(&gateway.runtime.bus.redrive(&id, request.force, by).await?)).into_response())

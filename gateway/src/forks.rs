@@ -29,7 +29,7 @@ pub(crate) async fn fork(
     Path(id): Path<String>,
     request: Request<Body>,
 ) -> Result<Response, Failure> {
-    let (_, body) = requests::body(request, gateway.config.body_bytes_max).await?;
+    let (_, body) = requests::body(&gateway, request).await?;
     let from = service::parse(&id)?;
     let wanted: ForkRequest = submission::read(&body)?;
     let at = wanted.at;

@@ -7,6 +7,7 @@
 //! What must always be true: nothing is answered that is not in the log, an accepted request goes on whatever
 //! happens to its client, and any gateway can serve any execution.
 
+mod admission;
 mod agents;
 mod batch;
 mod code;
@@ -16,12 +17,16 @@ mod dead_letters;
 mod directory;
 mod follow;
 mod forks;
+mod idempotency;
+mod listen;
 mod memory;
 mod metrics;
 mod models;
 mod objects;
+mod openai;
 mod problem;
 mod requests;
+mod secrets;
 mod service;
 mod sse;
 mod submission;
@@ -29,4 +34,6 @@ mod transcript;
 mod view;
 
 pub use config::Config;
+pub use listen::{Tls, TlsError};
+pub use secrets::Secrets;
 pub use service::{Error, serve};

@@ -8,8 +8,8 @@ use schemas::api::Problem;
 
 /// JetStream's code for a message that its stream does not take.
 const MESSAGE_TOO_LARGE: u64 = 10054;
-/// Seconds after which it is worth asking again.
-const RETRY_AFTER_S: &str = "1";
+/// Seconds after which it is worth asking again, where nothing better is known.
+const RETRY_AFTER_S: u64 = 1;
 
 /// A refused or failed request.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +25,7 @@ impl Failure {
             detail: detail.into(),
             next_step: next_step.into(),
             execution_id: None,
+            retry_after_s: None,
         }))
     }
 
@@ -43,6 +44,11 @@ impl Failure {
 
     pub(crate) fn no_execution(exec: ExecutionId) -> Self {
         Self::new(404, "unknown_execution", format!("there is no execution {exec}"), "check the id")
+    }
+
+    pub(crate) fn retry_after(mut self, seconds: u64) -> Self {
+        self.0.retry_after_s = Some(seconds);
+        self
     }
 
     pub(crate) fn about(mut self, exec: ExecutionId) -> Self {
@@ -82,7 +88,7 @@ impl IntoResponse for Failure {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if matches!(self.0.status, 429 | 503) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
+            headers.insert(header::RETRY_AFTER, self.0.retry_after_s.unwrap_or(RETRY_AFTER_S).into());
         }
         if let Some(id) = self.0.execution_id.and_then(|e| HeaderValue::from_str(&e.to_string()).ok()) {
             headers.insert("x-execution-id", id);

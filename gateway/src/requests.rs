@@ -1,10 +1,10 @@
 //! The requests that start an execution: chat, agent and tool; and embeddings, which are only asked for.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Request, header};
 use axum::response::{IntoResponse, Response};
@@ -15,9 +15,11 @@ use schemas::rpc::{EMBED_WITHIN, Embed, Embeddings, Reply};
 use schemas::wire::Nanos;
 use schemas::{ExecutionId, Fact, FactBody, subject};
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 
+use crate::admission::Admitted;
+use crate::config::Config;
 use crate::follow::Follow;
+use crate::idempotency::Key;
 use crate::models;
 use crate::objects;
 use crate::problem::Failure;
@@ -28,29 +30,69 @@ use crate::submission::{self, Surroundings};
 /// How long past an execution's deadline its end is waited for: the orchestrator writes it, not the edge.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
+/// Says that a request was answered with what an earlier one of its `Idempotency-Key` began.
+const REPLAYED: &str = "idempotent-replayed";
+
 pub(crate) type Answered = Result<Response, Failure>;
 
+/// A request that begins an execution, as it came.
+pub(crate) struct Arrival {
+    pub(crate) body: Bytes,
+    /// What the client calls it.
+    cause: Option<String>,
+    cancel_on_disconnect: bool,
+    key: Option<Key>,
+}
+
+impl Arrival {
+    /// Reads a request, unless its body is too large. By now the secret has been checked.
+    pub(crate) async fn read(gateway: &Gateway, request: Request<Body>) -> Result<Self, Failure> {
+        let path = request.uri().path().to_owned();
+        let (headers, body) = body(gateway, request).await?;
+        let key = Key::of(&headers, &path, &body)?;
+        Ok(Self { cause: cause(&headers), cancel_on_disconnect: wants_cancel(&headers), key, body })
+    }
+
+    /// The `n`th of several executions that one request begins.
+    pub(crate) fn part(&self, n: usize) -> Self {
+        let key = self.key.as_ref().map(|key| key.part(n));
+        Self { cause: self.cause.clone(), body: Bytes::new(), key, ..*self }
+    }
+}
+
 pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
-    let (headers, body) = body(request, gateway.config.body_bytes_max).await?;
-    let request: ChatRequest = submission::read(&body)?;
+    let arrival = Arrival::read(&gateway, request).await?;
+    let request: ChatRequest = submission::read(&arrival.body)?;
+    let stream = request.stream;
+    let submitted = chat_submission(&gateway, request, None).await?;
+    run(&gateway, &arrival, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
+}
+
+/// Completes a chat. `system` is said first where the conversation has no instructions; the agent type's when missing.
+pub(crate) async fn chat_submission(
+    gateway: &Gateway,
+    request: ChatRequest,
+    system: Option<&str>,
+) -> Result<ExecutionSubmitted, Failure> {
     if let Some(earlier) = request.conversation_id
         && gateway.runtime.bus.read_execution(earlier, 0).await?.is_empty()
     {
         let detail = format!("there is no conversation {earlier}");
         return Err(Failure::new(404, "unknown_conversation", detail, "send the whole conversation in `messages`"));
     }
-    let (agent, models) = (gateway.directory.agent("chat").await?, gateway.directory.models().await?);
+    let (mut agent, models) = (gateway.directory.agent("chat").await?, gateway.directory.models().await?);
+    if let Some(system) = system {
+        system.clone_into(&mut agent.system);
+    }
     let loadable = gateway.directory.loadable(&models).await;
     let (now, seed) = (clock::now(), seed());
     let with = Surroundings { agent: &agent, agents: &[], models: &models, loadable: &loadable, tools: &[], now, seed };
-    let stream = request.stream;
-    let submitted = submission::chat(request, &with)?;
-    run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
+    submission::chat(request, &with)
 }
 
 pub(crate) async fn agent(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
-    let (headers, body) = body(request, gateway.config.body_bytes_max).await?;
-    let request: AgentRequest = submission::read(&body)?;
+    let arrival = Arrival::read(&gateway, request).await?;
+    let request: AgentRequest = submission::read(&arrival.body)?;
     let agent = gateway.directory.agent(&request.agent_type).await?;
     let agents = gateway.directory.agents().await?;
     let models = gateway.directory.models().await?;
@@ -65,24 +107,28 @@ pub(crate) async fn agent(State(gateway): State<Arc<Gateway>>, request: Request<
         Surroundings { agent: &agent, agents: &agents, models: &models, loadable: &loadable, tools: &tools, now, seed };
     let stream = request.stream;
     let submitted = submission::agent(request, &with)?;
-    run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
+    run(&gateway, &arrival, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
 }
 
 pub(crate) async fn tool(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
-    let (headers, body) = body(request, gateway.config.body_bytes_max).await?;
-    call(&gateway, &headers, submission::read(&body)?).await
+    let arrival = Arrival::read(&gateway, request).await?;
+    call(&gateway, &arrival, submission::read(&arrival.body)?).await
 }
 
 /// One call of a tool, from its request to its end.
-pub(crate) async fn call(gateway: &Arc<Gateway>, headers: &HeaderMap, request: ToolRequest) -> Answered {
+pub(crate) async fn call(gateway: &Arc<Gateway>, arrival: &Arrival, request: ToolRequest) -> Answered {
     let tools = gateway.directory.tools().await?.ok_or_else(no_tool_worker)?;
     let submitted = submission::tool(request, &tools, clock::now(), gateway.config.tool_deadline_s)?;
-    run(gateway, headers, submitted, false, |follow, exec| follow.execution.tool_answer(exec)).await
+    run(gateway, arrival, submitted, false, |follow, exec| follow.execution.tool_answer(exec)).await
 }
 
 pub(crate) async fn embeddings(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
-    let (_, body) = body(request, gateway.config.body_bytes_max).await?;
-    let request: EmbeddingsRequest = submission::read(&body)?;
+    let (_, body) = body(&gateway, request).await?;
+    Ok(Json(embed(&gateway, submission::read(&body)?).await?).into_response())
+}
+
+/// Vectors of texts, asked of an inference worker.
+pub(crate) async fn embed(gateway: &Gateway, request: EmbeddingsRequest) -> Result<EmbeddingsAnswer, Failure> {
     if request.input.0.is_empty() {
         return Err(Failure::invalid("`input` holds no text", "send one text or several"));
     }
@@ -100,7 +146,7 @@ pub(crate) async fn embeddings(State(gateway): State<Arc<Gateway>>, request: Req
     match gateway.runtime.bus.ask(subject::RPC_EMBED, &question, EMBED_WITHIN).await {
         Ok(Reply::Ok(Embeddings { model, embeddings, usage, truncated })) => {
             let dimensions = embeddings.first().map_or(0, Vec::len);
-            Ok(Json(EmbeddingsAnswer { model, embeddings, dimensions, usage, truncated }).into_response())
+            Ok(EmbeddingsAnswer { model, embeddings, dimensions, usage, truncated })
         }
         Ok(Reply::Err(refusal)) => {
             let status = match refusal.code.as_str() {
@@ -123,54 +169,96 @@ pub(crate) async fn embeddings(State(gateway): State<Arc<Gateway>>, request: Req
 /// Appends the request, then streams what happens or waits for the end.
 pub(crate) async fn run<T: Serialize>(
     gateway: &Arc<Gateway>,
-    headers: &HeaderMap,
+    arrival: &Arrival,
     submitted: ExecutionSubmitted,
     stream: bool,
     answer: impl Fn(&Follow, ExecutionId) -> Result<T, Failure>,
 ) -> Answered {
+    let mut begun = begin(gateway, arrival, submitted, stream).await?;
+    let (exec, again) = (begun.exec, begun.again);
+    let response = if stream {
+        sse::respond(begun.streamed(gateway), Duration::from_secs(gateway.config.keep_alive_s))
+    } else {
+        begun.end().await?;
+        match answer(&begun.follow, exec) {
+            Ok(answer) => ([("x-execution-id", exec.to_string())], Json(answer)).into_response(),
+            Err(failure) => return Err(models::explained(gateway, &begun.follow.execution, failure).await),
+        }
+    };
+    Ok(if again { ([(REPLAYED, "true")], response).into_response() } else { response })
+}
+
+/// An execution that a request began, or that an earlier one of its key did, followed for the client.
+pub(crate) struct Begun {
+    pub(crate) exec: ExecutionId,
+    pub(crate) follow: Follow,
+    /// An earlier request began it.
+    pub(crate) again: bool,
+    since: Instant,
+    deadline: Nanos,
+    cancel: Option<CancelOnDrop>,
+    permit: Admitted,
+}
+
+impl Begun {
+    /// Waits for the end.
+    pub(crate) async fn end(&mut self) -> Result<(), Failure> {
+        wait(&mut self.follow, self.exec, self.deadline).await?;
+        if let Some(cancel) = &mut self.cancel {
+            cancel.disarm();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn streamed(self, gateway: &Arc<Gateway>) -> Streamed {
+        let first_token = (!self.again).then(|| (self.since, gateway.metrics.clone()));
+        let Self { exec, follow, cancel, permit, .. } = self;
+        Streamed { exec, follow, cancel, first_token, gateway: Arc::clone(gateway), _permit: Some(permit) }
+    }
+}
+
+/// Appends the request and follows what comes of it; with the token frames when the client wants to see them.
+pub(crate) async fn begin(
+    gateway: &Arc<Gateway>,
+    arrival: &Arrival,
+    submitted: ExecutionSubmitted,
+    stream: bool,
+) -> Result<Begun, Failure> {
     let since = clock::instant();
     let uses_tools = submitted.kind == Kind::Tool || !submitted.tools.is_empty();
     if let Some(name) = submitted.workspace.as_deref().filter(|_| uses_tools) {
         gateway.directory.workspace(name).await?;
     }
-    let permit = admit(gateway)?;
+    let permit = gateway.admission.enter(submitted.user_id.as_deref())?;
+    let bus = &gateway.runtime.bus;
+    let (fresh, deadline) = (clock::execution_id(), submitted.limits.deadline);
+    let exec = match &arrival.key {
+        Some(key) => key.claim(bus, fresh).await?,
+        None => fresh,
+    };
+    let mut follow = Follow::start(bus, exec, stream).await?;
+    if exec != fresh {
+        follow.catch_up_from(None).await?;
+        // Empty when the first request's gateway died before the request was in the log.
+        if let Some(deadline) = follow.execution.deadline() {
+            let cancel = arrival.cancel_on_disconnect.then(|| CancelOnDrop::new(&gateway.runtime, exec));
+            return Ok(Begun { exec, follow, again: true, since, deadline, cancel, permit });
+        }
+    }
     let mut submitted = submitted;
-    objects::move_out(&gateway.runtime.bus, &mut submitted.messages).await?;
-    let (exec, deadline) = (clock::execution_id(), submitted.limits.deadline);
-    let mut follow = Follow::start(&gateway.runtime.bus, exec, stream).await?;
+    objects::move_out(bus, &mut submitted.messages).await?;
     let mut fact = Fact::new(exec, clock::now(), FactBody::ExecutionSubmitted(Box::new(submitted)));
-    fact.cause = cause(headers);
+    fact.cause.clone_from(&arrival.cause);
     fact.trace = telemetry::trace_context();
     // Armed before the request is in the log: a client that goes at this very moment is heard, too.
-    let mut cancel = wants_cancel(headers).then(|| CancelOnDrop::new(&gateway.runtime, exec));
-    if let Err(error) = gateway.runtime.bus.append_fact(&fact).await {
+    let mut cancel = arrival.cancel_on_disconnect.then(|| CancelOnDrop::new(&gateway.runtime, exec));
+    if let Err(error) = bus.append_fact(&fact).await {
         if let Some(cancel) = &mut cancel {
             cancel.disarm();
         }
         return Err(Failure::from(error).about(exec));
     }
-    if stream {
-        let first_token = Some((since, gateway.metrics.clone()));
-        let gateway_ = Arc::clone(gateway);
-        let streamed = Streamed { exec, follow, cancel, first_token, gateway: gateway_, _permit: Some(permit) };
-        return Ok(sse::respond(streamed, Duration::from_secs(gateway.config.keep_alive_s)));
-    }
-    wait(&mut follow, exec, deadline).await?;
-    if let Some(cancel) = &mut cancel {
-        cancel.disarm();
-    }
-    let answer = match answer(&follow, exec) {
-        Ok(answer) => answer,
-        Err(failure) => return Err(models::explained(gateway, &follow.execution, failure).await),
-    };
-    Ok(([("x-execution-id", exec.to_string())], Json(answer)).into_response())
-}
-
-fn admit(gateway: &Gateway) -> Result<OwnedSemaphorePermit, Failure> {
-    gateway.open.clone().try_acquire_owned().map_err(|_| {
-        let detail = format!("{} requests are open already", gateway.config.requests_open_max);
-        Failure::new(429, "queue_full", detail, "send it again in a second")
-    })
+    Ok(Begun { exec, follow, again: false, since, deadline, cancel, permit })
 }
 
 async fn wait(follow: &mut Follow, exec: ExecutionId, deadline: Nanos) -> Result<(), Failure> {
@@ -187,7 +275,8 @@ pub(crate) fn not_ended(exec: ExecutionId) -> Failure {
 }
 
 /// The body, unless it is too large. By now the secret has been checked.
-pub(crate) async fn body(request: Request<Body>, bytes_max: usize) -> Result<(HeaderMap, axum::body::Bytes), Failure> {
+pub(crate) async fn body(gateway: &Gateway, request: Request<Body>) -> Result<(HeaderMap, Bytes), Failure> {
+    let Config { body_bytes_max: bytes_max, body_timeout_s, .. } = gateway.config;
     let (parts, body) = request.into_parts();
     let too_large = || {
         let detail = format!("the body has more than {bytes_max} bytes");
@@ -197,7 +286,15 @@ pub(crate) async fn body(request: Request<Body>, bytes_max: usize) -> Result<(He
     if announced.is_some_and(|bytes| bytes > bytes_max) {
         return Err(too_large());
     }
-    let bytes = axum::body::to_bytes(body, bytes_max).await.map_err(|_| too_large())?;
+    let read = axum::body::to_bytes(body, bytes_max);
+    let Ok(read) = tokio::time::timeout(Duration::from_secs(body_timeout_s), read).await else {
+        let detail = format!("the body was not there within {body_timeout_s} s");
+        return Err(Failure::new(408, "body_too_slow", detail, "send it faster, or raise gateway.body_timeout_s"));
+    };
+    let bytes = read.map_err(|error| match error.into_inner().downcast::<http_body_util::LengthLimitError>() {
+        Ok(_) => too_large(),
+        Err(error) => Failure::invalid(format!("the body ended early: {error}"), "send it again"),
+    })?;
     Ok((parts.headers, bytes))
 }
 

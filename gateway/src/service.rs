@@ -13,25 +13,24 @@ use axum::middleware::{self, Next};
 use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use axum::serve::ListenerExt;
 use axum::{Json, Router};
 use runtime::bus::{Kind, Stored};
-use runtime::config::Secret;
 use runtime::{Runtime, clock};
 use schemas::{EffectId, ExecutionId};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use subtle::ConstantTimeEq;
-use tokio::sync::Semaphore;
 
+use crate::admission::Admission;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::follow::Follow;
+use crate::listen::{self, Bounds, Certified, Identity, TlsError};
 use crate::metrics::Metrics;
 use crate::problem::Failure;
+use crate::secrets::Secrets;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
-use crate::{agents, batch, code, control, dead_letters, forks, memory, models, objects, requests};
+use crate::{agents, batch, code, control, dead_letters, forks, memory, models, objects, openai, requests};
 
 /// What `/health` says to do about dead letters.
 const LETTERS_NEXT: &str = "look at them: `vlinders dead-letters ls`, or GET /internal/dead-letters";
@@ -47,6 +46,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// Certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Two gateways share one registry.
     #[error("register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -55,43 +57,39 @@ pub enum Error {
 /// What every request is given.
 pub(crate) struct Gateway {
     pub(crate) config: Config,
-    secret: Secret,
+    pub(crate) secrets: Secrets,
     pub(crate) runtime: Runtime,
     pub(crate) directory: Directory,
     pub(crate) metrics: Metrics,
-    pub(crate) open: Arc<Semaphore>,
+    pub(crate) admission: Admission,
 }
 
 /// Serves HTTP until the soft token falls, then lets open requests finish. Returns where it listens.
 ///
 /// # Errors
-/// When the address cannot be bound.
-pub async fn serve(config: Config, secret: Secret, runtime: Runtime) -> Result<SocketAddr, Error> {
+/// When the address cannot be bound, or certificates cannot be used.
+pub async fn serve(config: Config, secrets: Secrets, runtime: Runtime) -> Result<SocketAddr, Error> {
     let listen = |source| Error::Listen { http: config.http.clone(), source };
+    let identity = config.tls.as_ref().map(Identity::read).transpose()?;
     let listener = tokio::net::TcpListener::bind(&config.http).await.map_err(listen)?;
     // Clients that come all at once wait here until they are taken: as many as may be open, bounded by the system.
     let waiting = i32::try_from(config.requests_open_max).unwrap_or(i32::MAX);
     rustix::net::listen(&listener, waiting).map_err(|error| listen(error.into()))?;
     let address = listener.local_addr().map_err(listen)?;
-    // Tokens are small and must leave at once.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps its delay");
-        }
-    });
+    let bounds = Bounds { connections: config.connections_max, head: Duration::from_secs(config.head_timeout_s) };
+    let admission = Admission::new(&config);
+    admission.watch(&runtime.bus, &runtime.tasks);
+    secrets.follow(&runtime.tasks);
     let gateway = Arc::new(Gateway {
         directory: Directory::new(runtime.bus.clone()),
         metrics: Metrics::new(&runtime.metrics)?,
-        open: Arc::new(Semaphore::new(config.requests_open_max)),
-        secret,
+        admission,
+        secrets,
         config,
         runtime: runtime.clone(),
     });
-    let soft = runtime.tasks.soft();
     let app = router(gateway);
-    runtime.tasks.spawn_essential("gateway", async move {
-        axum::serve(listener, app).with_graceful_shutdown(soft.cancelled_owned()).await
-    });
+    runtime.tasks.spawn_essential("gateway", listen::serve(listener, app, identity, bounds, runtime.tasks.clone()));
     Ok(address)
 }
 
@@ -128,27 +126,49 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/internal/agents/{name}", get(agents::show).put(agents::put).delete(agents::delete))
         .route("/internal/tools", get(tools))
         .layer(middleware::from_fn_with_state(gateway.clone(), authorise));
+    let openai = Router::new()
+        .route("/v1/chat/completions", post(openai::chat_completions))
+        .route("/v1/embeddings", post(openai::embeddings))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{id}", get(openai::model))
+        .layer(middleware::from_fn_with_state(gateway.clone(), openai::authorise));
     Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .merge(internal)
+        .merge(openai)
         .fallback(|request: Request<Body>| async move {
             let detail = format!("there is no {} {}", request.method(), request.uri().path());
-            Failure::new(404, "unknown_endpoint", detail, "the README lists the endpoints")
+            shaped(&request, Failure::new(404, "unknown_endpoint", detail, "the README lists the endpoints"))
         })
         .method_not_allowed_fallback(|request: Request<Body>| async move {
             let detail = format!("{} does not take {}", request.uri().path(), request.method());
-            Failure::new(405, "method_not_allowed", detail, "the README lists the endpoints")
+            shaped(&request, Failure::new(405, "method_not_allowed", detail, "the README lists the endpoints"))
         })
         .layer(middleware::from_fn_with_state(gateway.clone(), count))
         .with_state(gateway)
 }
 
-/// Nothing of a request is looked at before its secret, which is compared in constant time.
+impl Gateway {
+    /// Whether a request carries a secret in the header of this server's own endpoints, or its client has shown a
+    /// certificate that counts.
+    pub(crate) fn knows(&self, request: &Request<Body>) -> bool {
+        let given = request.headers().get("x-internal-auth").map_or(&b""[..], |v| v.as_bytes());
+        self.secrets.hold(given) || request.extensions().get::<Certified>().is_some()
+    }
+}
+
+/// A refusal in the shape of the API that was asked.
+fn shaped(request: &Request<Body>, failure: Failure) -> Response {
+    if request.uri().path().starts_with(openai::PREFIX) {
+        return openai::Refused(failure).into_response();
+    }
+    failure.into_response()
+}
+
+/// Nothing of a request is looked at before its secret.
 async fn authorise(State(gateway): State<Arc<Gateway>>, request: Request<Body>, next: Next) -> Response {
-    let given = request.headers().get("x-internal-auth").map_or(&b""[..], |v| v.as_bytes());
-    let secret = gateway.secret.expose().as_bytes();
-    if !secret.is_empty() && bool::from(given.ct_eq(secret)) {
+    if gateway.knows(&request) {
         return next.run(request).await;
     }
     let detail = "the header X-Internal-Auth is missing or wrong";

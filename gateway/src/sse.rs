@@ -11,8 +11,8 @@ use runtime::clock;
 use schemas::ExecutionId;
 use schemas::chat::TokenLogprob;
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
 
+use crate::admission::Admitted;
 use crate::follow::Follow;
 use crate::metrics::Metrics;
 use crate::models;
@@ -31,7 +31,23 @@ pub(crate) struct Streamed {
     pub(crate) first_token: Option<(Instant, Metrics)>,
     pub(crate) gateway: Arc<Gateway>,
     /// Counts it among the open requests while it lives.
-    pub(crate) _permit: Option<OwnedSemaphorePermit>,
+    pub(crate) _permit: Option<Admitted>,
+}
+
+impl Streamed {
+    /// A token goes to the client.
+    pub(crate) fn sent_token(&mut self) {
+        if let Some((since, metrics)) = self.first_token.take() {
+            metrics.first_token(clock::instant().duration_since(since));
+        }
+    }
+
+    /// The client has all of it: nothing is left to cancel.
+    pub(crate) fn disarm(&mut self) {
+        if let Some(cancel) = &mut self.cancel {
+            cancel.disarm();
+        }
+    }
 }
 
 /// Sends each update as soon as it exists.
@@ -57,16 +73,12 @@ fn events(streamed: Streamed) -> impl Stream<Item = Result<Event, Infallible>> {
             }
             At::Middle(mut s) => match next(&mut s).await {
                 Ok(Some(Update::Ended)) => {
-                    if let Some(cancel) = &mut s.cancel {
-                        cancel.disarm();
-                    }
+                    s.disarm();
                     Some((Ok(last(&s).await), At::End))
                 }
                 Ok(Some(update)) => {
-                    if matches!(update, Update::Token { .. })
-                        && let Some((since, metrics)) = s.first_token.take()
-                    {
-                        metrics.first_token(clock::instant().duration_since(since));
+                    if matches!(update, Update::Token { .. }) {
+                        s.sent_token();
                     }
                     Some((Ok(shown(&update)), At::Middle(s)))
                 }
@@ -79,7 +91,7 @@ fn events(streamed: Streamed) -> impl Stream<Item = Result<Event, Infallible>> {
 }
 
 /// What comes next, waited for until the execution must have ended.
-async fn next(streamed: &mut Streamed) -> Result<Option<Update>, Failure> {
+pub(crate) async fn next(streamed: &mut Streamed) -> Result<Option<Update>, Failure> {
     let Some(deadline) = streamed.follow.execution.deadline() else {
         return Ok(streamed.follow.next().await?);
     };

@@ -60,7 +60,8 @@ pub(crate) fn chat(request: ChatRequest, with: &Surroundings<'_>) -> Result<Exec
     let cache = sampling::may_cache(&sampling, request.seed.as_ref(), request.cache);
     let mut messages = request.messages;
     // A continued conversation has its system message already.
-    if request.conversation_id.is_none() && messages.iter().all(|m| m.role != Role::System) {
+    let instructed = request.conversation_id.is_some() || messages.iter().any(|m| m.role == Role::System);
+    if !instructed && !with.agent.system.is_empty() {
         messages.insert(0, Message::text(Role::System, &with.agent.system));
     }
     let model = models::named_or_preferred(request.model.as_deref(), with, models::tokens(&messages, &request.tools))?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use runtime::bus::{self, Bus, Kind};
-use runtime::config::Secret;
+use gateway::Secrets;
 use runtime::{Runtime, Tasks, clock};
 use schemas::decision::{Draft, ExecutionCompleted, ExecutionStarted, FactsDigest, InferenceRequested};
 use schemas::fact::InferenceCompleted;
@@ -73,7 +73,7 @@ impl House {
         bus::provision(&bus).await.unwrap();
         let runtime = Runtime { bus, tasks: Tasks::new(), metrics: Default::default() };
         let config = gateway::Config { http: "127.0.0.1:0".into(), body_bytes_max: 4_096, ..Default::default() };
-        let address = gateway::serve(config, Secret::new("hush".into()), runtime.clone()).await.unwrap();
+        let address = gateway::serve(config, Secrets::new("hush"), runtime.clone()).await.unwrap();
         let http = reqwest::Client::new();
         Some(Self { url: format!("http://{address}"), runtime, http, _server: server })
     }
@@ -312,6 +312,6 @@ async fn a_taken_port_is_named() {
     let http = house.url.trim_start_matches("http://").to_owned();
     let config = gateway::Config { http: http.clone(), ..Default::default() };
     let runtime = Runtime { metrics: Default::default(), ..house.runtime.clone() };
-    let error = gateway::serve(config, Secret::new("hush".into()), runtime).await.expect_err("taken").to_string();
+    let error = gateway::serve(config, Secrets::new("hush"), runtime).await.expect_err("taken").to_string();
     assert!(error.contains(&http) && error.contains("choose another port"), "{error}");
 }

@@ -98,6 +98,9 @@ pub const BUCKET_TOOL_CALLS: &str = "vl_tool_calls";
 /// workspaces: indexing again writes it anew.
 pub const BUCKET_CODE: &str = "vl_code";
 
+/// Bucket of requests that carry an `Idempotency-Key`: which execution each key began, and the hash of its request.
+pub const BUCKET_REQUESTS: &str = "vl_requests";
+
 /// Bucket of objects: content of the log that is too large for a message, by the hash of its bytes.
 pub const BUCKET_OBJECTS: &str = "vl_objects";
 
@@ -107,6 +110,8 @@ pub const RESULT_TTL: Duration = Duration::from_secs(3_600);
 pub const TOOL_RESULT_TTL: Duration = Duration::from_secs(300);
 /// How long a call that must not be carried out twice is remembered: longer than any execution may take.
 pub const TOOL_CALL_TTL: Duration = Duration::from_secs(8 * 24 * 3_600);
+/// How long an `Idempotency-Key` is remembered.
+pub const REQUEST_TTL: Duration = Duration::from_secs(24 * 3_600);
 /// How long a worker's entry lives without being renewed.
 pub const WORKER_ENTRY_TTL: Duration = Duration::from_secs(15);
 /// How long a job may be held without a sign of life before it is handed to another worker.
@@ -237,7 +242,7 @@ pub struct BucketDefinition {
 }
 
 /// All buckets.
-pub const BUCKETS: [BucketDefinition; 7] = [
+pub const BUCKETS: [BucketDefinition; 8] = [
     BucketDefinition { name: BUCKET_OPEN, storage: Storage::File, max_age: None, max_bytes: None },
     BucketDefinition {
         name: BUCKET_WORKERS,
@@ -261,6 +266,8 @@ pub const BUCKETS: [BucketDefinition; 7] = [
     },
     // No bound but age: forgetting one early could carry a call out twice.
     BucketDefinition { name: BUCKET_TOOL_CALLS, storage: Storage::File, max_age: Some(TOOL_CALL_TTL), max_bytes: None },
+    // On disk before the request is: a key that is forgotten would begin a second execution.
+    BucketDefinition { name: BUCKET_REQUESTS, storage: Storage::File, max_age: Some(REQUEST_TTL), max_bytes: None },
     BucketDefinition { name: BUCKET_CODE, storage: Storage::File, max_age: None, max_bytes: None },
 ];
 

@@ -4,10 +4,12 @@
 mod account;
 mod llama_server;
 mod program;
+mod python;
 
 pub use account::account;
 pub use llama_server::LlamaServer;
 pub use program::{Ended, Up, nats_server, processes_about, run, secret_of};
+pub use python::python;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -157,6 +159,12 @@ impl System {
             std::fs::write(file, text)?;
         }
         Ok(system)
+    }
+
+    /// The secret of this system's gateways.
+    #[must_use]
+    pub const fn secret(&self) -> &'static str {
+        SECRET
     }
 
     /// A small workspace of this system's own, allowed beside the repository.

@@ -229,6 +229,16 @@ impl Bus {
         self.js.get_key_value(name).await.map_err(Error::broken)
     }
 
+    /// Messages of a work queue that are not done, and how many have been done since it was made.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn queue_depth(&self, stream: &str) -> Result<(u64, u64), Error> {
+        let stream = self.js.get_stream(stream).await.map_err(Error::broken)?;
+        let state = &stream.cached_info().state;
+        Ok((state.messages, state.last_sequence.saturating_sub(state.messages)))
+    }
+
     /// Writes an entry that must not be there yet; says whether it was not.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use runtime::config::Secret;
+use gateway::Secrets;
 use runtime::{Bus, Runtime, Tasks, bus, telemetry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -93,11 +93,17 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     bus::provision(&bus).await?;
     let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
     runtime.bus.register_metrics(&runtime.metrics)?;
-    let secret = if role == Role::Gateway { Some(settings::secret(None)?.0) } else { None };
+    let secrets = if role == Role::Gateway {
+        let (secret, file) = settings::secret(None)?;
+        Some(settings::secrets(&secret, file.as_deref()))
+    } else {
+        None
+    };
     let models = settings.inference.model_names();
     let nats = settings.nats.url.clone();
-    let http = start(role, settings, secret, &runtime).await?;
-    let ready = Ready { ready: true, http: http.map(|a| format!("http://{a}")), nats, secret_file: None, models };
+    let scheme = if settings.gateway.tls.is_some() { "https" } else { "http" };
+    let http = start(role, settings, secrets, &runtime).await?;
+    let ready = Ready { ready: true, http: http.map(|a| format!("{scheme}://{a}")), nats, secret_file: None, models };
     let signals = Signals::listen()?;
     announce(&ready, role.name(), options.json)?;
     until_stopped(&runtime.tasks, signals).await
@@ -107,7 +113,7 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
 pub(crate) async fn start(
     role: Role,
     settings: Settings,
-    secret: Option<Secret>,
+    secrets: Option<Secrets>,
     runtime: &Runtime,
 ) -> anyhow::Result<Option<SocketAddr>> {
     let runtime = runtime.clone();
@@ -117,8 +123,8 @@ pub(crate) async fn start(
         Role::Tools => tool_worker::serve(settings.tools, runtime).await?,
         Role::Analysis => analysis_worker::serve(settings.analysis, runtime).await?,
         Role::Gateway => {
-            let secret = secret.ok_or_else(|| Usage("the gateway needs a secret".to_owned()))?;
-            return Ok(Some(gateway::serve(settings.gateway, secret, runtime).await?));
+            let secrets = secrets.ok_or_else(|| Usage("the gateway needs a secret".to_owned()))?;
+            return Ok(Some(gateway::serve(settings.gateway, secrets, runtime).await?));
         }
     }
     Ok(None)

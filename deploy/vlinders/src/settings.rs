@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use gateway::Secrets;
 use runtime::config::{Layers, Secret};
 use runtime::{bus, telemetry};
 
@@ -93,7 +94,8 @@ pub(crate) fn program_path() -> Vec<PathBuf> {
     path
 }
 
-/// The secret from the environment, a file it names, or the file `made`, which is created when it is not there.
+/// Secrets and where they stand: in the environment, in a file it names, or in the file `made`, which is created when it
+/// is not there. One a line; the first is the one that clients show.
 #[expect(clippy::disallowed_methods, reason = "secrets come from the environment or a file it names")]
 pub(crate) fn secret(made: Option<&Path>) -> anyhow::Result<(Secret, Option<PathBuf>)> {
     if let Ok(secret) = std::env::var("VLINDERS_SECRET") {
@@ -112,6 +114,19 @@ pub(crate) fn secret(made: Option<&Path>) -> anyhow::Result<(Secret, Option<Path
     }
     let text = std::fs::read_to_string(file).with_context(|| format!("read the secret {}", file.display()))?;
     checked(&text, &file.display().to_string()).map(|s| (s, Some(file.to_owned())))
+}
+
+/// The secrets that a gateway takes; those of a file are followed.
+pub(crate) fn secrets(text: &Secret, file: Option<&Path>) -> Secrets {
+    match file {
+        Some(file) => Secrets::of_file(text.expose(), file.to_owned()),
+        None => Secrets::new(text.expose()),
+    }
+}
+
+/// The secret that clients show.
+pub(crate) fn shown(secret: &Secret) -> String {
+    secret.expose().lines().next().unwrap_or_default().trim().to_owned()
 }
 
 fn checked(text: &str, from: &str) -> anyhow::Result<Secret> {

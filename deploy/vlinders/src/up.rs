@@ -55,12 +55,14 @@ async fn serve(
     let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
     runtime.bus.register_metrics(&runtime.metrics)?;
     let models = settings.inference.model_names();
+    let secrets = settings::secrets(secret, secret_file.as_deref());
     let mut http = None;
     for role in Role::ALL.into_iter().filter(|role| !options.without.contains(role)) {
         // Each role takes its own section; reading them again is cheap and keeps the roles apart.
         let settings = load(options, data)?;
-        if let Some(address) = roles::start(role, settings, Some(secret.clone()), &runtime).await? {
-            http = Some(format!("http://{address}"));
+        let scheme = if settings.gateway.tls.is_some() { "https" } else { "http" };
+        if let Some(address) = roles::start(role, settings, Some(secrets.clone()), &runtime).await? {
+            http = Some(format!("{scheme}://{address}"));
         }
     }
     let ready = Ready { ready: true, http, nats: server.url.clone(), secret_file, models };
