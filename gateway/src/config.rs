@@ -1,11 +1,11 @@
 //! Every knob of the gateway.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::listen::Tls;
 
 /// Section `gateway`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where to listen, `ADDRESS:PORT`; port 0 takes a free one.
@@ -32,6 +32,30 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Seconds a single tool call may take.
     pub tool_deadline_s: u64,
+}
+
+impl Config {
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// The text names the key and what belongs there.
+    pub fn check(&self) -> Result<(), String> {
+        let bounds = [
+            ("body_bytes_max", self.body_bytes_max as u64),
+            ("keep_alive_s", self.keep_alive_s),
+            ("requests_open_max", self.requests_open_max as u64),
+            ("requests_open_per_user_max", self.requests_open_per_user_max.map_or(1, |max| max as u64)),
+            ("jobs_queued_max", self.jobs_queued_max),
+            ("connections_max", self.connections_max as u64),
+            ("head_timeout_s", self.head_timeout_s),
+            ("body_timeout_s", self.body_timeout_s),
+            ("tool_deadline_s", self.tool_deadline_s),
+        ];
+        match bounds.into_iter().find(|(_, value)| *value == 0) {
+            Some((key, _)) => Err(format!("gateway.{key} is 0; it must be at least 1")),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Default for Config {

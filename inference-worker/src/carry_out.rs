@@ -23,6 +23,7 @@ use crate::{
     results::{Found, tokens_max},
     sample::Sampling,
     service::{RETRY_AFTER, Service},
+    traced,
 };
 
 impl Service {
@@ -39,7 +40,9 @@ impl Service {
         }
         let body = self.result(backend, job, taken_at, &stop).await;
         self.unfinished.answered(backend.name(), job.exec, &body);
-        let mut fact = Fact::new(job.exec, clock::now(), body);
+        let now = clock::now();
+        traced::record(job, &self.id, taken_at, now, &body);
+        let mut fact = Fact::new(job.exec, now, body);
         fact.cause = Some(self.id.clone());
         fact.trace = job.trace.clone();
         let verdict = match self.runtime.bus.append_fact(&fact).await {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use schemas::subject;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::EngineConfig,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Section `inference`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Chat models: directories in Hugging Face's layout or with one GGUF file, or GGUF files. A model is named after its

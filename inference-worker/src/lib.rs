@@ -44,6 +44,7 @@ mod sharing;
 pub mod template;
 pub mod tokenizer;
 pub mod tool_calls;
+mod traced;
 mod truncation;
 pub mod waiting;
 pub mod weights;

@@ -33,6 +33,7 @@ mod partition;
 mod service;
 pub mod simulate;
 mod step;
+mod traced;
 pub mod useless;
 pub mod work;
 

@@ -14,10 +14,11 @@ use runtime::bus::{Commit, FactDelivery, Kind, Stored};
 use runtime::{bus, clock};
 use schemas::fact::TimerFired;
 use schemas::wire::Nanos;
-use schemas::{ExecutionId, Fact, FactBody, stream};
+use schemas::{Event, ExecutionId, Fact, FactBody, stream};
 
 use crate::carry_out::{Hands, Open, Owned};
 use crate::execution::Rules;
+use crate::traced;
 
 /// How long a fact waits after a failure of the bus.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(300);
@@ -195,6 +196,9 @@ async fn commit(hands: &Hands, owned: &mut Owned) -> Result<(), bus::Error> {
             Commit::Done(sequence) => {
                 hands.metrics.decisions.inc();
                 owned.history.commit(&record, sequence);
+                if record.events.iter().any(Event::is_terminal) {
+                    traced::record(&owned.history.execution, record.at);
+                }
                 hands.liveness.forget(exec);
                 hands.withdraw(owned, &record).await;
             }

@@ -1,9 +1,12 @@
 //! What an open effect asks of others: a job for a worker, or the request of another execution. Pure: the same state
 //! gives the same work.
 
+use std::collections::BTreeMap;
+
 use schemas::chat::{Priority, Truncation};
 use schemas::fact::{CancelMode, CancelRequested, ChildClosed, ExecutionSubmitted, Kind, Limits, Outcome, Parent};
 use schemas::job::{AnalysisJob, InferenceJob, Purpose, ToolJob};
+use schemas::trace::below;
 use schemas::wire::{Nanos, Schema};
 use schemas::{EffectId, ExecutionId, Fact, FactBody, Message, Role, Sampling};
 
@@ -41,7 +44,7 @@ pub fn order(execution: &Execution, id: &EffectId, effect: &Effect, history: &[M
         attempt: effect.attempt,
         deadline,
         queued_at: now,
-        trace: execution.trace.clone(),
+        trace: carrier(execution),
         model: model.to_owned(),
         messages,
         tools: request.tools.clone(),
@@ -80,7 +83,7 @@ pub fn order(execution: &Execution, id: &EffectId, effect: &Effect, history: &[M
             attempt: effect.attempt,
             deadline,
             queued_at: now,
-            trace: execution.trace.clone(),
+            trace: carrier(execution),
             kind: call.function.name.clone(),
             arguments: call.function.arguments.clone(),
         })),
@@ -91,7 +94,7 @@ pub fn order(execution: &Execution, id: &EffectId, effect: &Effect, history: &[M
             attempt: effect.attempt,
             deadline,
             queued_at: now,
-            trace: execution.trace.clone(),
+            trace: carrier(execution),
             tool: call.function.name.clone(),
             arguments: call.function.arguments.clone(),
             workspace: request.workspace.clone(),
@@ -108,10 +111,30 @@ pub fn order(execution: &Execution, id: &EffectId, effect: &Effect, history: &[M
             let body = submission(request, parent, agent, &task, *limits)?;
             let mut fact = Fact::new(*child, now, FactBody::ExecutionSubmitted(Box::new(body)));
             fact.cause = Some(format!("{exec}/{id}"));
-            fact.trace = execution.trace.clone();
+            fact.trace = carrier(execution);
             Order::Child(Box::new(fact))
         }
     })
+}
+
+/// The span of an agent's turns, below which its workers record theirs.
+pub(crate) const LOOP: &str = "tool_calling_loop";
+
+/// The span of a whole execution.
+pub(crate) const fn whole(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Agent => "run_agent",
+        Kind::Chat => "run_chat",
+        Kind::Tool => "run_tool",
+        Kind::Index => "run_index",
+    }
+}
+
+/// The trace context of jobs and children: they lie below the loop, or below the execution itself.
+fn carrier(execution: &Execution) -> BTreeMap<String, String> {
+    let (Some(exec), Some(request)) = (execution.exec, &execution.request) else { return execution.trace.clone() };
+    let name = if request.kind == Kind::Agent { LOOP } else { whole(request.kind) };
+    below(&execution.trace, exec, name)
 }
 
 /// Of a conversation's earlier parts what leaves room for the present one: all of them, or else the instructions and as

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use runtime::config::Secret;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The longest time that one call may be given, in milliseconds.
 const TIMEOUT_MS_MAX: u64 = 600_000;
 
 /// Section `analysis.vectors`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// A Qdrant server's gRPC address, for example `http://qdrant:6334`. Default none: the workers of this machine share

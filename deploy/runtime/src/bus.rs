@@ -30,7 +30,7 @@ use async_nats::{Client, ConnectOptions, Event, HeaderMap};
 use bytes::Bytes;
 use futures::StreamExt;
 use prometheus::{IntCounterVec, Opts};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::clock;
@@ -46,7 +46,7 @@ const ENTRIES_MAX: usize = 1_024;
 const SERVER_MIN: (u64, u64) = (2, 12);
 
 /// Section `nats`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Server URLs, separated by commas.

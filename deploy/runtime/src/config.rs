@@ -213,6 +213,13 @@ impl<'de> serde::Deserialize<'de> for Secret {
     }
 }
 
+/// It is never written out: what stands in its place says only that there is one.
+impl serde::Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("…")
+    }
+}
+
 impl Secret {
     /// Wraps a secret.
     #[must_use]

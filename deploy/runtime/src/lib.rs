@@ -5,7 +5,8 @@
 //! | module | job |
 //! |---|---|
 //! | [`config`] | layers of configuration, with the origin of each value |
-//! | [`telemetry`] | logs, traces, the Prometheus registry |
+//! | [`telemetry`] | logs, and where traces go |
+//! | [`spans`] | spans of traces, recorded when their work is done |
 //! | [`bus`] | the log, job queues, tokens, buckets and questions over NATS |
 //! | [`manifests`] | directories of TOML files that are followed |
 //! | [`tasks`] | tracked tasks and shutdown in two phases |
@@ -15,6 +16,7 @@ pub mod bus;
 pub mod clock;
 pub mod config;
 pub mod manifests;
+pub mod spans;
 pub mod tasks;
 pub mod telemetry;
 

@@ -1,22 +1,17 @@
 //! Logs and traces, set up once. Logs go to stderr, so that stdout stays for answers.
 
-use std::collections::BTreeMap;
-
-use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
-use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
-use serde::Deserialize;
-use tracing::Span;
-use tracing_opentelemetry::OpenTelemetrySpanExt;
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use crate::spans;
+
 /// Section `telemetry`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Which log lines: a level, or `tracing`'s directives such as `info,orchestrator=debug`.
@@ -34,7 +29,7 @@ impl Default for Config {
 }
 
 /// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// One coloured line each, for people.
@@ -80,44 +75,17 @@ pub fn start(config: &Config, service: &str) -> Result<Guard, Error> {
         Format::Json => lines.json().boxed(),
     };
     let provider = config.otlp_endpoint.as_deref().map(|endpoint| provider(endpoint, service)).transpose()?;
-    let traces = provider.as_ref().map(|p| tracing_opentelemetry::layer().with_tracer(p.tracer("vlinders")));
+    if let Some(provider) = &provider {
+        spans::export_to(provider);
+    }
     // A second call (tests start many services in one process) keeps the first set-up.
-    let _ = tracing_subscriber::registry().with(traces).with(lines.with_filter(filter)).try_init();
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
     Ok(Guard(provider))
 }
 
 fn provider(endpoint: &str, service: &str) -> Result<SdkTracerProvider, Error> {
     let exporter = opentelemetry_otlp::SpanExporter::builder().with_http().with_endpoint(endpoint).build()?;
     let resource = Resource::builder().with_service_name(format!("vlinders-{service}")).build();
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
-}
-
-/// The current span as W3C trace context, to travel with a message. Empty when traces are not exported.
-#[must_use]
-pub fn trace_context() -> BTreeMap<String, String> {
-    struct Map(BTreeMap<String, String>);
-    impl Injector for Map {
-        fn set(&mut self, key: &str, value: String) {
-            self.0.insert(key.to_owned(), value);
-        }
-    }
-    let mut map = Map(BTreeMap::new());
-    TraceContextPropagator::new().inject_context(&Span::current().context(), &mut map);
-    map.0
-}
-
-/// Makes `span` a child of the trace that came with a message.
-pub fn continue_trace(span: &Span, trace: &BTreeMap<String, String>) {
-    struct Map<'a>(&'a BTreeMap<String, String>);
-    impl Extractor for Map<'_> {
-        fn get(&self, key: &str) -> Option<&str> {
-            self.0.get(key).map(String::as_str)
-        }
-        fn keys(&self) -> Vec<&str> {
-            self.0.keys().map(String::as_str).collect()
-        }
-    }
-    if !trace.is_empty() {
-        let _ = span.set_parent(TraceContextPropagator::new().extract(&Map(trace)));
-    }
+    let builder = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource);
+    Ok(builder.with_id_generator(spans::Chosen::default()).build())
 }

@@ -68,6 +68,14 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Say what is here, what is missing, and what to do about it.
     Doctor(Doctor),
+    /// Show every setting with its origin, or check them all.
+    Config(Config),
+    /// Write a script that completes commands and options in a shell.
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Args)]
@@ -111,6 +119,29 @@ pub(crate) struct Up {
     /// Print one JSON line when ready, and log as JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Config {
+    /// A configuration file (TOML).
+    #[arg(long, value_name = "FILE", env = "VLINDERS_CONFIG", global = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show every setting: its value, and where it comes from unless it is a default. Secrets are not shown.
+    Show {
+        /// Only this section: nats, telemetry, gateway, orchestrator, inference, tools or analysis.
+        section: Option<String>,
+    },
+    /// Check file and environment as the services would when they start; exit code 2 and the place when something is wrong.
+    Check,
 }
 
 #[derive(Args)]

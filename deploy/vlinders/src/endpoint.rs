@@ -58,12 +58,12 @@ impl Target {
     pub(crate) fn gateway(&self) -> anyhow::Result<(String, String)> {
         if let Some(url) = &self.url {
             let (secret, _) = settings::secret(None)?;
-            return Ok((url.trim_end_matches('/').to_owned(), settings::shown(&secret)));
+            return Ok((url.trim_end_matches('/').to_owned(), settings::first_of(&secret)));
         }
         let ready = Ready::read(&self.data())?;
         let url = ready.http.context("this process serves no HTTP")?;
         let (secret, _) = settings::secret(ready.secret_file.as_deref())?;
-        Ok((url, settings::shown(&secret)))
+        Ok((url, settings::first_of(&secret)))
     }
 
     /// The NATS servers.

@@ -6,6 +6,7 @@ mod audit;
 mod bench;
 mod cli;
 mod client;
+mod configuration;
 mod control;
 mod dead_letters;
 mod doctor;
@@ -25,7 +26,7 @@ mod up;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use cli::{Cli, Command};
@@ -90,5 +91,10 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Models(options) => models::run(options).await,
         Command::Bench(options) => bench::run(options).await,
         Command::Doctor(options) => doctor::run(options).await,
+        Command::Config(options) => configuration::run(&options),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "vlinders", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }

@@ -74,19 +74,17 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     if role == Role::Inference {
         settings::add_shipped_models(&mut settings.inference, &settings::default_data())?;
     }
-    if role == Role::Orchestrator {
-        settings.orchestrator.check().map_err(Usage)?;
-    }
-    if role == Role::Inference {
-        settings.inference.check().map_err(Usage)?;
-    }
-    if role == Role::Tools {
-        settings.tools.check().map_err(Usage)?;
-    }
     if role == Role::Analysis {
         settings::place_vectors(&mut settings.analysis, &settings::default_data());
-        settings.analysis.check().map_err(Usage)?;
     }
+    match role {
+        Role::Orchestrator => settings.orchestrator.check(),
+        Role::Inference => settings.inference.check(),
+        Role::Tools => settings.tools.check(),
+        Role::Analysis => settings.analysis.check(),
+        Role::Gateway => settings.gateway.check(),
+    }
+    .map_err(Usage)?;
     let _telemetry = telemetry::start(&settings.telemetry, role.name())?;
     settings.log();
     let bus = Bus::connect(&settings.nats, role.name()).await?;

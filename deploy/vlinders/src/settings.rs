@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use gateway::Secrets;
-use runtime::config::{Layers, Secret};
+use runtime::config::{Layers, Origin, Secret};
 use runtime::{bus, telemetry};
 
 /// Sections a configuration may have, one for each service and what they share.
@@ -45,6 +45,40 @@ impl Settings {
         })
     }
 
+    /// Every section with all its values, as they count.
+    pub(crate) fn all(&self) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
+        let sections = [
+            ("nats", serde_json::to_value(&self.nats)?),
+            ("telemetry", serde_json::to_value(&self.telemetry)?),
+            ("gateway", serde_json::to_value(&self.gateway)?),
+            ("orchestrator", serde_json::to_value(&self.orchestrator)?),
+            ("inference", serde_json::to_value(&self.inference)?),
+            ("tools", serde_json::to_value(&self.tools)?),
+            ("analysis", serde_json::to_value(&self.analysis)?),
+        ];
+        Ok(sections.into_iter().map(|(name, values)| (name.to_owned(), values)).collect())
+    }
+
+    /// Where a value comes from; none for a default.
+    pub(crate) fn origin(&self, key: &str) -> Option<&Origin> {
+        self.layers.settings().find_map(|(given, _, origin)| (given == key).then_some(origin))
+    }
+
+    /// How many values were given.
+    pub(crate) fn given(&self) -> usize {
+        self.layers.settings().count()
+    }
+
+    /// What each service checks when it starts.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.gateway.check().map_err(Usage)?;
+        self.orchestrator.check().map_err(Usage)?;
+        self.inference.check().map_err(Usage)?;
+        self.tools.check().map_err(Usage)?;
+        self.analysis.check().map_err(Usage)?;
+        Ok(())
+    }
+
     /// Whether a value was given, and not left to its default.
     pub(crate) fn says(&self, key: &str) -> bool {
         self.layers.settings().any(|(given, _, _)| given == key)
@@ -59,7 +93,7 @@ impl Settings {
 }
 
 /// A value as it may be logged.
-fn shown(key: &str, value: &toml::Value) -> toml::Value {
+pub(crate) fn shown(key: &str, value: &toml::Value) -> toml::Value {
     match value {
         _ if key.ends_with("password") || key.ends_with("api_key") => toml::Value::String("…".to_owned()),
         // Variables of programs hold keys under any name.
@@ -125,7 +159,7 @@ pub(crate) fn secrets(text: &Secret, file: Option<&Path>) -> Secrets {
 }
 
 /// The secret that clients show.
-pub(crate) fn shown(secret: &Secret) -> String {
+pub(crate) fn first_of(secret: &Secret) -> String {
     secret.expose().lines().next().unwrap_or_default().trim().to_owned()
 }
 

@@ -19,10 +19,7 @@ pub(crate) async fn run(options: Up) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(&data).map_err(|e| Usage(format!("create the data directory {}: {e}", data.display())))?;
     let data = data.canonicalize().with_context(|| format!("find {}", data.display()))?;
     let settings = load(&options, &data)?;
-    settings.orchestrator.check().map_err(Usage)?;
-    settings.inference.check().map_err(Usage)?;
-    settings.tools.check().map_err(Usage)?;
-    settings.analysis.check().map_err(Usage)?;
+    settings.check()?;
     let _telemetry = telemetry::start(&settings.telemetry, "up")?;
     settings.log();
     let _lock = lock(&data)?;

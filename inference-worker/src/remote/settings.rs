@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use runtime::config::Secret;
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize,
     de::{MapAccess, Visitor},
 };
 
@@ -16,7 +16,7 @@ const SILENCE_TIMEOUT_MS_MAX: u64 = 3_600_000;
 const SLOTS_MAX: usize = 4_096;
 
 /// One model of an OpenAI-compatible server, under `[inference.remote.NAME]`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RemoteConfig {
     /// Where the server's API begins, with its `/v1`: `http://gpu-7:8000/v1`. Needed.

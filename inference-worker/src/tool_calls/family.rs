@@ -1,11 +1,11 @@
 //! How families of models write calls.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::scan::Brackets;
 
 /// A family of models, by the markup of its calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
     /// Hermes, Qwen and many others.

@@ -1,0 +1,56 @@
+//! The spans of an execution, recorded when it has ended: `run_agent` (or `run_chat`, `run_tool`, `run_index`), and in an
+//! agent's the `tool_calling_loop`, below which its workers record theirs.
+
+use runtime::spans::{self, Span, SpanKind};
+use schemas::fact::{Kind, Outcome};
+use schemas::trace::{Context, span_of};
+use schemas::wire::Nanos;
+
+use crate::execution::Execution;
+use crate::work::{LOOP, whole};
+
+/// Records what an execution was that ended at this time.
+pub(crate) fn record(execution: &Execution, at: Nanos) {
+    let (Some(exec), Some(request), Some(end)) = (execution.exec, &execution.request, &execution.end) else { return };
+    let Some(context) = Context::read(&execution.trace).filter(|_| spans::exports()) else { return };
+    let (name, usage) = (whole(request.kind), execution.budget.usage);
+    let operation = if request.kind == Kind::Agent { "invoke_agent" } else { "chat" };
+    let mut attributes = vec![
+        ("vlinders.execution_id", exec.to_string().into()),
+        ("vlinders.outcome", format!("{:?}", end.outcome).to_lowercase().into()),
+        ("gen_ai.conversation.id", request.conversation_id.unwrap_or(exec).to_string().into()),
+    ];
+    if matches!(request.kind, Kind::Agent | Kind::Chat) {
+        attributes.extend([
+            ("gen_ai.operation.name", operation.into()),
+            ("gen_ai.agent.name", request.agent.clone().into()),
+            ("gen_ai.request.model", request.model.clone().into()),
+            ("gen_ai.usage.input_tokens", whole_number(usage.prompt_tokens).into()),
+            ("gen_ai.usage.output_tokens", whole_number(usage.completion_tokens).into()),
+        ]);
+    }
+    let error = (end.outcome != Outcome::Completed).then(|| end.text.clone());
+    let id = span_of(exec, name);
+    let span = |name: &'static str, id, parent, attributes| Span {
+        name: name.into(),
+        kind: SpanKind::Internal,
+        context: context.with_span(id),
+        parent: Some(parent),
+        from: exec.made_at(),
+        to: at,
+        attributes,
+        error: error.clone(),
+    };
+    spans::record(span(name, id, context.span, attributes));
+    if request.kind == Kind::Agent {
+        let attributes = vec![
+            ("vlinders.iterations", i64::from(execution.budget.iterations).into()),
+            ("vlinders.tool_calls", i64::from(execution.budget.tool_calls).into()),
+        ];
+        spans::record(span(LOOP, span_of(exec, LOOP), id, attributes));
+    }
+}
+
+fn whole_number(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
