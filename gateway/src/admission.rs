@@ -103,7 +103,8 @@ impl Admission {
             let mine = open.users.get(user).copied().unwrap_or(0);
             let share = share(self.open_max, &open, mine > 0).min(self.per_user_max);
             if mine >= share {
-                let detail = format!("{mine} requests of user {user:?} are open already, its share of {}", self.open_max);
+                let detail =
+                    format!("{mine} requests of user {user:?} are open already, its share of {}", self.open_max);
                 return Err(self.refuse("user_queue_full", detail, "wait until some of them have ended"));
             }
             *open.users.entry(user.to_owned()).or_default() += 1;

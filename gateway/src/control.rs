@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
-use runtime::{clock, telemetry};
+use runtime::clock;
 use schemas::api::{ApproveRequest, CancelRequest, GrantRequest, MessageRequest, PauseRequest, ResumeRequest};
 use schemas::fact::{
     ApprovalDecided, BudgetGranted, CancelMode, CancelRequested, PauseRequested, ResumeRequested, UserMessage, Verdict,
@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 
 use crate::problem::Failure;
 use crate::service::{self, Gateway};
+use crate::traced::Traced;
 use crate::view::{Execution, rfc3339};
 use crate::{objects, requests, submission};
 
@@ -80,6 +81,7 @@ async fn tell<T: DeserializeOwned>(
     request: Request<Body>,
     fact: impl FnOnce(&Execution, T, Nanos) -> Told,
 ) -> Answered {
+    let traced = Traced::of(&request);
     let (headers, body) = requests::body(&gateway, request).await?;
     let exec = service::parse(&id)?;
     let said: T = submission::read(if body.is_empty() { b"{}" } else { &body })?;
@@ -88,6 +90,7 @@ async fn tell<T: DeserializeOwned>(
     match fact(&execution, said, clock::now()).map_err(|failure| failure.about(exec))? {
         None => Ok((StatusCode::OK, Json(view)).into_response()),
         Some(body) => {
+            traced.began(exec);
             append(&gateway, &headers, exec, body).await.map_err(|failure| failure.about(exec))?;
             Ok((StatusCode::ACCEPTED, Json(view)).into_response())
         }
@@ -101,7 +104,6 @@ async fn append(gateway: &Gateway, headers: &HeaderMap, exec: ExecutionId, mut b
     let at_once = matches!(&body, FactBody::CancelRequested(c) if c.mode == CancelMode::Now);
     let mut fact = Fact::new(exec, clock::now(), body);
     fact.cause = requests::cause(headers);
-    fact.trace = telemetry::trace_context();
     gateway.runtime.bus.append_fact(&fact).await?;
     if at_once {
         // The fact counts, the announcement makes it fast.

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
-use runtime::{bus, clock, telemetry};
+use runtime::{bus, clock};
 use schemas::api::ForkRequest;
 use schemas::fact::ExecutionSubmitted;
 use schemas::rpc::{Fork, Forked, Model, Refusal, Reply};
@@ -17,6 +17,7 @@ use schemas::{ExecutionId, Fact, FactBody, Message, Role, subject};
 
 use crate::problem::Failure;
 use crate::service::{self, Gateway};
+use crate::traced::Traced;
 use crate::view::{Entry, Execution};
 use crate::{objects, requests, submission};
 
@@ -29,6 +30,7 @@ pub(crate) async fn fork(
     Path(id): Path<String>,
     request: Request<Body>,
 ) -> Result<Response, Failure> {
+    let traced = Traced::of(&request);
     let (_, body) = requests::body(&gateway, request).await?;
     let from = service::parse(&id)?;
     let wanted: ForkRequest = submission::read(&body)?;
@@ -51,7 +53,8 @@ pub(crate) async fn fork(
     let exec = clock::execution_id();
     let mut fact = Fact::new(exec, now, FactBody::ExecutionSubmitted(Box::new(submitted)));
     fact.cause = Some(format!("fork of {from} after message {at}"));
-    fact.trace = telemetry::trace_context();
+    traced.began(exec);
+    fact.trace = traced.carrier();
     gateway.runtime.bus.append_fact(&fact).await?;
     answer(exec, fact)
 }

@@ -40,7 +40,8 @@ impl Key {
         let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
         let key = key.to_str().ok().map(str::trim).filter(|key| !key.is_empty() && key.len() <= KEY_CHARS_MAX);
         let Some(key) = key else {
-            let detail = format!("the header Idempotency-Key is empty, not ASCII, or longer than {KEY_CHARS_MAX} characters");
+            let detail =
+                format!("the header Idempotency-Key is empty, not ASCII, or longer than {KEY_CHARS_MAX} characters");
             return Err(Failure::invalid(detail, "send a UUID, or leave it out"));
         };
         let request = Sha256::new().chain_update(path).chain_update([0]).chain_update(body).finalize();

@@ -24,12 +24,14 @@ mod metrics;
 mod models;
 mod objects;
 mod openai;
+mod openapi;
 mod problem;
 mod requests;
 mod secrets;
 mod service;
 mod sse;
 mod submission;
+mod traced;
 mod transcript;
 mod view;
 

@@ -20,7 +20,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -33,11 +33,13 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often certificates are looked at: they are replaced long before they expire.
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
+/// What every client of HTTP/2 says first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Requests of one HTTP/2 connection at the same time.
 const STREAMS_MAX: u32 = 1_024;
 
 /// Section `gateway.tls`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// The certificate and those it rests on, PEM. Read again when it changes.
@@ -205,11 +207,10 @@ pub(crate) async fn serve(
         }
         let (app, identity, watcher) = (app.clone(), identity.clone(), finishing.watcher());
         tasks.spawn(async move {
-            if let Some((stream, certified)) = greet(stream, identity).await {
-                match stream {
-                    Greeted::Plain(stream) => talk(stream, app, certified, bounds, watcher).await,
-                    Greeted::Tls(stream) => talk(stream, app, certified, bounds, watcher).await,
-                }
+            match greet(stream, identity, bounds.head).await {
+                Some((Greeted::Plain(stream), client)) => talk(stream, app, client, bounds, watcher).await,
+                Some((Greeted::Tls(stream), client)) => talk(stream, app, client, bounds, watcher).await,
+                None => {}
             }
             drop(permit);
         });
@@ -224,13 +225,26 @@ enum Greeted {
     Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
 }
 
-/// The connection as it is spoken over, and whether its client has shown a certificate.
-async fn greet(stream: TcpStream, identity: Option<Identity>) -> Option<(Greeted, bool)> {
-    let Some(identity) = identity else { return Some((Greeted::Plain(stream), false)) };
+/// What is known of a client before its first request.
+#[derive(Clone, Copy)]
+struct Client {
+    /// It has shown a certificate that counts.
+    certified: bool,
+    http2: bool,
+}
+
+/// The connection as it is spoken over. None when nothing usable was said in time.
+async fn greet(stream: TcpStream, identity: Option<Identity>, head: Duration) -> Option<(Greeted, Client)> {
+    let Some(identity) = identity else {
+        let http2 = tokio::time::timeout(head, speaks_http2(&stream)).await.ok()?.ok()?;
+        return Some((Greeted::Plain(stream), Client { certified: false, http2 }));
+    };
     match tokio::time::timeout(HANDSHAKE_MAX, identity.acceptor().accept(stream)).await {
         Ok(Ok(stream)) => {
-            let certified = stream.get_ref().1.peer_certificates().is_some_and(|shown| !shown.is_empty());
-            Some((Greeted::Tls(Box::new(stream)), certified))
+            let (_, session) = stream.get_ref();
+            let certified = session.peer_certificates().is_some_and(|shown| !shown.is_empty());
+            let http2 = session.alpn_protocol() == Some(b"h2");
+            Some((Greeted::Tls(Box::new(stream)), Client { certified, http2 }))
         }
         Ok(Err(error)) => {
             tracing::debug!(%error, "a TLS handshake failed");
@@ -240,21 +254,38 @@ async fn greet(stream: TcpStream, identity: Option<Identity>) -> Option<(Greeted
     }
 }
 
+/// Whether a client begins as HTTP/2 begins. Nothing is taken from the connection.
+async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut begun = [0; PREFACE.len()];
+    loop {
+        let said = stream.peek(&mut begun).await?;
+        if said == 0 || !PREFACE.starts_with(&begun[..said]) {
+            return Ok(false);
+        }
+        if said == PREFACE.len() {
+            return Ok(true);
+        }
+        // It could still be either: a part of the first packet is there.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 async fn talk<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     app: Router,
-    certified: bool,
+    client: Client,
     bounds: Bounds,
     watcher: Watcher,
 ) {
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
-        if certified {
+        if client.certified {
             request.extensions_mut().insert(Certified);
         }
         app.clone().oneshot(request)
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = if client.http2 { builder.http2_only() } else { builder.http1_only() };
     builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.head);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
     builder.http2().keep_alive_interval(Some(bounds.head)).keep_alive_timeout(bounds.head);

@@ -144,7 +144,10 @@ mod tests {
         assert_eq!(error(&Failure::unknown("model", "x", &[]))["error"]["code"], "model_not_found");
 
         let full = Refused(Failure::new(429, "queue_full", "full", "wait")).into_response();
-        assert_eq!((full.status(), &full.headers()["retry-after"]), (StatusCode::TOO_MANY_REQUESTS, &"1".parse().unwrap()));
+        assert_eq!(
+            (full.status(), &full.headers()["retry-after"]),
+            (StatusCode::TOO_MANY_REQUESTS, &"1".parse().unwrap())
+        );
         let body = axum::body::to_bytes(full.into_body(), 4_096).await.unwrap();
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(body["error"]["type"], "rate_limit_error");

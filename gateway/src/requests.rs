@@ -8,7 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Request, header};
 use axum::response::{IntoResponse, Response};
-use runtime::{Runtime, bus, clock, telemetry};
+use runtime::{Runtime, bus, clock};
 use schemas::api::{AgentRequest, ChatRequest, EmbeddingsAnswer, EmbeddingsRequest, ToolRequest};
 use schemas::fact::{CancelMode, CancelRequested, ExecutionSubmitted, Kind};
 use schemas::rpc::{EMBED_WITHIN, Embed, Embeddings, Reply};
@@ -26,6 +26,7 @@ use crate::problem::Failure;
 use crate::service::Gateway;
 use crate::sse::{self, Streamed};
 use crate::submission::{self, Surroundings};
+use crate::traced::Traced;
 
 /// How long past an execution's deadline its end is waited for: the orchestrator writes it, not the edge.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
@@ -42,21 +43,23 @@ pub(crate) struct Arrival {
     cause: Option<String>,
     cancel_on_disconnect: bool,
     key: Option<Key>,
+    traced: Arc<Traced>,
 }
 
 impl Arrival {
     /// Reads a request, unless its body is too large. By now the secret has been checked.
     pub(crate) async fn read(gateway: &Gateway, request: Request<Body>) -> Result<Self, Failure> {
-        let path = request.uri().path().to_owned();
+        let (path, traced) = (request.uri().path().to_owned(), Traced::of(&request));
         let (headers, body) = body(gateway, request).await?;
         let key = Key::of(&headers, &path, &body)?;
-        Ok(Self { cause: cause(&headers), cancel_on_disconnect: wants_cancel(&headers), key, body })
+        Ok(Self { cause: cause(&headers), cancel_on_disconnect: wants_cancel(&headers), key, traced, body })
     }
 
     /// The `n`th of several executions that one request begins.
     pub(crate) fn part(&self, n: usize) -> Self {
         let key = self.key.as_ref().map(|key| key.part(n));
-        Self { cause: self.cause.clone(), body: Bytes::new(), key, ..*self }
+        let (cause, traced) = (self.cause.clone(), Arc::clone(&self.traced));
+        Self { cause, body: Bytes::new(), key, traced, ..*self }
     }
 }
 
@@ -198,6 +201,7 @@ pub(crate) struct Begun {
     deadline: Nanos,
     cancel: Option<CancelOnDrop>,
     permit: Admitted,
+    traced: Arc<Traced>,
 }
 
 impl Begun {
@@ -212,8 +216,16 @@ impl Begun {
 
     pub(crate) fn streamed(self, gateway: &Arc<Gateway>) -> Streamed {
         let first_token = (!self.again).then(|| (self.since, gateway.metrics.clone()));
-        let Self { exec, follow, cancel, permit, .. } = self;
-        Streamed { exec, follow, cancel, first_token, gateway: Arc::clone(gateway), _permit: Some(permit) }
+        let Self { exec, follow, cancel, permit, traced, .. } = self;
+        Streamed {
+            exec,
+            follow,
+            cancel,
+            first_token,
+            gateway: Arc::clone(gateway),
+            _permit: Some(permit),
+            _traced: Some(traced),
+        }
     }
 }
 
@@ -236,20 +248,22 @@ pub(crate) async fn begin(
         Some(key) => key.claim(bus, fresh).await?,
         None => fresh,
     };
+    arrival.traced.began(exec);
+    let traced = Arc::clone(&arrival.traced);
     let mut follow = Follow::start(bus, exec, stream).await?;
     if exec != fresh {
         follow.catch_up_from(None).await?;
         // Empty when the first request's gateway died before the request was in the log.
         if let Some(deadline) = follow.execution.deadline() {
             let cancel = arrival.cancel_on_disconnect.then(|| CancelOnDrop::new(&gateway.runtime, exec));
-            return Ok(Begun { exec, follow, again: true, since, deadline, cancel, permit });
+            return Ok(Begun { exec, follow, again: true, since, deadline, cancel, permit, traced });
         }
     }
     let mut submitted = submitted;
     objects::move_out(bus, &mut submitted.messages).await?;
     let mut fact = Fact::new(exec, clock::now(), FactBody::ExecutionSubmitted(Box::new(submitted)));
     fact.cause.clone_from(&arrival.cause);
-    fact.trace = telemetry::trace_context();
+    fact.trace = arrival.traced.carrier();
     // Armed before the request is in the log: a client that goes at this very moment is heard, too.
     let mut cancel = arrival.cancel_on_disconnect.then(|| CancelOnDrop::new(&gateway.runtime, exec));
     if let Err(error) = bus.append_fact(&fact).await {
@@ -258,7 +272,7 @@ pub(crate) async fn begin(
         }
         return Err(Failure::from(error).about(exec));
     }
-    Ok(Begun { exec, follow, again: false, since, deadline, cancel, permit })
+    Ok(Begun { exec, follow, again: false, since, deadline, cancel, permit, traced })
 }
 
 async fn wait(follow: &mut Follow, exec: ExecutionId, deadline: Nanos) -> Result<(), Failure> {

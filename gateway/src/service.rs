@@ -29,9 +29,12 @@ use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::secrets::Secrets;
 use crate::sse::{self, Streamed};
+use crate::traced::Traced;
 use crate::view::{Entry, Execution};
-use crate::{agents, batch, code, control, dead_letters, forks, memory, models, objects, openai, requests};
+use crate::{agents, batch, code, control, dead_letters, forks, memory, models, objects, openai, openapi, requests};
 
+/// Asked every few seconds, by machines.
+const LOOKED_AT: [&str; 2] = ["/health", "/metrics"];
 /// What `/health` says to do about dead letters.
 const LETTERS_NEXT: &str = "look at them: `vlinders dead-letters ls`, or GET /internal/dead-letters";
 
@@ -135,6 +138,8 @@ fn router(gateway: Arc<Gateway>) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::page))
         .merge(internal)
         .merge(openai)
         .fallback(|request: Request<Body>| async move {
@@ -179,7 +184,16 @@ async fn count(State(gateway): State<Arc<Gateway>>, request: Request<Body>, next
     let since = clock::instant();
     let matched = request.extensions().get::<axum::extract::MatchedPath>().map(|p| p.as_str().to_owned());
     let endpoint = matched.unwrap_or_else(|| "unknown".to_owned());
+    let mut request = request;
+    // Whoever looks in now and then is no part of any trace.
+    let traced = (!LOOKED_AT.contains(&endpoint.as_str())).then(|| Traced::begin(&request, &endpoint));
+    if let Some(traced) = &traced {
+        request.extensions_mut().insert(Arc::clone(traced));
+    }
     let response = next.run(request).await;
+    if let Some(traced) = traced {
+        traced.answered(response.status().as_u16());
+    }
     gateway.metrics.answered(&endpoint, response.status().as_u16(), clock::instant().duration_since(since));
     response
 }
@@ -342,7 +356,7 @@ async fn stream(
     let mut follow = Follow::start(&gateway.runtime.bus, exec, true).await?;
     follow.catch_up_from(seen).await?;
     let keep_alive = Duration::from_secs(gateway.config.keep_alive_s);
-    let streamed = Streamed { exec, follow, cancel: None, first_token: None, gateway, _permit: None };
+    let streamed = Streamed { exec, follow, cancel: None, first_token: None, gateway, _permit: None, _traced: None };
     Ok(sse::respond(streamed, keep_alive))
 }
 

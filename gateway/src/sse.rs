@@ -19,6 +19,7 @@ use crate::models;
 use crate::problem::Failure;
 use crate::requests::{self, CancelOnDrop, GRACE};
 use crate::service::Gateway;
+use crate::traced::Traced;
 use crate::transcript::Update;
 use crate::view::rfc3339;
 
@@ -32,6 +33,8 @@ pub(crate) struct Streamed {
     pub(crate) gateway: Arc<Gateway>,
     /// Counts it among the open requests while it lives.
     pub(crate) _permit: Option<Admitted>,
+    /// Its span ends with it.
+    pub(crate) _traced: Option<Arc<Traced>>,
 }
 
 impl Streamed {

@@ -1,5 +1,7 @@
 //! Bodies of the HTTP edge. Unknown fields are refused, so that a misspelt option is never silently ignored.
 
+#![allow(unused_qualifications, reason = "what `ToSchema` is derived to names types by their whole path")]
+
 mod control;
 
 pub use control::{
@@ -8,13 +10,16 @@ pub use control::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::chat::{FinishReason, Message, Priority, TokenLogprob, ToolCall, ToolSpec, Truncation, Usage};
 use crate::fact::Sandbox;
 use crate::ids::ExecutionId;
 
 /// `POST /internal/chat`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChatRequest {
     /// The model; the first loaded one when missing.
@@ -36,36 +41,46 @@ pub struct ChatRequest {
     pub stream: bool,
     /// 0 is greedy; at most 10.
     #[serde(default)]
+    #[schema(value_type = Option<f64>)]
     pub temperature: Option<Number>,
     /// Nucleus mass, `(0, 1]`.
     #[serde(default)]
+    #[schema(value_type = Option<f64>)]
     pub top_p: Option<Number>,
     /// Only this many of the likeliest tokens; 0 for all.
     #[serde(default)]
+    #[schema(value_type = Option<u64>)]
     pub top_k: Option<Number>,
     /// Only tokens at least this fraction as likely as the likeliest, `[0, 1]`.
     #[serde(default)]
+    #[schema(value_type = Option<f64>)]
     pub min_p: Option<Number>,
     /// Makes tokens of prompt and answer less likely above 1, `(0, 2]`.
     #[serde(default)]
+    #[schema(value_type = Option<f64>)]
     pub repetition_penalty: Option<Number>,
     /// Makes tokens of the answer less likely above 0, `[-2, 2]`.
     #[serde(default)]
+    #[schema(value_type = Option<f64>)]
     pub presence_penalty: Option<Number>,
     /// The same for each time they stand there, `[-2, 2]`.
     #[serde(default)]
+    #[schema(value_type = Option<f64>)]
     pub frequency_penalty: Option<Number>,
     /// Tokens to generate at most.
     #[serde(default)]
+    #[schema(value_type = Option<u64>)]
     pub max_tokens: Option<Number>,
     /// Seed of the draws: the same seed gives the same text. Drawn and recorded when missing.
     #[serde(default)]
+    #[schema(value_type = Option<u64>)]
     pub seed: Option<Number>,
     /// Whether to say how likely each token was.
     #[serde(default)]
     pub logprobs: bool,
     /// And how likely this many others were in its place, 0 to 20.
     #[serde(default)]
+    #[schema(value_type = Option<u64>)]
     pub top_logprobs: Option<Number>,
     /// One text or several that end the answer.
     #[serde(default)]
@@ -78,6 +93,7 @@ pub struct ChatRequest {
     pub tool_choice: Option<Value>,
     /// Answers, 1 to 16; the conversation goes on with the first.
     #[serde(default)]
+    #[schema(value_type = Option<u64>)]
     pub n: Option<Number>,
     /// Who goes first where there is no room for all.
     #[serde(default)]
@@ -91,7 +107,7 @@ pub struct ChatRequest {
 }
 
 /// `POST /internal/agent`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentRequest {
     /// The agent type's name.
@@ -116,7 +132,7 @@ pub struct AgentRequest {
 }
 
 /// Overrides of the agent type, within its limits.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
     /// The model.
@@ -148,30 +164,39 @@ pub struct AgentConfig {
     pub approve: Vec<String>,
     /// 0 is greedy; at most 10.
     #[serde(default)]
+    #[schema(value_type = Option<f64>)]
     pub temperature: Option<Number>,
     /// Nucleus mass, `(0, 1]`.
     #[serde(default)]
+    #[schema(value_type = Option<f64>)]
     pub top_p: Option<Number>,
     /// Only this many of the likeliest tokens; 0 for all.
     #[serde(default)]
+    #[schema(value_type = Option<u64>)]
     pub top_k: Option<Number>,
     /// Only tokens at least this fraction as likely as the likeliest, `[0, 1]`.
     #[serde(default)]
+    #[schema(value_type = Option<f64>)]
     pub min_p: Option<Number>,
     /// Makes tokens of prompt and answer less likely above 1, `(0, 2]`.
     #[serde(default)]
+    #[schema(value_type = Option<f64>)]
     pub repetition_penalty: Option<Number>,
     /// Makes tokens of the answer less likely above 0, `[-2, 2]`.
     #[serde(default)]
+    #[schema(value_type = Option<f64>)]
     pub presence_penalty: Option<Number>,
     /// The same for each time they stand there, `[-2, 2]`.
     #[serde(default)]
+    #[schema(value_type = Option<f64>)]
     pub frequency_penalty: Option<Number>,
     /// Seed of the draws.
     #[serde(default)]
+    #[schema(value_type = Option<u64>)]
     pub seed: Option<Number>,
     /// Refused but for 1: an agent goes on with its answer, and can go on with one only.
     #[serde(default)]
+    #[schema(value_type = Option<u64>)]
     pub n: Option<Number>,
     /// Who goes first where there is no room for all; for the agents below it, too.
     #[serde(default)]
@@ -182,7 +207,7 @@ pub struct AgentConfig {
 }
 
 /// Body of `POST /internal/models/{name}/load` and `/unload`; it may be missing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelRequest {
     /// The worker that should do it.
@@ -194,7 +219,7 @@ pub struct ModelRequest {
 }
 
 /// Body of `POST /internal/models/switch`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SwitchRequest {
     /// The model that goes.
@@ -210,7 +235,7 @@ pub struct SwitchRequest {
 }
 
 /// The answer of chat and agent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Answer {
     /// The execution; its log says how the answer came about.
     pub execution_id: ExecutionId,
@@ -243,7 +268,7 @@ fn is_zero(number: &u32) -> bool {
 }
 
 /// Token counts of an answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AnswerUsage {
     /// Tokens read.
     pub prompt_tokens: u64,
@@ -267,14 +292,14 @@ impl AnswerUsage {
 }
 
 /// What is known of tokens read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PromptTokensDetails {
     /// How many did not have to be computed, because they had been before.
     pub cached_tokens: u64,
 }
 
 /// One of several answers, as OpenAI's API has them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Choice {
     /// Which, from 0.
     pub index: u32,
@@ -288,14 +313,14 @@ pub struct Choice {
 }
 
 /// How likely the tokens were.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Logprobs {
     /// One entry for each generated token, in order; the end token is included.
     pub content: Vec<TokenLogprob>,
 }
 
 /// A call and, where it was carried out here, how it ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ToolCallReport {
     /// The call's id.
     pub call_id: String,
@@ -327,7 +352,7 @@ impl ToolCallReport {
 }
 
 /// `POST /internal/tools/execute`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ToolRequest {
     /// The tool.
@@ -346,7 +371,7 @@ pub struct ToolRequest {
 }
 
 /// `POST /internal/tools/execute_batch`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ToolBatch {
     /// The calls; they do not wait for one another.
@@ -354,7 +379,7 @@ pub struct ToolBatch {
 }
 
 /// `POST /internal/index`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IndexCodeRequest {
     /// A path under an allowed root.
@@ -374,7 +399,7 @@ pub struct IndexCodeRequest {
 }
 
 /// The answer of `POST /internal/index`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct IndexAnswer {
     /// The execution.
     pub execution_id: ExecutionId,
@@ -385,7 +410,7 @@ pub struct IndexAnswer {
 }
 
 /// The answer of a single tool call.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ToolAnswer {
     /// The execution.
     pub execution_id: ExecutionId,
@@ -403,7 +428,7 @@ pub struct ToolAnswer {
 }
 
 /// `POST /internal/embeddings`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EmbeddingsRequest {
     /// The embedding model; the first loaded one when missing.
@@ -416,6 +441,15 @@ pub struct EmbeddingsRequest {
 /// One text or a list of texts, as JSON clients write them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OneOrMany(pub Vec<String>);
+
+impl PartialSchema for OneOrMany {
+    fn schema() -> RefOr<Schema> {
+        let text = || ObjectBuilder::new().schema_type(Type::String);
+        OneOfBuilder::new().item(text()).item(text().to_array_builder()).into()
+    }
+}
+
+impl ToSchema for OneOrMany {}
 
 impl<'de> Deserialize<'de> for OneOrMany {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -430,7 +464,7 @@ impl<'de> Deserialize<'de> for OneOrMany {
 }
 
 /// The answer of `POST /internal/embeddings`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EmbeddingsAnswer {
     /// The model.
     pub model: String,
@@ -446,7 +480,7 @@ pub struct EmbeddingsAnswer {
 }
 
 /// `POST /internal/dead-letters/{id}/redrive`; the body may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RedriveRequest {
     /// Publish the message although it would be given up again.
@@ -456,7 +490,7 @@ pub struct RedriveRequest {
 }
 
 /// `GET /internal/executions/{id}`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ExecutionView {
     /// The execution.
     pub execution_id: ExecutionId,
@@ -485,7 +519,7 @@ pub struct ExecutionView {
 }
 
 /// Where an execution stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Accepted, not taken up yet.
@@ -509,7 +543,7 @@ pub enum Status {
 }
 
 /// An error as an RFC 9457 problem document (`application/problem+json`).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// `urn:vlinders:problem:<code>`.
     #[serde(rename = "type")]

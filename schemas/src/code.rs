@@ -5,6 +5,7 @@
 //! [`FINISH`] takes out what is gone. Arguments and results are JSON texts, as those of tools are.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::chat::ToolCall;
 use crate::ids::ExecutionId;
@@ -120,7 +121,7 @@ impl Schema for IndexedWorkspace {
 }
 
 /// A file that is not indexed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct Skipped {
     /// Relative to the workspace.
     pub path: String,
@@ -194,7 +195,7 @@ pub struct FilesRequest {
 }
 
 /// What came of a part.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FilesDone {
     /// Files indexed.
     pub files: u64,
@@ -236,7 +237,7 @@ pub struct FinishRequest {
 }
 
 /// What an index execution did: its answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct IndexReport {
     /// The workspace.
     pub workspace: String,

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::chat::{FinishReason, Message, Priority, Sampling, TokenLogprob, ToolCall, ToolSpec, Truncation, Usage};
 use crate::ids::{EffectId, ExecutionId};
@@ -576,7 +577,7 @@ pub struct ToolCompleted {
 }
 
 /// How a tool call was confined.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Sandbox {
     /// `docker`, `bubblewrap`, or `none` for a tool that touches nothing.
     pub tier: String,
@@ -620,7 +621,7 @@ pub struct CancelRequested {
 }
 
 /// How an execution is cancelled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CancelMode {
     /// What is open is stopped.
@@ -763,7 +764,7 @@ pub struct ApprovalDecided {
 }
 
 /// A person's word about a tool call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Carry it out.

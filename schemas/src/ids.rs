@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 /// Number of partitions of the log. Fixed when the log is created and recorded in its streams.
@@ -52,6 +55,15 @@ impl ExecutionId {
         Partition((hash % u32::from(PARTITIONS)) as u8)
     }
 }
+
+impl PartialSchema for ExecutionId {
+    fn schema() -> RefOr<Schema> {
+        let format = SchemaFormat::Custom("uuid".to_owned());
+        ObjectBuilder::new().schema_type(Type::String).format(Some(format)).into()
+    }
+}
+
+impl ToSchema for ExecutionId {}
 
 impl fmt::Display for ExecutionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -118,7 +130,7 @@ impl fmt::Display for Partition {
 
 /// One effect of an execution: an inference or a tool call that a decision asked for. Derived from the execution's
 /// turn, never drawn: `<turn>-<kind>-<ordinal>`, for example `2-tool-0`, so that every replay finds the same id.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct EffectId(String);
 

@@ -43,6 +43,7 @@ pub mod rpc;
 pub mod stream;
 pub mod subject;
 pub mod token;
+pub mod trace;
 pub mod vectors;
 pub mod wire;
 

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 use crate::chat::Message;
 use crate::fact::{Fact, FactBody};
@@ -19,7 +20,7 @@ pub const PATH_PREFIX: &str = "object:";
 const WORTH_MOVING: usize = 1 << 10;
 
 /// Content that lies in the object store.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct Reference {
     /// SHA-256 of the bytes, 64 lower-case hex digits; also the object's name.
     pub sha256: String,

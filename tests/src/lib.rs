@@ -3,6 +3,7 @@
 
 mod account;
 mod llama_server;
+pub mod otlp;
 mod program;
 mod python;
 

@@ -26,6 +26,7 @@ pub mod sandbox;
 mod scripted;
 mod service;
 pub mod toolbox;
+mod traced;
 mod visible;
 pub mod web;
 pub mod workspace;

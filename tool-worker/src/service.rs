@@ -23,6 +23,7 @@ use crate::executor::{Analyst, Executor, Library};
 use crate::failure::Failure;
 use crate::ledger::Ended;
 use crate::toolbox::Toolbox;
+use crate::traced;
 use crate::web::Web;
 use crate::workspace::{self, Workspace};
 use crate::{code, mcp, memory, plugins};
@@ -181,7 +182,7 @@ async fn take_jobs(shell: Arc<Shell>, tasks: Tasks, mut queue: JobQueue<ToolJob>
 async fn carry_out(shell: Arc<Shell>, delivery: Delivery<ToolJob>, _slot: OwnedSemaphorePermit) {
     let job = &delivery.job;
     let hold = Hold { exec: job.exec, effect: job.effect.clone(), attempt: job.attempt, worker: shell.id.clone() };
-    let held = Held::new(&shell, hold.clone());
+    let (held, taken_at) = (Held::new(&shell, hold.clone()), clock::now());
     if let Err(error) = shell.bus.claim(&hold).await {
         tracing::debug!(%error, "a claim was not announced");
     }
@@ -208,6 +209,7 @@ async fn carry_out(shell: Arc<Shell>, delivery: Delivery<ToolJob>, _slot: OwnedS
         }
     };
     let fact = fact(&shell.id, job, ended);
+    traced::record(job, &shell.id, taken_at, &fact);
     // Publish before ack: a crash in between repeats the call, and the log stores its result once.
     let verdict = match shell.bus.append_fact(&fact).await {
         Ok(_) => delivery.done().await,

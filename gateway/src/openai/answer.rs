@@ -57,7 +57,13 @@ impl Head {
     }
 
     /// One chunk of choice `index`.
-    pub(super) fn chunk(&self, index: u32, delta: Value, logprobs: &[TokenLogprob], ends: Option<FinishReason>) -> Value {
+    pub(super) fn chunk(
+        &self,
+        index: u32,
+        delta: Value,
+        logprobs: &[TokenLogprob],
+        ends: Option<FinishReason>,
+    ) -> Value {
         let logprobs = if logprobs.is_empty() { Value::Null } else { likelihoods(logprobs) };
         let choice = json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": ends.map(finish)});
         self.with("chat.completion.chunk", json!([choice]))
@@ -189,7 +195,11 @@ mod tests {
     use super::*;
 
     fn head() -> Head {
-        Head { exec: "0192f0c1-0000-7000-8000-000000000007".parse().expect("an id"), created: 1_700_000_000_123_456_789, model: "tiny".to_owned() }
+        Head {
+            exec: "0192f0c1-0000-7000-8000-000000000007".parse().expect("an id"),
+            created: 1_700_000_000_123_456_789,
+            model: "tiny".to_owned(),
+        }
     }
 
     fn answer() -> Answer {

@@ -174,7 +174,8 @@ impl ChatCompletion {
         let one_anyway = self.tools.as_ref().is_none_or(Vec::is_empty)
             || self.tool_choice.as_ref().is_some_and(|choice| choice.is_object() || choice == "none");
         if self.parallel_tool_calls == Some(false) && !one_anyway {
-            let detail = "`parallel_tool_calls` is false, which is carried out only where `tool_choice` names a function";
+            let detail =
+                "`parallel_tool_calls` is false, which is carried out only where `tool_choice` names a function";
             return Err(Failure::new(400, "unsupported_parameter", detail, "leave it out, or name the function"));
         }
         Ok(())
@@ -232,7 +233,12 @@ fn text(content: Value, message: usize) -> Result<String, Failure> {
         };
         let Some(said) = said.and_then(Value::as_str) else {
             let detail = format!("`messages[{message}].content[{i}]` is of the type {kind}; the models here read text");
-            return Err(Failure::new(400, "unsupported_content", detail, "send parts {\"type\": \"text\", \"text\": …}"));
+            return Err(Failure::new(
+                400,
+                "unsupported_content",
+                detail,
+                "send parts {\"type\": \"text\", \"text\": …}",
+            ));
         };
         whole.push_str(said);
     }
@@ -280,7 +286,8 @@ impl Embeddings {
         let texts = texts.ok_or_else(|| {
             let tokens = self.input.as_array().is_some_and(|list| list.iter().any(|t| t.is_number() || t.is_array()));
             let (detail, next) = if tokens {
-                let next = "send texts: token ids are another tokenizer's (LangChain: check_embedding_ctx_length=False)";
+                let next =
+                    "send texts: token ids are another tokenizer's (LangChain: check_embedding_ctx_length=False)";
                 ("`input` holds token ids", next)
             } else {
                 ("`input` is neither a text nor a list of texts", "send one text or several")

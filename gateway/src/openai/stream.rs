@@ -59,7 +59,8 @@ impl Chunks {
             // What was sent cannot be taken back: this API has no word for it.
             Ok(Some(Update::Restart { .. })) => {
                 let detail = "the text that was streamed is not the answer that counts: a worker was lost";
-                let next = format!("read the answer at /internal/executions/{}, or send the request again", self.head.exec);
+                let next =
+                    format!("read the answer at /internal/executions/{}, or send the request again", self.head.exec);
                 self.fail(&Failure::new(502, "restarted", detail, next));
             }
             Ok(Some(Update::Ended)) => self.end().await,

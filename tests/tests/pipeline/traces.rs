@@ -1,0 +1,74 @@
+//! One trace from the request to the last tool call, over all processes, as a collector receives it.
+
+use pipeline_tests::otlp::{Receiver, Span};
+use pipeline_tests::{System, read_events};
+use serde_json::json;
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER: &str = "00f067aa0ba902b7";
+
+#[tokio::test]
+async fn an_agent_is_one_trace_over_all_processes() -> anyhow::Result<()> {
+    let mut receiver = Receiver::start().await?;
+    let config = format!("[telemetry]\notlp_endpoint = \"{}\"\n", receiver.endpoint);
+    let system = System::start_with(&config).await?;
+    let ask = json!({"agent_type": "coder", "instruction": "Where is TokenReader defined?", "workspace": system.workspace(), "stream": true});
+    let request = system.post("/internal/agent", &ask).header("traceparent", format!("00-{TRACE}-{CALLER}-01"));
+    let mut stream = request.send().await?;
+    let exec = stream.headers()["x-execution-id"].to_str()?.to_owned();
+    read_events(&mut stream, |_| false).await?;
+    drop(stream);
+
+    let names = ["POST /internal/agent", "run_agent", "tool_calling_loop", "inference", "execute_tool"];
+    let all =
+        |spans: &[Span]| names.iter().all(|name| spans.iter().any(|span| span.name == *name && span.trace == TRACE));
+    let spans = receiver.until(all).await?;
+    let spans: Vec<&Span> = spans.iter().filter(|span| span.trace == TRACE).collect();
+    let named = |name: &str| spans.iter().filter(|span| span.name == name).copied().collect::<Vec<_>>();
+    let one = |name: &str| {
+        let found = named(name);
+        assert_eq!(found.len(), 1, "{name}: {found:?}");
+        found[0]
+    };
+    let (served, agent, turns) = (one("POST /internal/agent"), one("run_agent"), one("tool_calling_loop"));
+    assert_eq!(served.parent, CALLER);
+    assert_eq!(agent.parent, served.id);
+    assert_eq!(turns.parent, agent.id);
+    let (inferences, calls) = (named("inference"), named("execute_tool"));
+    assert!(inferences.len() >= 2 && !calls.is_empty(), "{spans:?}");
+    for below in inferences.iter().chain(&calls) {
+        assert_eq!(below.parent, turns.id, "{below:?}");
+        assert!(below.from >= agent.from && below.to <= agent.to + 1_000_000_000, "{below:?} outside {agent:?}");
+        assert_eq!(below.attributes["vlinders.execution_id"], exec);
+    }
+    let services: Vec<&str> = [served, agent, inferences[0], calls[0]].map(|span| span.service.as_str()).to_vec();
+    let expected = ["vlinders-gateway", "vlinders-orchestrator", "vlinders-inference-worker", "vlinders-tool-worker"];
+    assert_eq!(services, expected);
+    assert_eq!(served.attributes["http.response.status_code"], "200");
+    assert_eq!(agent.attributes["gen_ai.operation.name"], "invoke_agent");
+    assert_eq!(agent.attributes["gen_ai.agent.name"], "coder");
+    assert_eq!(inferences[0].attributes["gen_ai.request.model"], "tiny");
+    let tokens = |span: &Span| span.attributes["gen_ai.usage.output_tokens"].parse::<u64>().expect("a number");
+    assert_eq!(inferences.iter().map(|span| tokens(span)).sum::<u64>(), tokens(agent));
+    assert_eq!(calls[0].attributes["gen_ai.tool.name"], "search_code");
+    assert!(spans.iter().all(|span| !span.failed), "{spans:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_begins_a_trace_of_its_own_and_one_that_fails_says_so() -> anyhow::Result<()> {
+    let mut receiver = Receiver::start().await?;
+    let config = format!("[telemetry]\notlp_endpoint = \"{}\"\n", receiver.endpoint);
+    let system = System::start_with(&config).await?;
+    let long = json!({"messages": [{"role": "user", "content": "word ".repeat(4_000)}]});
+    let (status, _) = system.ask("/internal/chat", &long).await?;
+    assert_eq!(status, 413);
+    let spans = receiver
+        .until(|spans| ["run_chat", "inference"].iter().all(|name| spans.iter().any(|s| s.name == *name)))
+        .await?;
+    let find = |name: &str| spans.iter().find(|span| span.name == name).expect("it came");
+    let (chat, inference) = (find("run_chat"), find("inference"));
+    assert!(chat.failed && inference.failed, "{spans:?}");
+    assert_eq!((&inference.trace, &inference.parent), (&chat.trace, &chat.id));
+    Ok(())
+}
