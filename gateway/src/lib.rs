@@ -20,6 +20,7 @@ mod memory;
 mod metrics;
 mod models;
 mod objects;
+mod operations;
 mod problem;
 mod requests;
 mod service;

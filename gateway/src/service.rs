@@ -31,7 +31,9 @@ use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
-use crate::{agents, batch, code, control, dead_letters, forks, memory, models, objects, requests};
+use crate::{
+    agents, batch, code, control, dead_letters, forks, memory, models, objects, operations, requests,
+};
 
 /// What `/health` says to do about dead letters.
 const LETTERS_NEXT: &str = "look at them: `vlinders dead-letters ls`, or GET /internal/dead-letters";
@@ -119,6 +121,8 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/internal/dead-letters/{id}", get(dead_letters::show).delete(dead_letters::remove))
         .route("/internal/dead-letters/{id}/redrive", post(dead_letters::redrive))
         .route("/internal/objects/{sha256}", get(objects::get))
+        .route("/internal/workers", get(operations::workers))
+        .route("/internal/queues", get(operations::queues))
         .route("/internal/models", get(models::list))
         .route("/internal/models/switch", post(models::switch))
         .route("/internal/models/{name}/load", post(models::load))
