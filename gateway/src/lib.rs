@@ -11,6 +11,7 @@ mod agents;
 mod batch;
 mod code;
 mod config;
+mod console;
 mod control;
 mod dead_letters;
 mod directory;

@@ -32,7 +32,7 @@ use crate::problem::Failure;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
 use crate::{
-    agents, batch, code, control, dead_letters, forks, memory, models, objects, operations, requests,
+    agents, batch, code, console, control, dead_letters, forks, memory, models, objects, operations, requests,
 };
 
 /// What `/health` says to do about dead letters.
@@ -135,6 +135,9 @@ fn router(gateway: Arc<Gateway>) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
+        .route("/console", get(console::moved))
+        .route("/console/", get(console::index))
+        .route("/console/{*path}", get(console::file))
         .merge(internal)
         .fallback(|request: Request<Body>| async move {
             let detail = format!("there is no {} {}", request.method(), request.uri().path());
