@@ -31,7 +31,10 @@ use crate::secrets::Secrets;
 use crate::sse::{self, Streamed};
 use crate::traced::Traced;
 use crate::view::{Entry, Execution};
-use crate::{agents, batch, code, control, dead_letters, forks, memory, models, objects, openai, openapi, requests};
+use crate::{
+    agents, batch, code, console, control, dead_letters, forks, memory, models, objects, openai, openapi, operations,
+    requests,
+};
 
 /// Asked every few seconds, by machines.
 const LOOKED_AT: [&str; 2] = ["/health", "/metrics"];
@@ -120,6 +123,8 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/internal/dead-letters/{id}", get(dead_letters::show).delete(dead_letters::remove))
         .route("/internal/dead-letters/{id}/redrive", post(dead_letters::redrive))
         .route("/internal/objects/{sha256}", get(objects::get))
+        .route("/internal/workers", get(operations::workers))
+        .route("/internal/queues", get(operations::queues))
         .route("/internal/models", get(models::list))
         .route("/internal/models/switch", post(models::switch))
         .route("/internal/models/{name}/load", post(models::load))
@@ -140,6 +145,9 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::page))
+        .route("/console", get(console::moved))
+        .route("/console/", get(console::index))
+        .route("/console/{*path}", get(console::file))
         .merge(internal)
         .merge(openai)
         .fallback(|request: Request<Body>| async move {

@@ -10,6 +10,7 @@ mod objects;
 mod provision;
 mod pull;
 mod question;
+mod queues;
 mod token;
 
 pub use dead_letters::{KeptLetter, LetterError};
@@ -17,6 +18,7 @@ pub use jobs::{Delivery, JobProgress, JobQueue, Queued};
 pub use log::{Appended, Commit, FactDelivery, Facts, Kind, Live, Stored};
 pub use objects::ObjectError;
 pub use provision::provision;
+pub use queues::{ConsumerState, StreamState};
 pub use token::TokenReader;
 
 /// A key-value bucket, opened.

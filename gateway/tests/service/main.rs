@@ -3,6 +3,7 @@
 
 mod house;
 mod listening;
+mod operations;
 
 use std::time::Duration;
 
