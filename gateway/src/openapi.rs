@@ -108,7 +108,24 @@ fn endpoints() -> Vec<Endpoint> {
         asked(Get, "/internal/memory", "What is remembered across executions", Free)
             .query(&[("user_id", Type::String, "whose"), ("workspace", Type::String, "of which workspace")]),
         asked(Delete, "/internal/memory/{id}", "Forgets something", Free),
+        asked(Get, "/internal/executions", "Executions, newest first", Free).query(&[
+            ("status", Type::String, "only these, separated by commas"),
+            ("kind", Type::String, "chat, agent, tool or index"),
+            ("agent_type", Type::String, "only of this agent type"),
+            ("user_id", Type::String, "only of this user"),
+            ("workspace", Type::String, "only in this workspace"),
+            ("q", Type::String, "only those whose request holds this text"),
+            ("limit", Type::Integer, "so many at most"),
+            ("before", Type::String, "those after this place: `next` of an earlier answer"),
+        ]),
+        asked(Get, "/internal/executions/live", "Executions as they begin, change and end", Events),
         asked(Get, "/internal/executions/{id}", "Where an execution stands", view),
+        asked(Get, "/internal/executions/{id}/state", "Its state after one of its messages", Free)
+            .query(&[("at", Type::Integer, "after this message, from 0; after the last when missing")]),
+        asked(Get, "/internal/executions/{id}/verify", "Decides all of it again and compares, byte for byte", Free),
+        asked(Get, "/internal/executions/{id}/tool_calls", "Its tool calls", Free),
+        asked(Get, "/internal/performance", "Counts, times and tokens of models and tools", Free)
+            .query(&[("since", Type::String, "over so long: 1h, 30m, 2d")]),
         asked(Get, "/internal/executions/{id}/events", "The log of an execution, or its events as they come", Free)
             .query(&[
                 ("from", Type::Integer, "begin with this message, from 0"),

@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::directory::Directory;
 use crate::follow::Follow;
 use crate::listen::{self, Bounds, Certified, Identity, TlsError};
+use crate::live::{self, Live};
 use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::secrets::Secrets;
@@ -32,8 +33,8 @@ use crate::sse::{self, Streamed};
 use crate::traced::Traced;
 use crate::view::{Entry, Execution};
 use crate::{
-    agents, batch, code, console, control, dead_letters, forks, memory, models, objects, openai, openapi, operations,
-    requests,
+    agents, batch, code, console, control, dead_letters, executions, forks, memory, models, objects, openai, openapi,
+    operations, requests,
 };
 
 /// Asked every few seconds, by machines.
@@ -68,6 +69,7 @@ pub(crate) struct Gateway {
     pub(crate) directory: Directory,
     pub(crate) metrics: Metrics,
     pub(crate) admission: Admission,
+    pub(crate) live: Live,
 }
 
 /// Serves HTTP until the soft token falls, then lets open requests finish. Returns where it listens.
@@ -91,6 +93,7 @@ pub async fn serve(config: Config, secrets: Secrets, runtime: Runtime) -> Result
         metrics: Metrics::new(&runtime.metrics)?,
         admission,
         secrets,
+        live: Live::default(),
         config,
         runtime: runtime.clone(),
     });
@@ -109,7 +112,13 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/internal/index", get(code::indexes).post(code::index))
         .route("/internal/memory", get(memory::list))
         .route("/internal/memory/{id}", delete(memory::forget))
+        .route("/internal/executions", get(executions::list))
+        .route("/internal/executions/live", get(live::live))
         .route("/internal/executions/{id}", get(execution))
+        .route("/internal/executions/{id}/state", get(executions::state))
+        .route("/internal/executions/{id}/verify", get(executions::verify))
+        .route("/internal/executions/{id}/tool_calls", get(executions::tool_calls))
+        .route("/internal/performance", get(executions::performance))
         .route("/internal/executions/{id}/events", get(events))
         .route("/internal/executions/{id}/stream", get(stream))
         .route("/internal/executions/{id}/cancel", post(control::cancel))
@@ -209,10 +218,11 @@ async fn count(State(gateway): State<Arc<Gateway>>, request: Request<Body>, next
 async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
     let bus = &gateway.runtime.bus;
     let connected = bus.is_connected();
-    let (workers, models, dead_letters) = if connected {
+    let (workers, models, dead_letters, projection) = if connected {
         let (workers, models) = (gateway.directory.workers(), gateway.directory.models());
-        let (workers, models, dead_letters) = tokio::join!(workers, models, bus.dead_letters_waiting());
-        (workers.unwrap_or_default(), models.unwrap_or_default(), dead_letters.ok())
+        let (letters, projection) = (bus.dead_letters_waiting(), executions::projection(bus));
+        let (workers, models, letters, projection) = tokio::join!(workers, models, letters, projection);
+        (workers.unwrap_or_default(), models.unwrap_or_default(), letters.ok(), projection)
     } else {
         Default::default()
     };
@@ -233,6 +243,8 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
             "sandbox": workers.iter().filter_map(|w| Some((&w.id, w.sandbox.as_ref()?))).collect::<BTreeMap<_, _>>(),
             // Where each analysis worker keeps vectors, and why they cannot be had, if so: words find code all the same.
             "vectors": workers.iter().filter_map(|w| Some((&w.id, w.vectors.as_ref()?))).collect::<BTreeMap<_, _>>(),
+            // How the tables of executions are, which hold up nothing but questions. None when nobody keeps any.
+            "projection": projection,
             // A note for people: letters hold up nothing but themselves. None when nobody could be asked.
             "dead_letters": {"waiting": dead_letters, "next_step": dead_letters.filter(|n| *n > 0).map(|_| LETTERS_NEXT)},
         },

@@ -6,6 +6,7 @@
 //! - The core ([`execution`]) does no I/O, reads no clock and draws no randomness: the same log gives the same state
 //!   and the same decisions, byte for byte ([`history::verify`]).
 //! - A decision is appended only at the sequence it rests on, so two owners never write two histories.
+//! - Tables are derived from the log: nothing waits for them, and they can be built anew at any time.
 //! - Jobs are derived from the log and may be published again at any time.
 //!
 //! | module | |
@@ -16,6 +17,8 @@
 //! | [`useless`] | facts that led to nothing and never could have |
 //! | `forks` | what another execution would begin with |
 //! | [`audit`] | the proof of a whole partition, while it is read |
+//! | [`projection`] | executions as rows: the log folded into SQL tables, and questions about them |
+//! | [`questions`] | what can be asked about one execution |
 //! | [`agents`] | agent types: built in, and from a directory |
 //! | [`simulate`] | core and shell in virtual time against a bus in memory, from a seed: `cargo run -p orchestrator --example simulate -- --seeds 1000` |
 //! | `service`, `partition`, `carry_out`, `liveness`, `ownership` | the shell: receive, ask the core, do what it answered |
@@ -30,6 +33,8 @@ pub mod history;
 mod liveness;
 mod ownership;
 mod partition;
+pub mod projection;
+pub mod questions;
 mod service;
 pub mod simulate;
 mod step;

@@ -75,6 +75,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     provision(&runtime.bus).await?;
     runtime.bus.collect_dead_letters(&runtime.tasks).await?;
     crate::forks::serve(&runtime).await?;
+    crate::questions::serve(&runtime).await?;
     crate::agents::directory::start(&runtime, config.agents_dir.clone()).await?;
     let metrics = Metrics::new(&runtime.metrics)?;
     let liveness = Liveness::start(&config, &runtime, &metrics).await?;

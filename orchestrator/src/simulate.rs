@@ -152,3 +152,9 @@ pub fn run(seed: u64) -> Outcome {
 pub fn run_as(seed: u64, shell: Shell, traced: bool) -> Outcome {
     world::World::new(seed, shell, traced).run()
 }
+
+/// The log that a seed leaves, by partition: made up, and yet what a real system could have written.
+#[cfg(test)]
+pub(crate) fn log(seed: u64) -> std::collections::BTreeMap<schemas::Partition, Vec<runtime::bus::Stored>> {
+    world::World::new(seed, Shell::default(), false).written()
+}

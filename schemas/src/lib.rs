@@ -21,6 +21,8 @@
 //! | [`code`] | indexed code: what index executions ask, and what is asked of the index |
 //! | [`memory`] | facts that outlive an execution |
 //! | [`rpc`] | stateless questions between services |
+//! | [`executions`] | executions as rows, and questions about many of them |
+//! | [`summary`] | the fold of an execution into its row |
 //! | [`vectors`] | vectors with what they stand for, and questions to who keeps them |
 //! | [`api`] | bodies of the HTTP edge |
 //! | [`subject`], [`stream`] | names and limits of everything on the bus |
@@ -31,6 +33,7 @@ pub mod chat;
 pub mod code;
 pub mod dead_letter;
 pub mod decision;
+pub mod executions;
 pub mod fact;
 pub mod ids;
 pub mod job;
@@ -42,6 +45,7 @@ pub mod presence;
 pub mod rpc;
 pub mod stream;
 pub mod subject;
+pub mod summary;
 pub mod token;
 pub mod trace;
 pub mod vectors;

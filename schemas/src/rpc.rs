@@ -192,6 +192,25 @@ pub struct Forked {
     pub duration_ms: u64,
 }
 
+/// Question on `vl.v1.rpc.state`, answered by an orchestrator; the answer is the state as JSON, or a refusal of code
+/// `unknown_execution`, `out_of_range`, `too_large` or `log_unavailable`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskState {
+    /// The execution.
+    pub exec: ExecutionId,
+    /// The number of the message after which it is asked for, from 0; the newest when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<u64>,
+}
+
+/// Question on `vl.v1.rpc.verify`, answered by an orchestrator; the answer is what `vlinders replay --verify --json`
+/// prints, or a refusal of code `unknown_execution` or `log_unavailable`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskVerification {
+    /// The execution.
+    pub exec: ExecutionId,
+}
+
 /// Question on `vl.v1.rpc.analysis`; the answer is [`Outline`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Analyse {

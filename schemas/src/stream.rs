@@ -124,6 +124,12 @@ pub const FACT_ACK_WAIT: Duration = Duration::from_secs(10);
 pub const OWNER_GROUP: &str = "owner";
 /// How long an owner may be silent before a standby takes its place.
 pub const OWNER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a follower of the log may take over messages before they are handed out again, which does no harm.
+pub const FOLLOWER_ACK_WAIT: Duration = Duration::from_secs(30);
+/// How long a follower may be silent before another one of its name takes its place; some of its pulls.
+pub const FOLLOWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the place of followers is kept when none of them is there. They know themselves how far they are.
+pub const FOLLOWER_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 const MINUTE: Duration = Duration::from_secs(60);
 const MIB: i64 = 1 << 20;

@@ -26,6 +26,9 @@ pub fn seen(exec: ExecutionId) -> String {
     format!("vl.v1.seen.{}.{exec}.*", exec.partition())
 }
 
+/// All of it, republished.
+pub const SEEN_ALL: &str = "vl.v1.seen.>";
+
 /// The stream that holds a partition of the log.
 #[must_use]
 pub fn log_stream(partition: Partition) -> String {
@@ -132,6 +135,18 @@ pub const RPC_TOOLS: &str = "vl.v1.rpc.tools";
 pub const RPC_WORKSPACE: &str = "vl.v1.rpc.workspace";
 /// Question: what an execution's model would read after one of its messages.
 pub const RPC_FORK: &str = "vl.v1.rpc.fork";
+/// Question: executions as rows, newest first.
+pub const RPC_EXECUTIONS: &str = "vl.v1.rpc.executions";
+/// Question: the tool calls of an execution.
+pub const RPC_TOOL_CALLS: &str = "vl.v1.rpc.tool_calls";
+/// Question: what was done over a period, and how fast.
+pub const RPC_PERFORMANCE: &str = "vl.v1.rpc.performance";
+/// Question: how the projection is; and the order to build it anew.
+pub const RPC_PROJECTION: &str = "vl.v1.rpc.projection";
+/// Question: an execution's state after one of its messages.
+pub const RPC_STATE: &str = "vl.v1.rpc.state";
+/// Question: whether an execution's decisions come out again.
+pub const RPC_VERIFY: &str = "vl.v1.rpc.verify";
 /// Question: symbols and imports of a file.
 pub const RPC_ANALYSIS: &str = "vl.v1.rpc.analysis";
 /// Question: pieces of an indexed workspace.

@@ -4,6 +4,7 @@
 use std::fmt::Debug;
 use std::path::PathBuf;
 
+use schemas::api::Status;
 use schemas::chat::{
     FinishReason, Message, Priority, ResponseFormat, Role, Sampling, TokenLogprob, ToolCall, ToolChoice, ToolSpec,
     TopLogprob, Truncation, Usage,
@@ -21,7 +22,7 @@ use schemas::rpc;
 use schemas::token::{Frame, FrameKind};
 use schemas::vectors;
 use schemas::wire::{Schema, decode, encode};
-use schemas::{EffectId, ExecutionId, agent, code, memory};
+use schemas::{EffectId, ExecutionId, agent, code, executions, memory};
 use serde::Serialize;
 use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
 use serde_json::{Value, json};
@@ -898,4 +899,91 @@ fn vectors_and_what_is_asked_about_them() {
     check("vectors.counted", &rpc::Reply::Ok(vectors::Answer::Count(3)));
     check("vectors.no_collection", &rpc::Reply::Ok(vectors::Answer::NoCollection));
     check("vectors.dimensions", &rpc::Reply::Ok(vectors::Answer::Dimensions { have: 2, wanted: 3 }));
+}
+
+#[test]
+fn questions_about_many_executions() {
+    let before = executions::Cursor { created_at: 7, execution_id: exec() };
+    let list = executions::ListExecutions {
+        statuses: vec![Status::Completed, Status::TimedOut],
+        kind: Some(Kind::Agent),
+        agent_type: Some("coder".into()),
+        user_id: Some("u1".into()),
+        workspace: Some("/w".into()),
+        text: Some("main".into()),
+        limit: 50,
+        before: Some(before),
+    };
+    check("rpc.executions", &list);
+    let row = executions::ExecutionRow {
+        execution_id: exec(),
+        kind: Kind::Agent,
+        status: Status::Failed,
+        agent_type: "coder".into(),
+        model: "tiny".into(),
+        user_id: Some("u1".into()),
+        workspace: Some("/w".into()),
+        title: "Where is main?".into(),
+        iterations: 2,
+        usage: Usage::new(20, 10),
+        tool_calls: 1,
+        created_at: 7,
+        finished_at: Some(9),
+        error: Some("overflow: too long".into()),
+        parent: Some(exec()),
+        messages: 9,
+    };
+    let rebuilding = Some(executions::Rebuilding { done: 3, of: 9 });
+    let rows = executions::Executions { executions: vec![row], next: Some(before), rebuilding };
+    check("rpc.executions.listed", &rpc::Reply::Ok(rows));
+    check("rpc.tool_calls", &executions::ListToolCalls { execution_id: exec(), from: 2 });
+    let call = executions::ToolCallRow {
+        effect: EffectId::tool(1, 0),
+        position: 2,
+        tool_name: "search_code".into(),
+        arguments: "{}".into(),
+        result: Some("src/main.rs".into()),
+        success: Some(true),
+        duration_ms: Some(1.5),
+        sandbox: Some("bubblewrap".into()),
+        worker: Some("tool-1".into()),
+        created_at: 8,
+    };
+    let calls = executions::ToolCalls { is_known: true, tool_calls: vec![call], next: Some(3), rebuilding: None };
+    check("rpc.tool_calls.listed", &rpc::Reply::Ok(calls));
+    check("rpc.performance", &executions::AskPerformance { since: 7 });
+    let percentiles = Some(executions::Percentiles { p50: 1.5, p95: 2.5 });
+    let model = executions::ModelPerformance {
+        model: "tiny".into(),
+        inferences: 4,
+        errors: 1,
+        cached: 1,
+        prompt_tokens: 40,
+        cached_tokens: 8,
+        completion_tokens: 20,
+        duration_ms: percentiles,
+        queue_ms: percentiles,
+        ttft_ms: percentiles,
+    };
+    let tool =
+        executions::ToolPerformance { tool: "search_code".into(), calls: 2, errors: 0, duration_ms: percentiles };
+    let performance = executions::Performance {
+        executions: vec![executions::StatusCount { status: Status::Running, count: 2 }],
+        models: vec![model],
+        tools: vec![tool],
+        rebuilding: None,
+    };
+    check("rpc.performance.told", &rpc::Reply::Ok(performance));
+    check("rpc.projection", &executions::AskProjection::Rebuild);
+    let projection = executions::Projection {
+        database: "SQLite at /data/projection.db".into(),
+        state: executions::ProjectionState::Rebuilding,
+        trouble: Some("away".into()),
+        rebuilding,
+        lag_messages: Some(6),
+        positions: vec![1, 2],
+    };
+    check("rpc.projection.told", &rpc::Reply::Ok(projection));
+    check("rpc.state", &rpc::AskState { exec: exec(), at: Some(3) });
+    check("rpc.verify", &rpc::AskVerification { exec: exec() });
 }

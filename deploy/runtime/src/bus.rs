@@ -4,6 +4,7 @@
 //! acknowledgement. Every publish has a timeout; every stream read survives a reconnect.
 
 mod dead_letters;
+mod follow;
 mod jobs;
 mod log;
 mod objects;
@@ -14,6 +15,7 @@ mod queues;
 mod token;
 
 pub use dead_letters::{KeptLetter, LetterError};
+pub use follow::{Follow, Placed, Run, Seen};
 pub use jobs::{Delivery, JobProgress, JobQueue, Queued};
 pub use log::{Appended, Commit, FactDelivery, Facts, Kind, Live, Stored};
 pub use objects::ObjectError;

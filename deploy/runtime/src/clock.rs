@@ -35,6 +35,25 @@ pub fn parse(rfc3339: &str) -> Option<Nanos> {
     Nanos::try_from(at.unix_timestamp_nanos()).ok()
 }
 
+/// A moment as people write it: in RFC 3339, or so long before `now` (`90s`, `15m`, `2h`, `7d`); none when the text is
+/// anything else.
+#[must_use]
+pub fn moment(text: &str, now: Nanos) -> Option<Nanos> {
+    let before = || {
+        let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3_600,
+            "d" => 86_400,
+            _ => return None,
+        };
+        let number: i64 = number.parse().ok().filter(|n| *n >= 0)?;
+        now.checked_sub(number.checked_mul(seconds)?.checked_mul(1_000_000_000)?)
+    };
+    parse(text).or_else(before)
+}
+
 /// A new execution id: a UUIDv7, so that ids sort by time.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this is the sanctioned place")]
@@ -54,4 +73,21 @@ pub fn process_token() -> String {
 #[expect(clippy::disallowed_methods, reason = "this is the sanctioned place")]
 pub fn random_hex() -> String {
     uuid::Uuid::new_v4().simple().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_a_time_or_a_duration_before_now() {
+        let now = 1_000_000_000_000_000;
+        let before = |text: &str| moment(text, now).map(|at| (now - at) / 1_000_000_000);
+        assert_eq!(before("90s"), Some(90));
+        assert_eq!(before("2h"), Some(7_200));
+        assert_eq!(moment("1970-01-01T00:00:01Z", now), Some(1_000_000_000));
+        for wrong in ["", "h", "-1h", "yesterday", "1w", "99999999999999d", "1é"] {
+            assert_eq!(moment(wrong, now), None, "{wrong}");
+        }
+    }
 }

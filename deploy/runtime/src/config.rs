@@ -197,7 +197,7 @@ impl Layers {
 fn told(text: &str, error: &toml::de::Error) -> String {
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     let line = before.matches('\n').count();
-    let secret = text.lines().nth(line).is_some_and(|line| line.contains("password") || line.contains("key"));
+    let secret = text.lines().nth(line).is_some_and(|line| ["password", "key", "://"].iter().any(|w| line.contains(w)));
     if secret { format!("line {}: {}", line + 1, error.message()) } else { error.to_string() }
 }
 

@@ -95,6 +95,11 @@ impl Log {
 }
 
 impl Stream {
+    #[cfg(test)]
+    pub(super) fn messages(&self) -> &[Stored] {
+        &self.messages
+    }
+
     fn known(&self, id: &str, now: Nanos) -> Option<u64> {
         self.known.get(id).filter(|(_, at)| now < at + KNOWN_FOR).map(|(sequence, _)| *sequence)
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use runtime::bus::{Kind, Stored};
 use schemas::chat::{Message, Role};
 use schemas::fact::{ChildClosed, Outcome};
+use schemas::summary::Summary;
 use schemas::{EffectId, Event, ExecutionId, Fact, FactBody, Record};
 
 use super::coverage::Coverage;
@@ -42,10 +43,13 @@ fn one(exec: ExecutionId, log: &[Stored], coverage: &mut Coverage) -> Result<Exe
     let verified = verify(exec, log).map_err(|difference| difference.to_string())?;
     let mut history = History::new(exec);
     let mut observed = Execution::default();
+    let mut summary: Option<Summary> = None;
     let mut ends = 0;
     let mut commits = BTreeSet::new();
     for message in log {
         history.fold(message).map_err(|u| format!("message {} does not read: {}", u.sequence, u.reason))?;
+        summarise(&mut summary, message);
+        same_in_the_row(&history.execution, summary.as_ref(), message.sequence)?;
         match message.kind {
             Kind::Fact => coverage.fact(&mut observed, &fact(message)),
             Kind::Decision => {
@@ -74,6 +78,29 @@ fn one(exec: ExecutionId, log: &[Stored], coverage: &mut Coverage) -> Result<Exe
         accounts(log, &history.execution)?;
     }
     Ok(history.execution)
+}
+
+fn summarise(summary: &mut Option<Summary>, message: &Stored) {
+    match summary {
+        None if message.kind == Kind::Fact => *summary = Summary::begin(&fact(message)),
+        None => {}
+        Some(summary) if message.kind == Kind::Fact => drop(summary.fact(&fact(message))),
+        Some(summary) => drop(summary.decision(&record(message))),
+    }
+}
+
+/// The fold for tables and lists counts the same results as the rules do, and ends where they end.
+fn same_in_the_row(execution: &Execution, summary: Option<&Summary>, sequence: u64) -> Result<(), String> {
+    let Some(summary) = summary.filter(|_| execution.request.is_some()) else { return Ok(()) };
+    let row = &summary.row;
+    if summary.is_ended() != execution.is_closed() {
+        return Err(format!("after message {sequence} the row says {:?}, the rules another thing", row.status));
+    }
+    if row.usage != execution.budget.usage && !summary.is_ended() {
+        let used = execution.budget.usage;
+        return Err(format!("after message {sequence} the row counts {:?}, the rules {used:?}", row.usage));
+    }
+    Ok(())
 }
 
 /// Right after a decision nothing more follows, and an execution that goes on waits for something.

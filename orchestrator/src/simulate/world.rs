@@ -146,6 +146,18 @@ impl World {
 
     /// Runs until every execution has ended and nothing more is on its way.
     pub(super) fn run(mut self) -> Outcome {
+        self.live();
+        self.finish()
+    }
+
+    /// The log that a run leaves.
+    #[cfg(test)]
+    pub(super) fn written(mut self) -> BTreeMap<Partition, Vec<Stored>> {
+        self.live();
+        Partition::all().map(|partition| (partition, self.log.stream(partition).messages().to_vec())).collect()
+    }
+
+    fn live(&mut self) {
         while !(self.due == 0 && self.open.is_empty()) {
             let Some(((at, _), wakeup)) = self.agenda.pop_first() else { break };
             self.due -= u64::from(!wakeup.is_background());
@@ -158,7 +170,6 @@ impl World {
             }
             self.wake(wakeup);
         }
-        self.finish()
     }
 
     fn wake(&mut self, wakeup: Wakeup) {

@@ -304,7 +304,7 @@ impl Live {
 }
 
 /// A message that the server read back or republished, whose log subject is `subject`.
-fn stored(message: &Message, subject: &str) -> Result<Stored, Error> {
+pub(super) fn stored(message: &Message, subject: &str) -> Result<Stored, Error> {
     let sequence = sequence(message)?;
     let stored_at = header(message, "Nats-Time-Stamp")
         .and_then(|s| clock::parse(&s))
@@ -319,7 +319,7 @@ fn sequence(message: &Message) -> Result<u64, Error> {
 }
 
 /// `vl.v1.log.<part>.<exec>.<kind>`, and the same under `seen`.
-fn parse_subject(subject: &str) -> Result<(ExecutionId, Kind), Error> {
+pub(super) fn parse_subject(subject: &str) -> Result<(ExecutionId, Kind), Error> {
     let mut tokens = subject.split('.').skip(4);
     let exec = tokens.next().and_then(|t| t.parse().ok());
     let kind = match tokens.next() {

@@ -227,7 +227,7 @@ pub(super) async fn job_consumer(bus: &Bus, stream: &str, name: &str, filter: &s
     ensure_consumer(bus, stream, name, config).await
 }
 
-async fn ensure_consumer(bus: &Bus, stream: &str, name: &str, config: pull::Config) -> Result<(), Error> {
+pub(super) async fn ensure_consumer(bus: &Bus, stream: &str, name: &str, config: pull::Config) -> Result<(), Error> {
     let failed = |e: String| Error::Broken(format!("create consumer {name} on {stream}: {e}"));
     let stream = bus.js.get_stream_no_info(stream).await.map_err(|e| failed(e.to_string()))?;
     stream.get_or_create_consumer(name, config).await.map(|_| ()).map_err(|e| failed(e.to_string()))
