@@ -10,6 +10,7 @@ mod control;
 mod dead_letters;
 mod doctor;
 mod endpoint;
+mod health;
 mod index;
 mod memory;
 mod models;
@@ -90,5 +91,6 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Models(options) => models::run(options).await,
         Command::Bench(options) => bench::run(options).await,
         Command::Doctor(options) => doctor::run(options).await,
+        Command::Health(options) => health::run(options).await,
     }
 }
