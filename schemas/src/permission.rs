@@ -264,6 +264,7 @@ impl Permissions {
     /// Follows a stream by consumers that live as long as somebody reads them.
     fn follow(&mut self, stream: &str) {
         self.say([
+            format!("$JS.API.CONSUMER.CREATE.{stream}"),
             format!("$JS.API.CONSUMER.CREATE.{stream}.>"),
             format!("$JS.API.CONSUMER.DELETE.{stream}.*"),
             format!("$JS.API.CONSUMER.INFO.{stream}.*"),
