@@ -227,6 +227,7 @@ impl Hands {
             return Err(error);
         }
         let reply = execution.request.as_deref().and_then(|r| r.reply.clone());
+        let reply = reply.filter(|subject| subject::may_be_answered(subject));
         if let (Some(subject), Some(end)) = (reply, &execution.end) {
             let text = serde_json::json!({
                 "execution_id": execution.exec, "status": end.outcome, "response": end.text,

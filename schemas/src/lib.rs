@@ -26,6 +26,7 @@
 //! | [`vectors`] | vectors with what they stand for, and questions to who keeps them |
 //! | [`api`] | bodies of the HTTP edge |
 //! | [`subject`], [`stream`] | names and limits of everything on the bus |
+//! | [`permission`] | who may say and hear what |
 
 pub mod agent;
 pub mod api;
@@ -41,6 +42,7 @@ pub mod json_schema;
 pub mod memory;
 pub mod models;
 pub mod object;
+pub mod permission;
 pub mod presence;
 pub mod rpc;
 pub mod stream;

@@ -166,6 +166,16 @@ pub fn rpc_vectors(store: &str) -> String {
     format!("{RPC_VECTORS}.{}", token(store))
 }
 
+/// Where answers to plain NATS clients go that live in an account of their own.
+pub const REPLY_ALL: &str = "vl.v1.reply.>";
+
+/// Whether the end of an execution may be sent to a subject that its request names. Not to the bus's own subjects nor to
+/// the server's: a request would speak there with the rights of whoever answers it.
+#[must_use]
+pub fn may_be_answered(reply: &str) -> bool {
+    reply.starts_with("vl.v1.reply.") || !(reply.starts_with("vl.") || reply.starts_with('$'))
+}
+
 /// Makes a subject token of a name: lower case, other characters become `_`, at most 64 bytes.
 #[must_use]
 pub fn token(name: &str) -> String {
@@ -183,6 +193,12 @@ pub fn token(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_cannot_have_its_end_sent_into_the_log() {
+        assert!(may_be_answered("_INBOX.abc") && may_be_answered("vl.v1.reply.abc") && may_be_answered("orders.done"));
+        assert!(!may_be_answered("vl.v1.log.3.x.decision") && !may_be_answered("$KV.vl_config.agent"));
+    }
 
     #[test]
     fn any_name_becomes_one_token() {

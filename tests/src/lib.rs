@@ -2,12 +2,14 @@
 //! directory, and ends exactly the processes it started.
 
 mod account;
+mod deployed;
 mod llama_server;
 pub mod otlp;
 mod program;
 mod python;
 
 pub use account::account;
+pub use deployed::{Deployed, PLACES};
 pub use llama_server::LlamaServer;
 pub use program::{Ended, Up, nats_server, processes_about, run, secret_of};
 pub use python::python;
@@ -19,6 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use orchestrator::history::History;
 use runtime::bus::{self, Bus, Stored};
+use runtime::config::Secret;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use schemas::chat::{FinishReason, Role, Sampling};
 use schemas::fact::{ExecutionSubmitted, InferenceCompleted, Kind, Limits};
@@ -55,6 +58,8 @@ pub struct System {
     pub store_bytes_max: Option<u64>,
     /// A configuration file for every role that is started.
     pub config: Option<PathBuf>,
+    /// Where NATS runs as it is deployed: each role is its own user, with the least that it needs.
+    pub deployed: Option<Deployed>,
     roles: Vec<(String, Child)>,
     /// Where the gateway listens.
     pub http: String,
@@ -88,6 +93,12 @@ pub fn embedding_model() -> Option<PathBuf> {
 pub fn raise_open_files() -> anyhow::Result<()> {
     let limits = getrlimit(Resource::Nofile);
     Ok(setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits })?)
+}
+
+/// `VLINDERS_TEST_DEPLOYED=1`: every story is told on a NATS with the deployed configuration.
+#[expect(clippy::disallowed_methods, reason = "a switch for the person who changes what roles may do on the bus")]
+fn is_deployed_wanted() -> bool {
+    std::env::var_os("VLINDERS_TEST_DEPLOYED").is_some()
 }
 
 /// A port that nobody listens on.
@@ -127,10 +138,35 @@ impl System {
         system.up(&[]).await
     }
 
+    /// Starts everything on a NATS with the deployed configuration.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn start_deployed() -> anyhow::Result<Self> {
+        let mut system = Self::new()?;
+        system.deploy()?;
+        system.up(&[]).await
+    }
+
+    /// From now on NATS is started as it is deployed.
+    ///
+    /// # Errors
+    /// When openssl is missing.
+    pub fn deploy(&mut self) -> anyhow::Result<()> {
+        let (clients, monitoring) = (format!("127.0.0.1:{}", self.nats_port), format!("127.0.0.1:{}", free_port()?));
+        let store = self.store.display().to_string();
+        let places = [clients.as_str(), &monitoring, &store, "/nowhere"];
+        let deployed = Deployed::lay_out(&self.directory().join("deployed"), places)?;
+        self.deployed = Some(deployed);
+        Ok(())
+    }
+
     async fn up(self, missing: &[&str]) -> anyhow::Result<Self> {
         let mut system = self;
         system.start_nats().await?;
-        bus::provision(&system.bus().await?).await?;
+        if system.deployed.is_none() {
+            bus::provision(&system.bus().await?).await?;
+        }
         for role in ROLES.into_iter().filter(|role| !missing.contains(role)) {
             system.start_role(role).await?;
         }
@@ -143,17 +179,21 @@ impl System {
     /// When there is no directory or no port for it.
     pub fn new() -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
-        let system = Self {
+        let mut system = Self {
             store: directory.path().join("nats"),
             store_bytes_max: None,
             directory,
             nats: None,
             nats_port: free_port()?,
             config: None,
+            deployed: None,
             roles: Vec::new(),
             http: String::new(),
             client: reqwest::Client::new(),
         };
+        if is_deployed_wanted() {
+            system.deploy()?;
+        }
         for (path, text) in SOURCES {
             let file = system.workspace().join(path);
             std::fs::create_dir_all(file.parent().context("a file lies in a directory")?)?;
@@ -190,8 +230,14 @@ impl System {
             "listen: \"127.0.0.1:{}\"\nmax_payload: 9MB\njetstream {{\n  store_dir: {:?}\n  {limit}\n}}\n",
             self.nats_port, self.store
         );
-        let config = self.directory.path().join("nats.conf");
-        std::fs::write(&config, text)?;
+        let config = match &self.deployed {
+            Some(deployed) => deployed.directory.join("nats.conf"),
+            None => {
+                let config = self.directory.path().join("nats.conf");
+                std::fs::write(&config, text)?;
+                config
+            }
+        };
         let log = std::fs::File::options().append(true).create(true).open(self.directory.path().join("nats.log"))?;
         let child = Command::new(nats_server()?)
             .arg("-c")
@@ -277,6 +323,9 @@ impl System {
             }
             _ => {}
         }
+        if let Some(deployed) = &self.deployed {
+            command.envs(deployed.environment(role));
+        }
         command.args(arguments).envs(environment.iter().copied());
         let log = std::fs::File::options().append(true).create(true).open(self.directory.path().join("log"))?;
         let mut child = command
@@ -318,7 +367,14 @@ impl System {
     /// # Errors
     /// When NATS does not answer.
     pub async fn bus(&self) -> anyhow::Result<Bus> {
-        Ok(Bus::connect(&bus::Config { url: self.nats_url(), ..bus::Config::default() }, "test").await?)
+        let mut config = bus::Config { url: self.nats_url(), ..bus::Config::default() };
+        if self.deployed.is_some() {
+            config.user = Some("test".to_owned());
+            config.password = Some(Secret::new("test".to_owned()));
+            // Roles answer whoever may ask them, and nobody else.
+            config.inbox_prefix = Some("_INBOX_gateway".to_owned());
+        }
+        Ok(Bus::connect(&config, "test").await?)
     }
 
     /// A request with the secret.

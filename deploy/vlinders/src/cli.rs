@@ -76,6 +76,8 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
+    /// Ask a process whether it is ready, and say so by the exit code: the probe of containers.
+    Health(Health),
 }
 
 #[derive(Args)]
@@ -766,4 +768,17 @@ pub(crate) struct Doctor {
     pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) target: Target,
+}
+
+#[derive(Args)]
+pub(crate) struct Health {
+    /// Whom to ask; the process whose `telemetry.metrics` the configuration names when missing.
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// Ask only whether it answers at all.
+    #[arg(long)]
+    pub(crate) live: bool,
+    /// A configuration file (TOML).
+    #[arg(long, value_name = "FILE", env = "VLINDERS_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
 }

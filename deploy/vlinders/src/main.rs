@@ -11,6 +11,7 @@ mod control;
 mod dead_letters;
 mod doctor;
 mod endpoint;
+mod health;
 mod index;
 mod memory;
 mod models;
@@ -96,5 +97,6 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             clap_complete::generate(shell, &mut Cli::command(), "vlinders", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Health(options) => health::run(options).await,
     }
 }

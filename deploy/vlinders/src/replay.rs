@@ -11,14 +11,16 @@ use schemas::{ExecutionId, Fact, FactBody, Record};
 use serde_json::json;
 
 use crate::cli::{Executions, ExecutionsWhat, List, Replay, Target};
-use crate::settings::Usage;
+use crate::settings::{Settings, Usage};
 use crate::state;
 
 /// How long a follower waits for a sign before it reads the log.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) async fn connect(target: &Target) -> anyhow::Result<Bus> {
-    let config = bus::Config { url: target.nats()?, ..bus::Config::default() };
+    // Who we are to the server stands in the environment, as for every role.
+    let nats = Settings::load(None, Vec::new())?.nats;
+    let config = bus::Config { url: target.nats()?, ..nats };
     Ok(Bus::connect(&config, "cli").await?)
 }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use gateway::Secrets;
+use runtime::probe::Probe;
 use runtime::{Bus, Runtime, Tasks, bus, telemetry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -87,10 +88,23 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     .map_err(Usage)?;
     let _telemetry = telemetry::start(&settings.telemetry, role.name())?;
     settings.log();
+    let mut signals = Signals::listen()?;
+    let (runtime, ready) = tokio::select! {
+        begun = Box::pin(begin(role, settings)) => begun?,
+        // The first process of a container is ended by no signal that it does not listen to, and a start may take a while.
+        () = signals.any() => return Ok(ExitCode::SUCCESS),
+    };
+    announce(&ready, role.name(), options.json)?;
+    until_stopped(&runtime.tasks, signals).await
+}
+
+/// Connects, and serves one role; returns when it is ready.
+async fn begin(role: Role, settings: Settings) -> anyhow::Result<(Runtime, Ready)> {
     let bus = Bus::connect(&settings.nats, role.name()).await?;
-    bus::provision(&bus).await?;
     let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
     runtime.bus.register_metrics(&runtime.metrics)?;
+    let probe = probe(&settings.telemetry, role.name(), &runtime).await?;
+    bus::provision(&runtime.bus).await?;
     let secrets = if role == Role::Gateway {
         let (secret, file) = settings::secret(None)?;
         Some(settings::secrets(&secret, file.as_deref()))
@@ -100,11 +114,24 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     let models = settings.inference.model_names();
     let nats = settings.nats.url.clone();
     let scheme = if settings.gateway.tls.is_some() { "https" } else { "http" };
-    let http = start(role, settings, secrets, &runtime).await?;
-    let ready = Ready { ready: true, http: http.map(|a| format!("{scheme}://{a}")), nats, secret_file: None, models };
-    let signals = Signals::listen()?;
-    announce(&ready, role.name(), options.json)?;
-    until_stopped(&runtime.tasks, signals).await
+    let http = start(role, settings, secrets, &runtime).await?.map(|address| format!("{scheme}://{address}"));
+    let metrics = probe.as_ref().map(|probe| format!("http://{}", probe.address));
+    if let Some(probe) = &probe {
+        probe.started();
+    }
+    Ok((runtime, Ready { ready: true, http, nats, metrics, secret_file: None, models }))
+}
+
+/// Serves metrics and health where the settings want that.
+pub(crate) async fn probe(
+    settings: &telemetry::Config,
+    name: &'static str,
+    runtime: &Runtime,
+) -> anyhow::Result<Option<Probe>> {
+    match &settings.metrics {
+        Some(address) => Ok(Some(Probe::start(address, name, runtime).await?)),
+        None => Ok(None),
+    }
 }
 
 /// Starts one role and returns when it is ready.
@@ -151,6 +178,14 @@ pub(crate) struct Signals {
 impl Signals {
     pub(crate) fn listen() -> anyhow::Result<Self> {
         Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    /// Either of them.
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
     }
 }
 

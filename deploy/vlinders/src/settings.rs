@@ -243,10 +243,14 @@ pub(crate) fn place_vectors(analysis: &mut analysis_worker::Config, data: &Path)
     analysis.vectors.dir.get_or_insert_with(|| data.join("vectors"));
 }
 
-/// Where the models that come with the program lie: beside the data, or in the source tree it was built from.
+/// Where the models that come with the program lie: beside the data, where an image or a package has them
+/// (`…/bin/vlinders` beside `…/share/vlinders/models`), or in the source tree it was built from.
 pub(crate) fn shipped_models(data: &Path) -> Option<PathBuf> {
+    let program = std::env::current_exe().ok();
+    let installed = program.and_then(|p| Some(p.parent()?.parent()?.join("share/vlinders/models")));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../inference-worker/models");
-    [data.join("models"), source].into_iter().find(|d| model_directories(d).is_ok_and(|m| !m.is_empty()))
+    let places = [Some(data.join("models")), installed, Some(source)];
+    places.into_iter().flatten().find(|d| model_directories(d).is_ok_and(|m| !m.is_empty()))
 }
 
 /// A list of paths as a configuration value.

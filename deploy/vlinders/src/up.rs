@@ -51,6 +51,7 @@ async fn serve(
     bus::provision(&bus).await?;
     let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
     runtime.bus.register_metrics(&runtime.metrics)?;
+    let probe = roles::probe(&settings.telemetry, "up", &runtime).await?;
     let models = settings.inference.model_names();
     let secrets = settings::secrets(secret, secret_file.as_deref());
     let mut http = None;
@@ -62,8 +63,12 @@ async fn serve(
             http = Some(format!("{scheme}://{address}"));
         }
     }
-    let ready = Ready { ready: true, http, nats: server.url.clone(), secret_file, models };
+    let metrics = probe.as_ref().map(|probe| format!("http://{}", probe.address));
+    let ready = Ready { ready: true, http, nats: server.url.clone(), metrics, secret_file, models };
     let signals = roles::Signals::listen()?;
+    if let Some(probe) = &probe {
+        probe.started();
+    }
     ready.publish(data)?;
     roles::announce(&ready, "vlinders", options.json)?;
     if !options.json {

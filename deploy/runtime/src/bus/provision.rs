@@ -1,9 +1,14 @@
 //! Creates the streams, buckets and consumers that `schemas` defines. Running it again changes nothing; a stream
-//! that exists and differs is refused with the difference, and left as it is.
+//! that exists and differs is refused with the difference, and left as it is. A process that may not create anything
+//! waits until another one has.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, PriorityPolicy, pull};
 use async_nats::jetstream::stream::{Compression, Config, DiscardPolicy, Republish, RetentionPolicy, StorageType};
 use async_nats::jetstream::{ErrorCode, kv};
+use futures::TryStreamExt;
 use schemas::stream::{self, BucketDefinition, Discard, Retention, Storage, StreamDefinition};
 use schemas::{Partition, subject};
 
@@ -15,17 +20,49 @@ use super::{Bus, Error};
 const NO_ROOM: [ErrorCode; 3] =
     [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::MEMORY_RESOURCES_EXCEEDED, ErrorCode::INSUFFICIENT_RESOURCES];
 
-/// Creates what is missing.
+/// How long a process that may not create anything waits for one that may: containers start in any order.
+const PROVISIONED_WITHIN: Duration = Duration::from_secs(60);
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Creates what is missing, or waits for it where this process may not (`nats.provision`).
 ///
 /// # Errors
-/// [`Error::Incompatible`] when something exists and differs; otherwise when the server does not answer.
+/// [`Error::Incompatible`] when something exists and differs, [`Error::NotProvisioned`] when nobody creates what is
+/// missing; otherwise when the server does not answer.
 pub async fn provision(bus: &Bus) -> Result<(), Error> {
+    if !bus.provisions {
+        return provisioned(bus, PROVISIONED_WITHIN).await;
+    }
     let streams = stream::streams();
     futures::future::try_join_all(streams.iter().map(|definition| ensure_stream(bus, definition))).await?;
     futures::future::try_join_all(stream::BUCKETS.iter().map(|bucket| ensure_bucket(bus, bucket))).await?;
     futures::future::try_join_all(Partition::all().map(|partition| facts_consumer(bus, partition))).await?;
     advisories_consumer(bus).await?;
     bus.ensure_objects().await
+}
+
+/// Waits until every stream and bucket is there, by their names alone.
+async fn provisioned(bus: &Bus, within: Duration) -> Result<(), Error> {
+    let mut wanted: BTreeSet<String> = stream::streams().into_iter().map(|definition| definition.name).collect();
+    wanted.extend(stream::BUCKETS.iter().map(|bucket| format!("KV_{}", bucket.name)));
+    wanted.insert(format!("OBJ_{}", stream::BUCKET_OBJECTS));
+    let until = tokio::time::Instant::now() + within;
+    let mut is_told = false;
+    loop {
+        let names: Vec<String> = bus.js.stream_names().try_collect().await.map_err(Error::broken)?;
+        let missing: Vec<&str> = wanted.iter().filter(|name| !names.contains(name)).map(String::as_str).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= until {
+            return Err(Error::NotProvisioned { waited: within, missing: missing.join(", ") });
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::info!(missing = missing.len(), "waiting for the orchestrator to create the streams");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 async fn ensure_stream(bus: &Bus, definition: &StreamDefinition) -> Result<(), Error> {
