@@ -16,7 +16,7 @@ use schemas::{ToolCall, subject};
 use serde_json::{Value, json};
 
 use crate::problem::Failure;
-use crate::requests::{self, Answered};
+use crate::requests::{self, Answered, Arrival};
 use crate::service::Gateway;
 use crate::submission;
 use crate::view::rfc3339;
@@ -33,7 +33,10 @@ pub(crate) async fn index(State(gateway): State<Arc<Gateway>>, request: Request<
     let request: IndexCodeRequest = submission::read(&body)?;
     let stream = request.stream;
     let submitted = submission(request, clock::now())?;
-    requests::run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.index_answer(exec)).await
+    requests::run(&gateway, &Arrival::of(&headers), submitted, stream, |follow, exec| {
+        follow.execution.index_answer(exec)
+    })
+    .await
 }
 
 fn submission(request: IndexCodeRequest, now: Nanos) -> Result<ExecutionSubmitted, Failure> {

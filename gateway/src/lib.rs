@@ -1,4 +1,4 @@
-//! The edge: checks a request, appends it to the log, and streams back what comes of it.
+//! The edge, over HTTP and gRPC: checks a request, appends it to the log, and streams back what comes of it.
 //!
 //! It consumes what the log republishes and the token frames of the executions it waits for, publishes the facts
 //! `execution.submitted` and what people tell an execution (`cancel.requested`, `approval.decided`, …), asks
@@ -16,6 +16,7 @@ mod dead_letters;
 mod directory;
 mod follow;
 mod forks;
+mod grpc;
 mod memory;
 mod metrics;
 mod models;
@@ -29,4 +30,4 @@ mod transcript;
 mod view;
 
 pub use config::Config;
-pub use service::{Error, serve};
+pub use service::{Addresses, Error, serve};

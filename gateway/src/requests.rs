@@ -1,7 +1,8 @@
 //! The requests that start an execution: chat, agent and tool; and embeddings, which are only asked for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Body;
@@ -30,9 +31,31 @@ pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 pub(crate) type Answered = Result<Response, Failure>;
 
+/// What a client says of its request beside the request itself: in headers over HTTP, in metadata over gRPC.
+pub(crate) struct Arrival {
+    /// What the client calls it.
+    cause: Option<String>,
+    cancel_on_disconnect: bool,
+    /// The W3C trace that it belongs to.
+    trace: BTreeMap<String, String>,
+}
+
+impl Arrival {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        Self { cause: cause(headers), cancel_on_disconnect: wants_cancel(headers), trace: trace(headers) }
+    }
+}
+
 pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
     let (headers, body) = body(request, gateway.config.body_bytes_max).await?;
     let request: ChatRequest = submission::read(&body)?;
+    let stream = request.stream;
+    let submitted = chat_submission(&gateway, request).await?;
+    run(&gateway, &Arrival::of(&headers), submitted, stream, |follow, exec| follow.execution.answer(exec)).await
+}
+
+/// Completes a chat.
+pub(crate) async fn chat_submission(gateway: &Gateway, request: ChatRequest) -> Result<ExecutionSubmitted, Failure> {
     if let Some(earlier) = request.conversation_id
         && gateway.runtime.bus.read_execution(earlier, 0).await?.is_empty()
     {
@@ -43,14 +66,19 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request<B
     let loadable = gateway.directory.loadable(&models).await;
     let (now, seed) = (clock::now(), seed());
     let with = Surroundings { agent: &agent, agents: &[], models: &models, loadable: &loadable, tools: &[], now, seed };
-    let stream = request.stream;
-    let submitted = submission::chat(request, &with)?;
-    run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
+    submission::chat(request, &with)
 }
 
 pub(crate) async fn agent(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
     let (headers, body) = body(request, gateway.config.body_bytes_max).await?;
     let request: AgentRequest = submission::read(&body)?;
+    let stream = request.stream;
+    let submitted = agent_submission(&gateway, request).await?;
+    run(&gateway, &Arrival::of(&headers), submitted, stream, |follow, exec| follow.execution.answer(exec)).await
+}
+
+/// Completes an agent's request.
+pub(crate) async fn agent_submission(gateway: &Gateway, request: AgentRequest) -> Result<ExecutionSubmitted, Failure> {
     let agent = gateway.directory.agent(&request.agent_type).await?;
     let agents = gateway.directory.agents().await?;
     let models = gateway.directory.models().await?;
@@ -63,9 +91,7 @@ pub(crate) async fn agent(State(gateway): State<Arc<Gateway>>, request: Request<
     let (now, seed) = (clock::now(), seed());
     let with =
         Surroundings { agent: &agent, agents: &agents, models: &models, loadable: &loadable, tools: &tools, now, seed };
-    let stream = request.stream;
-    let submitted = submission::agent(request, &with)?;
-    run(&gateway, &headers, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
+    submission::agent(request, &with)
 }
 
 pub(crate) async fn tool(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
@@ -75,9 +101,14 @@ pub(crate) async fn tool(State(gateway): State<Arc<Gateway>>, request: Request<B
 
 /// One call of a tool, from its request to its end.
 pub(crate) async fn call(gateway: &Arc<Gateway>, headers: &HeaderMap, request: ToolRequest) -> Answered {
+    let submitted = tool_submission(gateway, request).await?;
+    run(gateway, &Arrival::of(headers), submitted, false, |follow, exec| follow.execution.tool_answer(exec)).await
+}
+
+/// Completes a call of a tool.
+pub(crate) async fn tool_submission(gateway: &Gateway, request: ToolRequest) -> Result<ExecutionSubmitted, Failure> {
     let tools = gateway.directory.tools().await?.ok_or_else(no_tool_worker)?;
-    let submitted = submission::tool(request, &tools, clock::now(), gateway.config.tool_deadline_s)?;
-    run(gateway, headers, submitted, false, |follow, exec| follow.execution.tool_answer(exec)).await
+    submission::tool(request, &tools, clock::now(), gateway.config.tool_deadline_s)
 }
 
 pub(crate) async fn embeddings(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
@@ -123,11 +154,62 @@ pub(crate) async fn embeddings(State(gateway): State<Arc<Gateway>>, request: Req
 /// Appends the request, then streams what happens or waits for the end.
 pub(crate) async fn run<T: Serialize>(
     gateway: &Arc<Gateway>,
-    headers: &HeaderMap,
+    arrival: &Arrival,
     submitted: ExecutionSubmitted,
     stream: bool,
     answer: impl Fn(&Follow, ExecutionId) -> Result<T, Failure>,
 ) -> Answered {
+    let mut begun = begin(gateway, arrival, submitted, stream).await?;
+    if stream {
+        return Ok(sse::respond(begun.streamed(gateway), Duration::from_secs(gateway.config.keep_alive_s)));
+    }
+    begun.end().await?;
+    let exec = begun.exec;
+    match answer(&begun.follow, exec) {
+        Ok(answer) => Ok(([("x-execution-id", exec.to_string())], Json(answer)).into_response()),
+        Err(failure) => Err(models::explained(gateway, &begun.follow.execution, failure).await),
+    }
+}
+
+/// An execution that a request began, followed for its client.
+pub(crate) struct Begun {
+    pub(crate) exec: ExecutionId,
+    pub(crate) follow: Follow,
+    since: Instant,
+    pub(crate) deadline: Nanos,
+    cancel: Option<CancelOnDrop>,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Begun {
+    /// Waits for the end.
+    pub(crate) async fn end(&mut self) -> Result<(), Failure> {
+        wait(&mut self.follow, self.exec, self.deadline).await?;
+        self.disarm();
+        Ok(())
+    }
+
+    /// Whatever becomes of the client: the execution goes on.
+    pub(crate) fn disarm(&mut self) {
+        if let Some(cancel) = &mut self.cancel {
+            cancel.disarm();
+        }
+    }
+
+    pub(crate) fn streamed(self, gateway: &Arc<Gateway>) -> Streamed {
+        let first_token = Some((self.since, gateway.metrics.clone()));
+        let Self { exec, follow, cancel, permit, .. } = self;
+        Streamed { exec, follow, cancel, first_token, gateway: Arc::clone(gateway), _permit: Some(permit) }
+    }
+}
+
+/// Appends the request and follows what comes of it; with the token frames when the client wants to see them.
+pub(crate) async fn begin(
+    gateway: &Arc<Gateway>,
+    arrival: &Arrival,
+    submitted: ExecutionSubmitted,
+    stream: bool,
+) -> Result<Begun, Failure> {
     let since = clock::instant();
     let uses_tools = submitted.kind == Kind::Tool || !submitted.tools.is_empty();
     if let Some(name) = submitted.workspace.as_deref().filter(|_| uses_tools) {
@@ -137,33 +219,19 @@ pub(crate) async fn run<T: Serialize>(
     let mut submitted = submitted;
     objects::move_out(&gateway.runtime.bus, &mut submitted.messages).await?;
     let (exec, deadline) = (clock::execution_id(), submitted.limits.deadline);
-    let mut follow = Follow::start(&gateway.runtime.bus, exec, stream).await?;
+    let follow = Follow::start(&gateway.runtime.bus, exec, stream).await?;
     let mut fact = Fact::new(exec, clock::now(), FactBody::ExecutionSubmitted(Box::new(submitted)));
-    fact.cause = cause(headers);
-    fact.trace = telemetry::trace_context();
+    fact.cause.clone_from(&arrival.cause);
+    fact.trace = telemetry::trace_within(&arrival.trace);
     // Armed before the request is in the log: a client that goes at this very moment is heard, too.
-    let mut cancel = wants_cancel(headers).then(|| CancelOnDrop::new(&gateway.runtime, exec));
+    let mut cancel = arrival.cancel_on_disconnect.then(|| CancelOnDrop::new(&gateway.runtime, exec));
     if let Err(error) = gateway.runtime.bus.append_fact(&fact).await {
         if let Some(cancel) = &mut cancel {
             cancel.disarm();
         }
         return Err(Failure::from(error).about(exec));
     }
-    if stream {
-        let first_token = Some((since, gateway.metrics.clone()));
-        let gateway_ = Arc::clone(gateway);
-        let streamed = Streamed { exec, follow, cancel, first_token, gateway: gateway_, _permit: Some(permit) };
-        return Ok(sse::respond(streamed, Duration::from_secs(gateway.config.keep_alive_s)));
-    }
-    wait(&mut follow, exec, deadline).await?;
-    if let Some(cancel) = &mut cancel {
-        cancel.disarm();
-    }
-    let answer = match answer(&follow, exec) {
-        Ok(answer) => answer,
-        Err(failure) => return Err(models::explained(gateway, &follow.execution, failure).await),
-    };
-    Ok(([("x-execution-id", exec.to_string())], Json(answer)).into_response())
+    Ok(Begun { exec, follow, since, deadline, cancel, permit })
 }
 
 fn admit(gateway: &Gateway) -> Result<OwnedSemaphorePermit, Failure> {
@@ -204,6 +272,18 @@ pub(crate) async fn body(request: Request<Body>, bytes_max: usize) -> Result<(He
 /// What the client calls this request, if it says so.
 pub(crate) fn cause(headers: &HeaderMap) -> Option<String> {
     headers.get("x-request-id").and_then(|v| v.to_str().ok()).map(str::to_owned)
+}
+
+/// The trace that the client's call belongs to, in the form of W3C; nothing when it says none that can be one.
+fn trace(headers: &HeaderMap) -> BTreeMap<String, String> {
+    let value = |name: &str| Some((name.to_owned(), headers.get(name)?.to_str().ok()?.to_owned()));
+    let is_parent = |parent: &str| parent.len() >= 55 && parent.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    match value("traceparent") {
+        Some((name, parent)) if is_parent(&parent) => {
+            [Some((name, parent)), value("tracestate")].into_iter().flatten().collect()
+        }
+        _ => BTreeMap::new(),
+    }
 }
 
 fn wants_cancel(headers: &HeaderMap) -> bool {

@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
-use crate::{agents, batch, code, control, dead_letters, forks, memory, models, objects, requests};
+use crate::{agents, batch, code, control, dead_letters, forks, grpc, memory, models, objects, requests};
 
 /// What `/health` says to do about dead letters.
 const LETTERS_NEXT: &str = "look at them: `vlinders dead-letters ls`, or GET /internal/dead-letters";
@@ -44,6 +44,16 @@ pub enum Error {
     Listen {
         /// Where.
         http: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The address for gRPC is taken or not ours.
+    #[error(
+        "listen for gRPC on {grpc}: stop what listens there, or choose another port with --grpc (0 takes a free one, `off` none)"
+    )]
+    ListenGrpc {
+        /// Where.
+        grpc: String,
         /// Why.
         source: std::io::Error,
     },
@@ -62,17 +72,28 @@ pub(crate) struct Gateway {
     pub(crate) open: Arc<Semaphore>,
 }
 
-/// Serves HTTP until the soft token falls, then lets open requests finish. Returns where it listens.
+/// Where a gateway listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// HTTP.
+    pub http: SocketAddr,
+    /// gRPC; none when it is not served.
+    pub grpc: Option<SocketAddr>,
+}
+
+/// Serves HTTP and gRPC until the soft token falls, then lets open requests finish. Returns where it listens.
 ///
 /// # Errors
-/// When the address cannot be bound.
-pub async fn serve(config: Config, secret: Secret, runtime: Runtime) -> Result<SocketAddr, Error> {
+/// When an address cannot be bound.
+pub async fn serve(config: Config, secret: Secret, runtime: Runtime) -> Result<Addresses, Error> {
     let listen = |source| Error::Listen { http: config.http.clone(), source };
     let listener = tokio::net::TcpListener::bind(&config.http).await.map_err(listen)?;
     // Clients that come all at once wait here until they are taken: as many as may be open, bounded by the system.
     let waiting = i32::try_from(config.requests_open_max).unwrap_or(i32::MAX);
     rustix::net::listen(&listener, waiting).map_err(|error| listen(error.into()))?;
-    let address = listener.local_addr().map_err(listen)?;
+    let http = listener.local_addr().map_err(listen)?;
+    let grpc_listener = grpc::listen(&config, http).await?;
+    let grpc = grpc_listener.as_ref().and_then(|listener| listener.local_addr().ok());
     // Tokens are small and must leave at once.
     let listener = listener.tap_io(|connection| {
         if let Err(error) = connection.set_nodelay(true) {
@@ -88,11 +109,14 @@ pub async fn serve(config: Config, secret: Secret, runtime: Runtime) -> Result<S
         runtime: runtime.clone(),
     });
     let soft = runtime.tasks.soft();
+    if let Some(listener) = grpc_listener {
+        grpc::serve(Arc::clone(&gateway), listener);
+    }
     let app = router(gateway);
     runtime.tasks.spawn_essential("gateway", async move {
         axum::serve(listener, app).with_graceful_shutdown(soft.cancelled_owned()).await
     });
-    Ok(address)
+    Ok(Addresses { http, grpc })
 }
 
 fn router(gateway: Arc<Gateway>) -> Router {
@@ -144,11 +168,18 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .with_state(gateway)
 }
 
-/// Nothing of a request is looked at before its secret, which is compared in constant time.
+impl Gateway {
+    /// Whether these bytes are the secret, found out in constant time.
+    pub(crate) fn is_secret(&self, given: &[u8]) -> bool {
+        let secret = self.secret.expose().as_bytes();
+        !secret.is_empty() && bool::from(given.ct_eq(secret))
+    }
+}
+
+/// Nothing of a request is looked at before its secret.
 async fn authorise(State(gateway): State<Arc<Gateway>>, request: Request<Body>, next: Next) -> Response {
     let given = request.headers().get("x-internal-auth").map_or(&b""[..], |v| v.as_bytes());
-    let secret = gateway.secret.expose().as_bytes();
-    if !secret.is_empty() && bool::from(given.ct_eq(secret)) {
+    if gateway.is_secret(given) {
         return next.run(request).await;
     }
     let detail = "the header X-Internal-Auth is missing or wrong";
@@ -327,7 +358,7 @@ async fn stream(
 }
 
 /// `<effect>.<n>`.
-fn position(id: &str) -> Result<(EffectId, u64), Failure> {
+pub(crate) fn position(id: &str) -> Result<(EffectId, u64), Failure> {
     let parsed = id.rsplit_once('.').and_then(|(effect, n)| Some((effect.parse().ok()?, n.parse().ok()?)));
     parsed.ok_or_else(|| {
         let detail = format!("Last-Event-ID {id:?} is no id of this stream");

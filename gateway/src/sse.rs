@@ -34,6 +34,22 @@ pub(crate) struct Streamed {
     pub(crate) _permit: Option<OwnedSemaphorePermit>,
 }
 
+impl Streamed {
+    /// A token goes to the client.
+    pub(crate) fn sent_token(&mut self) {
+        if let Some((since, metrics)) = self.first_token.take() {
+            metrics.first_token(clock::instant().duration_since(since));
+        }
+    }
+
+    /// The client has all of it: nothing is left to cancel.
+    pub(crate) fn disarm(&mut self) {
+        if let Some(cancel) = &mut self.cancel {
+            cancel.disarm();
+        }
+    }
+}
+
 /// Sends each update as soon as it exists.
 pub(crate) fn respond(streamed: Streamed, keep_alive: Duration) -> Response {
     let exec = streamed.exec;
@@ -57,16 +73,12 @@ fn events(streamed: Streamed) -> impl Stream<Item = Result<Event, Infallible>> {
             }
             At::Middle(mut s) => match next(&mut s).await {
                 Ok(Some(Update::Ended)) => {
-                    if let Some(cancel) = &mut s.cancel {
-                        cancel.disarm();
-                    }
+                    s.disarm();
                     Some((Ok(last(&s).await), At::End))
                 }
                 Ok(Some(update)) => {
-                    if matches!(update, Update::Token { .. })
-                        && let Some((since, metrics)) = s.first_token.take()
-                    {
-                        metrics.first_token(clock::instant().duration_since(since));
+                    if matches!(update, Update::Token { .. }) {
+                        s.sent_token();
                     }
                     Some((Ok(shown(&update)), At::Middle(s)))
                 }

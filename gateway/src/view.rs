@@ -189,6 +189,11 @@ impl Execution {
         }
     }
 
+    /// Whether it is a single call of a tool.
+    pub(crate) fn is_tool(&self) -> bool {
+        self.submitted.as_ref().is_some_and(|s| s.kind == Kind::Tool)
+    }
+
     fn is_current(&self, effect: &EffectId, attempt: u32) -> bool {
         self.open.get(effect) == Some(&attempt)
     }

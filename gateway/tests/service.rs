@@ -1,6 +1,8 @@
 //! The gateway on a real bus, with a scripted orchestrator and workers behind it.
 //! Skips, and says so, where there is no `nats-server`.
 
+mod grpc;
+
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -60,6 +62,7 @@ async fn server() -> Option<Server> {
 /// A gateway, and what is scripted behind it.
 struct House {
     url: String,
+    grpc: String,
     runtime: Runtime,
     http: reqwest::Client,
     _server: Server,
@@ -73,9 +76,9 @@ impl House {
         bus::provision(&bus).await.unwrap();
         let runtime = Runtime { bus, tasks: Tasks::new(), metrics: Default::default() };
         let config = gateway::Config { http: "127.0.0.1:0".into(), body_bytes_max: 4_096, ..Default::default() };
-        let address = gateway::serve(config, Secret::new("hush".into()), runtime.clone()).await.unwrap();
-        let http = reqwest::Client::new();
-        Some(Self { url: format!("http://{address}"), runtime, http, _server: server })
+        let edge = gateway::serve(config, Secret::new("hush".into()), runtime.clone()).await.unwrap();
+        let (http, grpc) = (reqwest::Client::new(), format!("http://{}", edge.grpc.unwrap()));
+        Some(Self { url: format!("http://{}", edge.http), grpc, runtime, http, _server: server })
     }
 
     /// Registers an agent type, a model and a tool, and answers every chat.

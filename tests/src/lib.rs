@@ -4,10 +4,12 @@
 mod account;
 mod llama_server;
 mod program;
+mod python;
 
 pub use account::account;
 pub use llama_server::LlamaServer;
 pub use program::{Ended, Up, nats_server, processes_about, run, secret_of};
+pub use python::python;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -55,6 +57,8 @@ pub struct System {
     roles: Vec<(String, Child)>,
     /// Where the gateway listens.
     pub http: String,
+    /// The same for gRPC.
+    pub grpc: String,
     client: reqwest::Client,
 }
 
@@ -149,6 +153,7 @@ impl System {
             config: None,
             roles: Vec::new(),
             http: String::new(),
+            grpc: String::new(),
             client: reqwest::Client::new(),
         };
         for (path, text) in SOURCES {
@@ -157,6 +162,12 @@ impl System {
             std::fs::write(file, text)?;
         }
         Ok(system)
+    }
+
+    /// The secret of this system's gateways.
+    #[must_use]
+    pub const fn secret(&self) -> &'static str {
+        SECRET
     }
 
     /// A small workspace of this system's own, allowed beside the repository.
@@ -283,6 +294,7 @@ impl System {
         let ready: Value = serde_json::from_str(&line)?;
         if let Some(http) = ready["http"].as_str() {
             http.clone_into(&mut self.http);
+            ready["grpc"].as_str().unwrap_or_default().clone_into(&mut self.grpc);
         }
         self.roles.push((role.to_owned(), child));
         Ok(())

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::{PATIENCE, free_port, repository};
+use crate::{PATIENCE, free_port, python, repository};
 
 /// Tokens that its model is said to hold: more than it was trained for, so that an answer can take a while.
 const WINDOW: u32 = 8_192;
@@ -28,7 +28,7 @@ impl LlamaServer {
     /// # Errors
     /// When it does not start, or is not installed and CI=true.
     pub async fn start(directory: &Path) -> anyhow::Result<Option<Self>> {
-        let Some(python) = python()? else { return Ok(None) };
+        let Some(python) = python("llama-server")? else { return Ok(None) };
         let model = directory.join("distant.gguf");
         let mut convert = Command::new(&python);
         convert.arg(script("make_gguf.py")).arg(repository().join("inference-worker/models/tiny")).arg(&model);
@@ -98,19 +98,4 @@ impl LlamaServer {
 
 fn script(name: &str) -> PathBuf {
     repository().join("tests/llama-server").join(name)
-}
-
-/// The Python in whose environment the server is installed.
-#[expect(clippy::disallowed_methods, reason = "where deploy/test puts it stands in the environment")]
-fn python() -> anyhow::Result<Option<PathBuf>> {
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).unwrap_or_default();
-    let python = cache.join("vlinders/llama-server/bin/python");
-    if python.is_file() {
-        return Ok(Some(python));
-    }
-    let why = format!("llama.cpp's server is not installed ({} is missing): deploy/test installs it", python.display());
-    ensure!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{why}");
-    eprintln!("SKIPPED: {why}");
-    Ok(None)
 }

@@ -106,6 +106,19 @@ pub fn trace_context() -> BTreeMap<String, String> {
     map.0
 }
 
+/// The same for something that a client asks for, in the trace that came with it: where traces are exported, a span of
+/// ours stands between the client's and those that follow; where they are not, the client's is passed on.
+#[must_use]
+pub fn trace_within(client: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    if client.is_empty() {
+        return trace_context();
+    }
+    let span = tracing::info_span!("submit");
+    continue_trace(&span, client);
+    let ours = span.in_scope(trace_context);
+    if ours.is_empty() { client.clone() } else { ours }
+}
+
 /// Makes `span` a child of the trace that came with a message.
 pub fn continue_trace(span: &Span, trace: &BTreeMap<String, String>) {
     struct Map<'a>(&'a BTreeMap<String, String>);

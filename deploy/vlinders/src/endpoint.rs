@@ -14,6 +14,8 @@ pub(crate) struct Ready {
     pub(crate) ready: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) http: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) grpc: Option<String>,
     pub(crate) nats: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) secret_file: Option<PathBuf>,
@@ -22,6 +24,19 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
+    /// With the edge there, if this process has it.
+    pub(crate) fn at(edge: Option<gateway::Addresses>, nats: String, secret_file: Option<PathBuf>) -> Self {
+        let url = |address: std::net::SocketAddr| format!("http://{address}");
+        Self {
+            ready: true,
+            http: edge.map(|edge| url(edge.http)),
+            grpc: edge.and_then(|edge| edge.grpc).map(url),
+            nats,
+            secret_file,
+            models: Vec::new(),
+        }
+    }
+
     fn file(data: &Path) -> PathBuf {
         data.join("endpoint.json")
     }

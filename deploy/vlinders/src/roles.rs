@@ -1,6 +1,5 @@
 //! Starts roles: one by one against a NATS that is there, or all of them for `vlinders up`.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -50,6 +49,9 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     if let Some(http) = &options.http {
         flags.push(("gateway", "http", toml::Value::String(http.to_string())));
     }
+    if let Some(grpc) = &options.grpc {
+        flags.push(("gateway", "grpc", toml::Value::String(grpc.clone())));
+    }
     if !options.workspace.is_empty() {
         // Tools read there, and it may be indexed.
         for section in ["tools", "analysis"] {
@@ -96,20 +98,20 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     let secret = if role == Role::Gateway { Some(settings::secret(None)?.0) } else { None };
     let models = settings.inference.model_names();
     let nats = settings.nats.url.clone();
-    let http = start(role, settings, secret, &runtime).await?;
-    let ready = Ready { ready: true, http: http.map(|a| format!("http://{a}")), nats, secret_file: None, models };
+    let edge = start(role, settings, secret, &runtime).await?;
+    let ready = Ready { models, ..Ready::at(edge, nats, None) };
     let signals = Signals::listen()?;
     announce(&ready, role.name(), options.json)?;
     until_stopped(&runtime.tasks, signals).await
 }
 
-/// Starts one role and returns when it is ready.
+/// Starts one role and returns when it is ready: with where it listens, if it is the gateway.
 pub(crate) async fn start(
     role: Role,
     settings: Settings,
     secret: Option<Secret>,
     runtime: &Runtime,
-) -> anyhow::Result<Option<SocketAddr>> {
+) -> anyhow::Result<Option<gateway::Addresses>> {
     let runtime = runtime.clone();
     match role {
         Role::Orchestrator => orchestrator::serve(settings.orchestrator, runtime).await?,

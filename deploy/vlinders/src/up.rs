@@ -55,15 +55,13 @@ async fn serve(
     let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
     runtime.bus.register_metrics(&runtime.metrics)?;
     let models = settings.inference.model_names();
-    let mut http = None;
+    let mut edge = None;
     for role in Role::ALL.into_iter().filter(|role| !options.without.contains(role)) {
         // Each role takes its own section; reading them again is cheap and keeps the roles apart.
         let settings = load(options, data)?;
-        if let Some(address) = roles::start(role, settings, Some(secret.clone()), &runtime).await? {
-            http = Some(format!("http://{address}"));
-        }
+        edge = roles::start(role, settings, Some(secret.clone()), &runtime).await?.or(edge);
     }
-    let ready = Ready { ready: true, http, nats: server.url.clone(), secret_file, models };
+    let ready = Ready { models, ..Ready::at(edge, server.url.clone(), secret_file) };
     let signals = roles::Signals::listen()?;
     ready.publish(data)?;
     roles::announce(&ready, "vlinders", options.json)?;
@@ -88,6 +86,9 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
     let mut flags = Vec::new();
     if let Some(http) = &options.http {
         flags.push(("gateway", "http", toml::Value::String(http.to_string())));
+    }
+    if let Some(grpc) = &options.grpc {
+        flags.push(("gateway", "grpc", toml::Value::String(grpc.clone())));
     }
     if !options.workspace.is_empty() {
         // Tools read there, and it may be indexed.
@@ -144,6 +145,9 @@ fn explain(ready: &Ready, data: &Path) {
     println!("  data     {}", data.display());
     if let Some(secret) = &ready.secret_file {
         println!("  secret   {} (header X-Internal-Auth)", secret.display());
+    }
+    if let Some(grpc) = &ready.grpc {
+        println!("  grpc     {grpc}");
     }
     println!("  nats     {}", ready.nats);
     println!("  try      vlinders agent \"Where is main defined?\" --data {}", data.display());

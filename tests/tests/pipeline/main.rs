@@ -10,6 +10,7 @@ mod dead_letters;
 mod embeddings;
 mod full_queue;
 mod generation;
+mod grpc;
 mod index;
 mod interruptions;
 mod kill;
