@@ -1,5 +1,6 @@
 //! The edge, over HTTP and gRPC: checks a request, appends it to the log, and streams back what comes of it.
 //!
+//! It says what requests of plain NATS clients come to, when orchestrators ask (`vl.v1.rpc.submission`).
 //! It consumes what the log republishes and the token frames of the executions it waits for, publishes the facts
 //! `execution.submitted` and what people tell an execution (`cancel.requested`, `approval.decided`, …), asks
 //! `vl.v1.rpc.*` what is there, and keeps the agent types that are registered in the bucket `vl_config`. It settles dead letters on people's behalf.
@@ -10,6 +11,7 @@
 mod agents;
 mod batch;
 mod code;
+mod completion;
 mod config;
 mod control;
 mod dead_letters;

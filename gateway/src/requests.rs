@@ -211,10 +211,7 @@ pub(crate) async fn begin(
     stream: bool,
 ) -> Result<Begun, Failure> {
     let since = clock::instant();
-    let uses_tools = submitted.kind == Kind::Tool || !submitted.tools.is_empty();
-    if let Some(name) = submitted.workspace.as_deref().filter(|_| uses_tools) {
-        gateway.directory.workspace(name).await?;
-    }
+    check_workspace(gateway, &submitted).await?;
     let permit = admit(gateway)?;
     let mut submitted = submitted;
     objects::move_out(&gateway.runtime.bus, &mut submitted.messages).await?;
@@ -232,6 +229,15 @@ pub(crate) async fn begin(
         return Err(Failure::from(error).about(exec));
     }
     Ok(Begun { exec, follow, since, deadline, cancel, permit })
+}
+
+/// Whether tools may work in the workspace that the request names.
+pub(crate) async fn check_workspace(gateway: &Gateway, submitted: &ExecutionSubmitted) -> Result<(), Failure> {
+    let uses_tools = submitted.kind == Kind::Tool || !submitted.tools.is_empty();
+    match submitted.workspace.as_deref().filter(|_| uses_tools) {
+        Some(name) => gateway.directory.workspace(name).await.map(|_| ()),
+        None => Ok(()),
+    }
 }
 
 fn admit(gateway: &Gateway) -> Result<OwnedSemaphorePermit, Failure> {

@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::problem::Failure;
 use crate::sse::{self, Streamed};
 use crate::view::{Entry, Execution};
-use crate::{agents, batch, code, control, dead_letters, forks, grpc, memory, models, objects, requests};
+use crate::{agents, batch, code, completion, control, dead_letters, forks, grpc, memory, models, objects, requests};
 
 /// What `/health` says to do about dead letters.
 const LETTERS_NEXT: &str = "look at them: `vlinders dead-letters ls`, or GET /internal/dead-letters";
@@ -57,6 +57,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The bus is away.
+    #[error("answer questions about requests of NATS clients: {0}")]
+    Bus(#[from] runtime::bus::Error),
     /// Two gateways share one registry.
     #[error("register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -108,6 +111,7 @@ pub async fn serve(config: Config, secret: Secret, runtime: Runtime) -> Result<A
         config,
         runtime: runtime.clone(),
     });
+    completion::serve(&gateway).await?;
     let soft = runtime.tasks.soft();
     if let Some(listener) = grpc_listener {
         grpc::serve(Arc::clone(&gateway), listener);

@@ -94,7 +94,7 @@ impl Reason {
     #[must_use]
     pub const fn of(error: &DecodeError) -> Self {
         match error {
-            DecodeError::Malformed(_) => Self::Malformed,
+            DecodeError::Malformed(_) | DecodeError::Json(_) => Self::Malformed,
             DecodeError::Schema { .. } => Self::UnknownVersion,
         }
     }

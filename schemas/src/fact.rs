@@ -6,13 +6,15 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::api::Problem;
 use crate::chat::{FinishReason, Message, Priority, Sampling, TokenLogprob, ToolCall, ToolSpec, Truncation, Usage};
 use crate::ids::{EffectId, ExecutionId};
 use crate::object::Reference;
-use crate::wire::{DecodeError, Nanos, Schema, read};
+use crate::wire::{DecodeError, Nanos, Schema, read, read_json};
 
-/// One fact in its envelope.
+/// One fact in its envelope. Ours are MessagePack; a plain client may write the same as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fact {
     /// `fact/1.0`.
@@ -47,7 +49,11 @@ impl Fact {
     /// # Errors
     /// When the bytes are no fact, or one of a version this code does not know.
     pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        read(bytes, |fact: &Self| &fact.schema)
+        // No MessagePack of a map begins like that.
+        match bytes.trim_ascii_start().first() {
+            Some(b'{') => read_json(bytes, |fact: &Self| &fact.schema),
+            _ => read(bytes, |fact: &Self| &fact.schema),
+        }
     }
 
     /// The id under which this fact is stored once, however often it is published.
@@ -56,6 +62,8 @@ impl Fact {
         let exec = self.exec;
         match &self.body {
             FactBody::ExecutionSubmitted(_) => format!("{exec}/submitted"),
+            FactBody::ExecutionRequested(_) => format!("{exec}/requested"),
+            FactBody::ExecutionRefused(_) => format!("{exec}/refused"),
             FactBody::InferenceCompleted(f) => format!("{exec}/{}/{}/result", f.effect, f.attempt),
             FactBody::InferenceFailed(f) => format!("{exec}/{}/{}/result", f.effect, f.attempt),
             FactBody::ToolCompleted(f) => format!("{exec}/{}/{}/result", f.effect, f.attempt),
@@ -82,6 +90,13 @@ pub enum FactBody {
     /// A request was accepted at the edge; the first fact of every execution.
     #[serde(rename = "execution.submitted")]
     ExecutionSubmitted(Box<ExecutionSubmitted>),
+    /// A plain NATS client asks for something; the first fact of its execution. A gateway says what it comes to, and that
+    /// is the next: `execution.submitted`, or `execution.refused`.
+    #[serde(rename = "execution.requested")]
+    ExecutionRequested(Box<ExecutionRequested>),
+    /// What a plain client asks for cannot be carried out.
+    #[serde(rename = "execution.refused")]
+    ExecutionRefused(Box<Problem>),
     /// A worker generated an answer.
     #[serde(rename = "inference.completed")]
     InferenceCompleted(InferenceCompleted),
@@ -142,6 +157,8 @@ impl FactBody {
             Self::CompressionCompleted(f) => Some((&f.effect, f.attempt)),
             Self::CompressionFailed(f) => Some((&f.effect, f.attempt)),
             Self::ExecutionSubmitted(_)
+            | Self::ExecutionRequested(_)
+            | Self::ExecutionRefused(_)
             | Self::CancelRequested(_)
             | Self::TimerFired(_)
             | Self::EffectLost(_)
@@ -158,6 +175,8 @@ impl FactBody {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::ExecutionSubmitted(_) => "execution.submitted",
+            Self::ExecutionRequested(_) => "execution.requested",
+            Self::ExecutionRefused(_) => "execution.refused",
             Self::InferenceCompleted(_) => "inference.completed",
             Self::InferenceFailed(_) => "inference.failed",
             Self::ToolCompleted(_) => "tool.completed",
@@ -189,6 +208,41 @@ pub enum Kind {
     Tool,
     /// Code is indexed, in parts; see [`crate::code`].
     Index,
+}
+
+/// A request as a plain client writes it: it needs to know nothing of models, windows and limits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecutionRequested {
+    /// What is asked for.
+    pub request: Request,
+    /// A subject that receives the end as a core message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<String>,
+}
+
+/// The body of a request of the HTTP API, as it came: what is wrong with it is told like there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Request {
+    /// That of `POST /internal/chat` ([`crate::api::ChatRequest`]).
+    Chat(Value),
+    /// That of `POST /internal/agent` ([`crate::api::AgentRequest`]).
+    Agent(Value),
+    /// That of `POST /internal/tools/execute` ([`crate::api::ToolRequest`]).
+    Tool(Value),
+}
+
+impl Request {
+    /// The agent type it names; empty when it names none.
+    #[must_use]
+    pub fn agent(&self) -> &str {
+        match self {
+            Self::Chat(_) => "chat",
+            Self::Agent(body) => body.get("agent_type").and_then(Value::as_str).unwrap_or_default(),
+            Self::Tool(_) => "tool",
+        }
+    }
 }
 
 /// A request as it was accepted: complete, so that replaying it needs nothing but the log.

@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::api::Problem;
 use crate::chat::Usage;
-use crate::fact::{ExecutionSubmitted, Policy};
+use crate::fact::{ExecutionSubmitted, Policy, Request};
 use crate::ids::ExecutionId;
 
 /// What a service answers: a value, or why not.
@@ -26,6 +27,23 @@ pub struct Refusal {
     pub code: String,
     /// For people.
     pub detail: String,
+}
+
+/// Question on `vl.v1.rpc.submission`: what a plain client's request comes to. Gateways answer with [`Completion`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Complete {
+    /// The request as it came.
+    pub request: Request,
+}
+
+/// What a request comes to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Completion {
+    /// This, and nothing more is needed to carry it out.
+    Submission(Box<ExecutionSubmitted>),
+    /// Nothing, and why. With the status 503 it may come to something later.
+    Refused(Box<Problem>),
 }
 
 /// Question on `vl.v1.rpc.embed`; the answer is [`Embeddings`].

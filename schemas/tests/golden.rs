@@ -80,6 +80,22 @@ fn policy() -> Policy {
     }
 }
 
+fn asked() -> Request {
+    Request::Agent(json!({"agent_type": "coder", "instruction": "Where is x?"}))
+}
+
+fn problem() -> schemas::api::Problem {
+    schemas::api::Problem {
+        kind: "urn:vlinders:problem:unknown_agent".into(),
+        title: "unknown agent".into(),
+        status: 404,
+        code: "unknown_agent".into(),
+        detail: "there is no agent \"codr\"".into(),
+        next_step: "did you mean coder?".into(),
+        execution_id: None,
+    }
+}
+
 /// Writes or compares one sample: the bytes as hex, then the same value as people read it.
 fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, sample: &T) {
     let bytes = encode(sample);
@@ -337,6 +353,11 @@ fn facts() {
         FactBody::BudgetGranted(BudgetGranted { by: "alice".into(), dimension: "tokens".into(), amount: 1_000 }),
         FactBody::PauseRequested(PauseRequested { by: "alice".into(), reason: Some("lunch".into()) }),
         FactBody::ResumeRequested(ResumeRequested { by: "alice".into() }),
+        FactBody::ExecutionRequested(Box::new(ExecutionRequested {
+            request: asked(),
+            reply: Some("my.answers".into()),
+        })),
+        FactBody::ExecutionRefused(Box::new(problem())),
     ];
     for body in all {
         check(&format!("fact.{}", body.name()), &fact(body));
@@ -898,4 +919,34 @@ fn vectors_and_what_is_asked_about_them() {
     check("vectors.counted", &rpc::Reply::Ok(vectors::Answer::Count(3)));
     check("vectors.no_collection", &rpc::Reply::Ok(vectors::Answer::NoCollection));
     check("vectors.dimensions", &rpc::Reply::Ok(vectors::Answer::Dimensions { have: 2, wanted: 3 }));
+}
+
+#[test]
+fn completions() {
+    check("rpc.complete", &rpc::Complete { request: asked() });
+    let submitted =
+        ExecutionSubmitted { model: "tiny".into(), ..ExecutionSubmitted::new(Kind::Chat, "chat", limits()) };
+    check("rpc.completion", &rpc::Completion::Submission(Box::new(submitted)));
+    check("rpc.completion.refused", &rpc::Completion::Refused(Box::new(problem())));
+}
+
+#[test]
+fn a_plain_client_may_write_its_request_as_json() {
+    let json = json!({
+        "schema": "fact/1.0", "exec": exec(), "at": 1_790_000_000_000_000_000_i64,
+        "body": {"type": "execution.requested", "data": {"request": {"agent": {"agent_type": "coder", "instruction": "Where is x?"}}, "reply": "my.answers"}},
+    });
+    let requested = ExecutionRequested { request: asked(), reply: Some("my.answers".into()) };
+    let fact = Fact::new(exec(), 1_790_000_000_000_000_000, FactBody::ExecutionRequested(Box::new(requested)));
+    let text = serde_json::to_string_pretty(&json).expect("JSON");
+    assert_eq!(Fact::read(text.as_bytes()).expect("a fact"), fact);
+    assert_eq!(Fact::read(format!("\n {text}").as_bytes()).expect("a fact"), fact);
+    let wrong = |text: &str| Fact::read(text.as_bytes()).expect_err("wrong").to_string();
+    assert_eq!(wrong("{"), "read a message in JSON: EOF while parsing an object at line 1 column 1");
+    assert!(
+        wrong(&text.replace("reply", "answer")).contains("unknown field `answer`"),
+        "{}",
+        wrong(&text.replace("reply", "answer"))
+    );
+    assert_eq!(wrong(r#"{"schema": "fact/2.0"}"#), "message is fact/2.0, this version reads fact/1.0");
 }

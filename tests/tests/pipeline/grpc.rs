@@ -19,7 +19,9 @@ async fn a_client_in_python_has_all_of_it() -> anyhow::Result<()> {
     let seen: Value = serde_json::from_slice(&output.stdout)?;
     let hello = "Hello! Ask me about the code in this workspace.";
     assert_eq!(seen["chat"]["response"], hello);
-    for (what, status) in [("chat", "completed"), ("agent", "completed"), ("tool", "completed"), ("cancelled", "cancelled")] {
+    for (what, status) in
+        [("chat", "completed"), ("agent", "completed"), ("tool", "completed"), ("cancelled", "cancelled")]
+    {
         let exec = seen[what]["execution_id"].as_str().expect("an id").parse()?;
         let view = system.ended(exec).await?;
         assert_eq!(view["status"], json!(status), "{what}: {view}");

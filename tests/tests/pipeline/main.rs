@@ -16,6 +16,7 @@ mod interruptions;
 mod kill;
 mod models;
 mod moments;
+mod nats_edge;
 mod objects;
 mod people;
 mod plugins;
