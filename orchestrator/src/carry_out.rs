@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use prometheus::IntGauge;
 use runtime::bus::{Kind, Stored};
 use runtime::{Runtime, bus, clock};
+use schemas::api::{ExecutionEnd, Problem};
 use schemas::chat::{Message, Role};
 use schemas::job::Job;
 use schemas::wire::{Nanos, encode};
@@ -233,14 +234,16 @@ impl Hands {
         let requested = execution.requested.as_deref().and_then(|requested| requested.reply.clone());
         let reply = execution.request.as_deref().and_then(|r| r.reply.clone()).or(requested);
         if let (Some(subject), Some(end)) = (reply, &execution.end) {
-            let mut text = serde_json::json!({
-                "execution_id": execution.exec, "status": end.outcome, "response": end.text,
-                "iterations": execution.budget.iterations, "usage": execution.budget.usage,
-            });
-            if let Some(problem) = &execution.refused {
-                text["problem"] = serde_json::json!(Problem { execution_id: execution.exec, ..*problem.clone() });
-            }
-            self.runtime.bus.reply(subject, text.to_string().into_bytes().into()).await?;
+            let exec = owned.history.exec;
+            let told = ExecutionEnd {
+                execution_id: exec,
+                status: end.outcome,
+                response: end.text.clone(),
+                iterations: execution.budget.iterations,
+                usage: execution.budget.usage,
+                problem: execution.refused.as_deref().map(|p| Problem { execution_id: Some(exec), ..p.clone() }),
+            };
+            self.runtime.bus.reply(subject, serde_json::json!(told).to_string().into_bytes().into()).await?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! writes down which files have to be read; [`FILES`] reads a part of them, as many parts at once as there are workers;
 //! [`FINISH`] takes out what is gone. Arguments and results are JSON texts, as those of tools are.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::chat::ToolCall;
@@ -25,7 +26,7 @@ pub const SKIPPED_MAX: usize = 50;
 pub const PARTS_MAX: usize = 256;
 
 /// What is to be indexed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IndexRequest {
     /// The workspace: a path under an allowed root.
@@ -40,7 +41,7 @@ pub struct IndexRequest {
 
 /// What is known of a file: an entry `file.<workspace>.<path>` of the bucket `vl_code`, both by their hashes. All that is
 /// found by words, by names and by imports follows from these entries, so every worker can answer, vector store or not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IndexedFile {
     /// `indexed-file/1.0`.
     pub schema: String,
@@ -73,7 +74,7 @@ impl Schema for IndexedFile {
 }
 
 /// A piece of a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IndexedPiece {
     /// First line, from 1.
     pub start_line: u32,
@@ -90,7 +91,7 @@ pub struct IndexedPiece {
 }
 
 /// Something that a file imports.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IndexedImport {
     /// In the language's own writing.
     pub path: String,
@@ -104,7 +105,7 @@ pub struct IndexedImport {
 }
 
 /// What is known of a workspace: an entry `state.<workspace>` of the bucket `vl_code`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IndexedWorkspace {
     /// `indexed-workspace/1.0`.
     pub schema: String,
@@ -120,7 +121,7 @@ impl Schema for IndexedWorkspace {
 }
 
 /// A file that is not indexed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Skipped {
     /// Relative to the workspace.
     pub path: String,
@@ -129,7 +130,7 @@ pub struct Skipped {
 }
 
 /// What has to be done, in parts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// The workspace, absolute and without symbolic links.
     pub workspace: String,
@@ -169,7 +170,7 @@ impl Plan {
 }
 
 /// The list of a plan, an object in MessagePack.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlannedFiles {
     /// Files to read, relative to the workspace.
     pub read: Vec<String>,
@@ -181,7 +182,7 @@ pub struct PlannedFiles {
 }
 
 /// A part of a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FilesRequest {
     /// The workspace.
     pub workspace: String,
@@ -194,7 +195,7 @@ pub struct FilesRequest {
 }
 
 /// What came of a part.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FilesDone {
     /// Files indexed.
     pub files: u64,
@@ -224,7 +225,7 @@ pub struct FilesDone {
 }
 
 /// The end of an index execution.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FinishRequest {
     /// The workspace.
     pub workspace: String,
@@ -236,7 +237,7 @@ pub struct FinishRequest {
 }
 
 /// What an index execution did: its answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IndexReport {
     /// The workspace.
     pub workspace: String,
@@ -302,7 +303,7 @@ pub fn skip(named: &mut Vec<Skipped>, more: &mut u64, skipped: Skipped) {
 
 /// Question on `vl.v1.rpc.search`; the answer is [`Found`], or a refusal of code `not_indexed`, `unknown_piece` or
 /// `bad_request`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SearchCode {
     /// The workspace, absolute and without symbolic links.
     pub workspace: String,
@@ -325,7 +326,7 @@ pub struct SearchCode {
 }
 
 /// What is looked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum About {
     /// Code that this text is about.
@@ -342,7 +343,7 @@ pub enum About {
 }
 
 /// How pieces are found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum By {
     /// By meaning and by words, fused by rank.
@@ -361,7 +362,7 @@ impl By {
 }
 
 /// What was found, best first.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Found {
     /// The pieces.
     pub pieces: Vec<Piece>,
@@ -371,7 +372,7 @@ pub struct Found {
 }
 
 /// A piece of code.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Piece {
     /// Its file, relative to the workspace.
     pub path: String,
@@ -393,7 +394,7 @@ pub struct Piece {
 }
 
 /// Question on `vl.v1.rpc.code`; the answer is a text ([`String`]), or a refusal as of [`SearchCode`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AskCode {
     /// The workspace, absolute and without symbolic links.
     pub workspace: String,
@@ -402,7 +403,7 @@ pub struct AskCode {
 }
 
 /// What can be asked of an indexed workspace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WhatOfCode {
     /// Its most referenced definitions, as many as fit.
@@ -420,7 +421,7 @@ pub enum WhatOfCode {
 }
 
 /// An indexed workspace. Question `vl.v1.rpc.indexes` (empty body) answers `Vec<Indexed>`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Indexed {
     /// The workspace.
     pub workspace: String,

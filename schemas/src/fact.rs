@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -15,7 +16,7 @@ use crate::object::Reference;
 use crate::wire::{DecodeError, Nanos, Schema, read, read_json};
 
 /// One fact in its envelope. Ours are MessagePack; a plain client may write the same as JSON.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Fact {
     /// `fact/1.0`.
     pub schema: String,
@@ -84,7 +85,7 @@ impl Fact {
 }
 
 /// What can happen.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", content = "data")]
 pub enum FactBody {
     /// A request was accepted at the edge; the first fact of every execution.
@@ -197,7 +198,7 @@ impl FactBody {
 }
 
 /// What kind of request an execution carries out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// One answer; tool calls go back to the caller.
@@ -211,7 +212,7 @@ pub enum Kind {
 }
 
 /// A request as a plain client writes it: it needs to know nothing of models, windows and limits.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExecutionRequested {
     /// What is asked for.
@@ -222,15 +223,15 @@ pub struct ExecutionRequested {
 }
 
 /// The body of a request of the HTTP API, as it came: what is wrong with it is told like there.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Request {
     /// That of `POST /internal/chat` ([`crate::api::ChatRequest`]).
-    Chat(Value),
+    Chat(#[schemars(with = "crate::api::ChatRequest")] Value),
     /// That of `POST /internal/agent` ([`crate::api::AgentRequest`]).
-    Agent(Value),
+    Agent(#[schemars(with = "crate::api::AgentRequest")] Value),
     /// That of `POST /internal/tools/execute` ([`crate::api::ToolRequest`]).
-    Tool(Value),
+    Tool(#[schemars(with = "crate::api::ToolRequest")] Value),
 }
 
 impl Request {
@@ -246,7 +247,7 @@ impl Request {
 }
 
 /// A request as it was accepted: complete, so that replaying it needs nothing but the log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExecutionSubmitted {
     /// What is asked for.
     pub kind: Kind,
@@ -346,7 +347,7 @@ fn is_zero(number: &u32) -> bool {
 }
 
 /// Whose child an execution is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Parent {
     /// The parent.
     pub exec: ExecutionId,
@@ -357,7 +358,7 @@ pub struct Parent {
 }
 
 /// The rules of an agent type that are no limits.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
     /// Tools that a person must allow, call by call.
@@ -394,7 +395,7 @@ fn is_zero_ms(number: &u64) -> bool {
 }
 
 /// When the children of one turn are joined. Those still running are cancelled then.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Join {
     /// When every one has ended.
@@ -415,7 +416,7 @@ impl Join {
 }
 
 /// What happens when a limit is reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AtLimit {
     /// The execution ends.
@@ -432,7 +433,7 @@ impl AtLimit {
 }
 
 /// An agent type as it was when the request was accepted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentSpec {
     /// Its name.
     pub name: String,
@@ -462,7 +463,7 @@ pub struct AgentSpec {
 }
 
 /// What an execution may use before it is stopped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Limits {
     /// Inferences.
     pub iterations: u32,
@@ -487,7 +488,7 @@ pub struct Limits {
 }
 
 /// The answer of one inference.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InferenceCompleted {
     /// Which effect.
     pub effect: EffectId,
@@ -535,7 +536,7 @@ impl InferenceCompleted {
 }
 
 /// Another answer to the same prompt.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Alternative {
     /// The text, tool-call markup removed.
     pub text: String,
@@ -552,7 +553,7 @@ pub struct Alternative {
 }
 
 /// Where the time of an inference went, microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InferenceTiming {
     /// From the publishing of the job to the worker that took it.
     pub queue_us: u64,
@@ -563,7 +564,7 @@ pub struct InferenceTiming {
 }
 
 /// Why an inference or a tool failed. The class says what to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureClass {
     /// No room now; worth another attempt.
@@ -595,7 +596,7 @@ impl FailureClass {
 }
 
 /// An inference that gave no answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InferenceFailed {
     /// Which effect.
     pub effect: EffectId,
@@ -610,7 +611,7 @@ pub struct InferenceFailed {
 }
 
 /// A tool's result.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolCompleted {
     /// Which effect.
     pub effect: EffectId,
@@ -630,7 +631,7 @@ pub struct ToolCompleted {
 }
 
 /// How a tool call was confined.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sandbox {
     /// `docker`, `bubblewrap`, or `none` for a tool that touches nothing.
     pub tier: String,
@@ -640,7 +641,7 @@ pub struct Sandbox {
 }
 
 /// A tool call that gave no result.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolFailed {
     /// Which effect.
     pub effect: EffectId,
@@ -661,7 +662,7 @@ pub struct ToolFailed {
 }
 
 /// A request to end the execution.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CancelRequested {
     /// Who asked.
     pub by: String,
@@ -674,7 +675,7 @@ pub struct CancelRequested {
 }
 
 /// How an execution is cancelled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CancelMode {
     /// What is open is stopped.
@@ -691,7 +692,7 @@ impl CancelMode {
 }
 
 /// A moment came.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TimerFired {
     /// Which timer: `deadline`, or an effect's id.
     pub timer: String,
@@ -700,7 +701,7 @@ pub struct TimerFired {
 }
 
 /// The holder of an effect is gone.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EffectLost {
     /// Which effect.
     pub effect: EffectId,
@@ -712,7 +713,7 @@ pub struct EffectLost {
 }
 
 /// Something said while the execution runs. The next inference reads it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UserMessage {
     /// Names it, so that a repeated request says it once.
     pub id: String,
@@ -735,7 +736,7 @@ impl UserMessage {
 }
 
 /// How an execution ended, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// With an answer.
@@ -753,7 +754,7 @@ pub enum Outcome {
 }
 
 /// A child's end, as its parent hears of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChildClosed {
     /// The parent's effect.
     pub effect: EffectId,
@@ -770,7 +771,7 @@ pub struct ChildClosed {
 }
 
 /// A summary of a part of the context.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CompressionCompleted {
     /// Which effect.
     pub effect: EffectId,
@@ -785,7 +786,7 @@ pub struct CompressionCompleted {
 }
 
 /// A part of the context that was not summarised.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CompressionFailed {
     /// Which effect.
     pub effect: EffectId,
@@ -800,7 +801,7 @@ pub struct CompressionFailed {
 }
 
 /// What a person decided about a tool call.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ApprovalDecided {
     /// The effect that waits.
     pub approval: EffectId,
@@ -817,7 +818,7 @@ pub struct ApprovalDecided {
 }
 
 /// A person's word about a tool call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Carry it out.
@@ -829,7 +830,7 @@ pub enum Verdict {
 }
 
 /// More of something limited.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BudgetGranted {
     /// Who allows it.
     pub by: String,
@@ -840,7 +841,7 @@ pub struct BudgetGranted {
 }
 
 /// A request to wait: open effects may finish, nothing more is asked for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PauseRequested {
     /// Who asked.
     pub by: String,
@@ -850,7 +851,7 @@ pub struct PauseRequested {
 }
 
 /// A request to go on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResumeRequested {
     /// Who asked.
     pub by: String,

@@ -23,10 +23,12 @@
 //! | [`rpc`] | stateless questions between services |
 //! | [`vectors`] | vectors with what they stand for, and questions to who keeps them |
 //! | [`api`] | bodies of the HTTP edge |
+//! | [`asyncapi`] | all of it as a document: subjects, messages and their schemas |
 //! | [`subject`], [`stream`] | names and limits of everything on the bus |
 
 pub mod agent;
 pub mod api;
+pub mod asyncapi;
 pub mod chat;
 pub mod code;
 pub mod dead_letter;

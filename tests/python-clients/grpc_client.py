@@ -126,7 +126,7 @@ def wrong():
 def deadline():
     request = pb.ChatRequest(messages=[user("say more " * 40)], max_tokens=100_000)
     request.cache = False
-    error, _ = failure(lambda: service.Chat(request, metadata=ours, timeout=0.05))
+    error, _ = failure(lambda: service.Chat(request, metadata=ours, timeout=0.005))
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
     arguments = '{"query": "T", "path": "src"}'
     tool = pb.ToolRequest(tool_name="search_code", arguments=arguments, workspace=workspace, cache=False)

@@ -17,12 +17,12 @@ use super::deadline::Deadline;
 use super::proto::inference_service_server::{InferenceService, SERVICE_NAME};
 use super::{proto, requests as read};
 use crate::follow::Follow;
+use crate::models;
 use crate::problem::Failure;
 use crate::requests::{self, Arrival, Begun};
 use crate::service::{self, Gateway};
 use crate::sse::Streamed;
 use crate::transcript::Update;
-use crate::{models, view};
 
 pub(super) struct Calls {
     pub(super) gateway: Arc<Gateway>,
@@ -212,7 +212,7 @@ impl Watched {
     }
 
     async fn answer(&self) -> Result<Told, Failure> {
-        let (exec, execution): (_, &view::Execution) = (self.streamed.exec, &self.streamed.follow.execution);
+        let (exec, execution) = (self.streamed.exec, &self.streamed.follow.execution);
         let answer = if execution.is_tool() {
             execution.tool_answer(exec).map(|answer| Told::ToolDone(Box::new(answer)))
         } else {

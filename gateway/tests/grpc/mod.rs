@@ -5,11 +5,11 @@ use std::time::Duration;
 use futures::StreamExt;
 use runtime::bus::Kind;
 use schemas::{ExecutionId, Fact, FactBody};
-use tonic::metadata::MetadataValue;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
-use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
@@ -43,6 +43,10 @@ fn with_secret<T>(message: T) -> Request<T> {
 fn chat(content: &str) -> proto::ChatRequest {
     let said = proto::Message { role: proto::Role::User.into(), content: content.to_owned(), ..Default::default() };
     proto::ChatRequest { messages: vec![said], ..Default::default() }
+}
+
+fn execution(metadata: &MetadataMap) -> ExecutionId {
+    metadata.get("x-execution-id").expect("it is named").to_str().unwrap().parse().unwrap()
 }
 
 /// The code of the problem, which HTTP would answer, too.
@@ -84,7 +88,7 @@ async fn a_chat_streams_and_is_read_again_from_where_it_stood() {
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     request.metadata_mut().insert("traceparent", MetadataValue::from_static(parent));
     let response = client.chat(request).await.unwrap();
-    let id = response.metadata()["x-execution-id"].to_str().unwrap().to_owned();
+    let id = execution(response.metadata()).to_string();
     let events_ = events(response.into_inner()).await;
     let [Event::Started(started), Event::Token(first), Event::Token(second), Event::Done(done)] = &events_[..] else {
         panic!("{events_:?}");
@@ -158,12 +162,12 @@ async fn a_deadline_bounds_the_execution_and_the_call() {
     request.metadata_mut().insert("grpc-timeout", MetadataValue::from_static("400m"));
     let before = runtime::clock::now();
     let response = client.chat(request).await.unwrap();
-    let exec: ExecutionId = response.metadata()["x-execution-id"].to_str().unwrap().parse().unwrap();
+    let exec: ExecutionId = execution(response.metadata());
     let mut stream = response.into_inner();
     assert!(matches!(stream.next().await, Some(Ok(_))), "started");
     let status = stream.next().await.unwrap().unwrap_err();
     assert_eq!((status.code(), code(&status).as_str()), (Code::DeadlineExceeded, "deadline"));
-    assert_eq!(status.metadata()["x-execution-id"].to_str().unwrap(), exec.to_string());
+    assert_eq!(execution(status.metadata()), exec);
     let submitted = fact(&house, exec, |f| matches!(f.body, FactBody::ExecutionSubmitted(_))).await;
     let FactBody::ExecutionSubmitted(submitted) = submitted.body else { unreachable!() };
     let bound = submitted.limits.deadline - before;
@@ -181,7 +185,7 @@ async fn a_cancelled_call_cancels_the_execution_that_asked_for_it_and_no_other()
             request.metadata_mut().insert("x-cancel-on-disconnect", MetadataValue::from_static("true"));
         }
         let response = client.chat(request).await.unwrap();
-        let exec: ExecutionId = response.metadata()["x-execution-id"].to_str().unwrap().parse().unwrap();
+        let exec: ExecutionId = execution(response.metadata());
         let mut stream = response.into_inner();
         stream.next().await.unwrap().unwrap();
         exec
@@ -203,9 +207,8 @@ async fn health_needs_no_secret_and_reflection_does() {
     let of = |service: &str| HealthCheckRequest { service: service.to_owned() };
     let service = "vlinders.v1.InferenceService";
     let mut watched = health.watch(of("")).await.unwrap().into_inner();
-    let status = async |watched: &mut tonic::Streaming<_>| {
-        let next: Option<Result<tonic_health::pb::HealthCheckResponse, _>> = watched.next().await;
-        next.unwrap().unwrap().status().as_str_name().to_owned()
+    let status = async |watched: &mut tonic::Streaming<HealthCheckResponse>| {
+        watched.next().await.unwrap().unwrap().status().as_str_name().to_owned()
     };
     assert_eq!(status(&mut watched).await, "NOT_SERVING");
     house.furnish().await;

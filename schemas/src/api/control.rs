@@ -1,5 +1,6 @@
 //! What people tell an execution while it runs. Every body may name who speaks (`by`); without it, the gateway does.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -7,7 +8,7 @@ use crate::fact::{CancelMode, Verdict};
 use crate::ids::EffectId;
 
 /// `POST /internal/executions/{id}/pause`; the body may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PauseRequest {
     /// Why, for people.
@@ -17,7 +18,7 @@ pub struct PauseRequest {
 }
 
 /// `POST /internal/executions/{id}/resume`; the body may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResumeRequest {
     /// Who.
@@ -25,7 +26,7 @@ pub struct ResumeRequest {
 }
 
 /// `POST /internal/executions/{id}/cancel`; the body may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CancelRequest {
     /// `now` stops what is open, `graceful` lets it finish.
@@ -37,7 +38,7 @@ pub struct CancelRequest {
 }
 
 /// `POST /internal/executions/{id}/approve`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApproveRequest {
     /// The call that waits, for example `1-tool-0`.
@@ -56,7 +57,7 @@ pub struct ApproveRequest {
 }
 
 /// `POST /internal/executions/{id}/messages`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MessageRequest {
     /// What is said; the next inference reads it.
@@ -70,7 +71,7 @@ pub struct MessageRequest {
 }
 
 /// `POST /internal/executions/{id}/grant`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GrantRequest {
     /// `iterations`, `tokens`, `tokens_in`, `tokens_out`, `tool_calls` or `children`.
@@ -83,7 +84,7 @@ pub struct GrantRequest {
 }
 
 /// `POST /internal/executions/{id}/fork`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForkRequest {
     /// The number of the message after which the new execution begins: `n` in `/events`, from 0.
