@@ -6,11 +6,13 @@ Ends with what was seen, as JSON; an assertion that fails names what was not.
 """
 
 import json
+import pathlib
 import sys
 import tempfile
 import threading
 
 import grpc
+import grpc_tools
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -20,7 +22,8 @@ from grpc_tools import protoc
 address, secret, proto, workspace = sys.argv[1:]
 generated = tempfile.mkdtemp()
 name = "vlinders/v1/inference.proto"
-code = protoc.main(["", f"-I{proto}", f"--python_out={generated}", f"--grpc_python_out={generated}", name])
+common = pathlib.Path(grpc_tools.__file__).parent / "_proto"  # google/protobuf
+code = protoc.main(["", f"-I{proto}", f"-I{common}", f"--python_out={generated}", f"--grpc_python_out={generated}", name])
 assert code == 0, "the proto is compiled"
 sys.path.insert(0, generated)
 from vlinders.v1 import inference_pb2 as pb  # noqa: E402
