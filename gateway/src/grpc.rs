@@ -66,7 +66,7 @@ pub(crate) async fn listen(config: &Config, http: SocketAddr) -> Result<Option<T
 }
 
 /// Serves until the soft token falls, then lets open calls finish.
-pub(crate) fn serve(gateway: Arc<Gateway>, listener: TcpListener) {
+pub(crate) fn serve(gateway: &Arc<Gateway>, listener: TcpListener) {
     let (tasks, soft) = (gateway.runtime.tasks.clone(), gateway.runtime.tasks.soft());
     let config = &gateway.config;
     // Tokens are small and must leave at once.
@@ -75,7 +75,7 @@ pub(crate) fn serve(gateway: Arc<Gateway>, listener: TcpListener) {
         let gateway = Arc::clone(gateway);
         move |request: Request<()>| authorise(&gateway, request)
     };
-    let calls = InferenceServiceServer::new(Calls { gateway: Arc::clone(&gateway) })
+    let calls = InferenceServiceServer::new(Calls { gateway: Arc::clone(gateway) })
         .max_decoding_message_size(config.body_bytes_max);
     let (reflection, older) = reflection();
     let router = Server::builder()
@@ -84,10 +84,10 @@ pub(crate) fn serve(gateway: Arc<Gateway>, listener: TcpListener) {
         .http2_max_header_list_size(METADATA_BYTES_MAX)
         .http2_keepalive_interval(Some(Duration::from_secs(config.keep_alive_s.max(1))))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
-        .add_service(Health::server(Arc::clone(&gateway)))
-        .add_service(InterceptedService::new(calls, secret(&gateway)))
-        .add_service(InterceptedService::new(reflection, secret(&gateway)))
-        .add_service(InterceptedService::new(older, secret(&gateway)));
+        .add_service(Health::server(Arc::clone(gateway)))
+        .add_service(InterceptedService::new(calls, secret(gateway)))
+        .add_service(InterceptedService::new(reflection, secret(gateway)))
+        .add_service(InterceptedService::new(older, secret(gateway)));
     tasks.spawn_essential("gRPC", async move {
         router.serve_with_incoming_shutdown(incoming, soft.cancelled_owned()).await
     });

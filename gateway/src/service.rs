@@ -114,7 +114,7 @@ pub async fn serve(config: Config, secret: Secret, runtime: Runtime) -> Result<A
     completion::serve(&gateway).await?;
     let soft = runtime.tasks.soft();
     if let Some(listener) = grpc_listener {
-        grpc::serve(Arc::clone(&gateway), listener);
+        grpc::serve(&gateway, listener);
     }
     let app = router(gateway);
     runtime.tasks.spawn_essential("gateway", async move {
