@@ -10,6 +10,9 @@ use crate::listen::Tls;
 pub struct Config {
     /// Where to listen, `ADDRESS:PORT`; port 0 takes a free one.
     pub http: String,
+    /// Where to listen for gRPC, `ADDRESS:PORT`; port 0 takes a free one, and `off` none. The port behind HTTP's when
+    /// missing, or a free one where HTTP takes a free one.
+    pub grpc: Option<String>,
     /// Bytes of a request's body at most: a prompt of 16 MiB, written as JSON. What is too large for a message of the log
     /// is kept as objects, of 32 MiB at most.
     pub body_bytes_max: usize,
@@ -62,6 +65,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             http: "127.0.0.1:8080".to_owned(),
+            grpc: None,
             body_bytes_max: 24 << 20,
             keep_alive_s: 15,
             requests_open_max: 4_096,

@@ -1,5 +1,6 @@
-//! The edge: checks a request, appends it to the log, and streams back what comes of it.
+//! The edge, over HTTP and gRPC: checks a request, appends it to the log, and streams back what comes of it.
 //!
+//! It says what requests of plain NATS clients come to, when orchestrators ask (`vl.v1.rpc.submission`).
 //! It consumes what the log republishes and the token frames of the executions it waits for, publishes the facts
 //! `execution.submitted` and what people tell an execution (`cancel.requested`, `approval.decided`, …), asks
 //! `vl.v1.rpc.*` what is there, and keeps the agent types that are registered in the bucket `vl_config`. It settles dead letters on people's behalf.
@@ -11,6 +12,7 @@ mod admission;
 mod agents;
 mod batch;
 mod code;
+mod completion;
 mod config;
 mod console;
 mod control;
@@ -19,6 +21,7 @@ mod directory;
 mod executions;
 mod follow;
 mod forks;
+mod grpc;
 mod idempotency;
 mod listen;
 mod live;
@@ -42,4 +45,4 @@ mod view;
 pub use config::Config;
 pub use listen::{Tls, TlsError};
 pub use secrets::Secrets;
-pub use service::{Error, serve};
+pub use service::{Addresses, Error, serve};

@@ -55,6 +55,12 @@ impl Arrival {
         Ok(Self { cause: cause(&headers), cancel_on_disconnect: wants_cancel(&headers), key, traced, body })
     }
 
+    /// A call of another protocol, which carries in its metadata what HTTP carries in headers, under the same names.
+    pub(crate) fn of(headers: &HeaderMap, traced: Arc<Traced>) -> Self {
+        let cancel_on_disconnect = wants_cancel(headers);
+        Self { cause: cause(headers), cancel_on_disconnect, key: None, traced, body: Bytes::new() }
+    }
+
     /// The `n`th of several executions that one request begins.
     pub(crate) fn part(&self, n: usize) -> Self {
         let key = self.key.as_ref().map(|key| key.part(n));
@@ -96,6 +102,13 @@ pub(crate) async fn chat_submission(
 pub(crate) async fn agent(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
     let arrival = Arrival::read(&gateway, request).await?;
     let request: AgentRequest = submission::read(&arrival.body)?;
+    let stream = request.stream;
+    let submitted = agent_submission(&gateway, request).await?;
+    run(&gateway, &arrival, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
+}
+
+/// Completes an agent's request.
+pub(crate) async fn agent_submission(gateway: &Gateway, request: AgentRequest) -> Result<ExecutionSubmitted, Failure> {
     let agent = gateway.directory.agent(&request.agent_type).await?;
     let agents = gateway.directory.agents().await?;
     let models = gateway.directory.models().await?;
@@ -108,9 +121,7 @@ pub(crate) async fn agent(State(gateway): State<Arc<Gateway>>, request: Request<
     let (now, seed) = (clock::now(), seed());
     let with =
         Surroundings { agent: &agent, agents: &agents, models: &models, loadable: &loadable, tools: &tools, now, seed };
-    let stream = request.stream;
-    let submitted = submission::agent(request, &with)?;
-    run(&gateway, &arrival, submitted, stream, |follow, exec| follow.execution.answer(exec)).await
+    submission::agent(request, &with)
 }
 
 pub(crate) async fn tool(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
@@ -120,9 +131,14 @@ pub(crate) async fn tool(State(gateway): State<Arc<Gateway>>, request: Request<B
 
 /// One call of a tool, from its request to its end.
 pub(crate) async fn call(gateway: &Arc<Gateway>, arrival: &Arrival, request: ToolRequest) -> Answered {
-    let tools = gateway.directory.tools().await?.ok_or_else(no_tool_worker)?;
-    let submitted = submission::tool(request, &tools, clock::now(), gateway.config.tool_deadline_s)?;
+    let submitted = tool_submission(gateway, request).await?;
     run(gateway, arrival, submitted, false, |follow, exec| follow.execution.tool_answer(exec)).await
+}
+
+/// Completes a call of a tool.
+pub(crate) async fn tool_submission(gateway: &Gateway, request: ToolRequest) -> Result<ExecutionSubmitted, Failure> {
+    let tools = gateway.directory.tools().await?.ok_or_else(no_tool_worker)?;
+    submission::tool(request, &tools, clock::now(), gateway.config.tool_deadline_s)
 }
 
 pub(crate) async fn embeddings(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Answered {
@@ -198,7 +214,8 @@ pub(crate) struct Begun {
     /// An earlier request began it.
     pub(crate) again: bool,
     since: Instant,
-    deadline: Nanos,
+    /// When the execution ends whatever happens.
+    pub(crate) deadline: Nanos,
     cancel: Option<CancelOnDrop>,
     permit: Admitted,
     traced: Arc<Traced>,
@@ -208,10 +225,15 @@ impl Begun {
     /// Waits for the end.
     pub(crate) async fn end(&mut self) -> Result<(), Failure> {
         wait(&mut self.follow, self.exec, self.deadline).await?;
+        self.disarm();
+        Ok(())
+    }
+
+    /// The client has all of it, or has said by itself how long it waits: nothing is left to cancel.
+    pub(crate) fn disarm(&mut self) {
         if let Some(cancel) = &mut self.cancel {
             cancel.disarm();
         }
-        Ok(())
     }
 
     pub(crate) fn streamed(self, gateway: &Arc<Gateway>) -> Streamed {
@@ -237,10 +259,7 @@ pub(crate) async fn begin(
     stream: bool,
 ) -> Result<Begun, Failure> {
     let since = clock::instant();
-    let uses_tools = submitted.kind == Kind::Tool || !submitted.tools.is_empty();
-    if let Some(name) = submitted.workspace.as_deref().filter(|_| uses_tools) {
-        gateway.directory.workspace(name).await?;
-    }
+    check_workspace(gateway, &submitted).await?;
     let permit = gateway.admission.enter(submitted.user_id.as_deref())?;
     let bus = &gateway.runtime.bus;
     let (fresh, deadline) = (clock::execution_id(), submitted.limits.deadline);
@@ -273,6 +292,15 @@ pub(crate) async fn begin(
         return Err(Failure::from(error).about(exec));
     }
     Ok(Begun { exec, follow, again: false, since, deadline, cancel, permit, traced })
+}
+
+/// Whether tools may work in the workspace that the request names.
+pub(crate) async fn check_workspace(gateway: &Gateway, submitted: &ExecutionSubmitted) -> Result<(), Failure> {
+    let uses_tools = submitted.kind == Kind::Tool || !submitted.tools.is_empty();
+    match submitted.workspace.as_deref().filter(|_| uses_tools) {
+        Some(name) => gateway.directory.workspace(name).await.map(|_| ()),
+        None => Ok(()),
+    }
 }
 
 async fn wait(follow: &mut Follow, exec: ExecutionId, deadline: Nanos) -> Result<(), Failure> {

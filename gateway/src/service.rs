@@ -33,8 +33,8 @@ use crate::sse::{self, Streamed};
 use crate::traced::Traced;
 use crate::view::{Entry, Execution};
 use crate::{
-    agents, batch, code, console, control, dead_letters, executions, forks, memory, models, objects, openai, openapi,
-    operations, requests,
+    agents, batch, code, completion, console, control, dead_letters, executions, forks, grpc, memory, models, objects,
+    openai, openapi, operations, requests,
 };
 
 /// Asked every few seconds, by machines.
@@ -53,9 +53,22 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The address for gRPC is taken or not ours.
+    #[error(
+        "listen for gRPC on {grpc}: stop what listens there, or choose another port with --grpc (0 takes a free one, `off` none)"
+    )]
+    ListenGrpc {
+        /// Where.
+        grpc: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The bus is away.
+    #[error("answer questions about requests of NATS clients: {0}")]
+    Bus(#[from] runtime::bus::Error),
     /// Two gateways share one registry.
     #[error("register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -72,18 +85,29 @@ pub(crate) struct Gateway {
     pub(crate) live: Live,
 }
 
-/// Serves HTTP until the soft token falls, then lets open requests finish. Returns where it listens.
+/// Where a gateway listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// HTTP.
+    pub http: SocketAddr,
+    /// gRPC; none when it is not served.
+    pub grpc: Option<SocketAddr>,
+}
+
+/// Serves HTTP and gRPC until the soft token falls, then lets open requests finish. Returns where it listens.
 ///
 /// # Errors
-/// When the address cannot be bound, or certificates cannot be used.
-pub async fn serve(config: Config, secrets: Secrets, runtime: Runtime) -> Result<SocketAddr, Error> {
+/// When an address cannot be bound, or certificates cannot be used.
+pub async fn serve(config: Config, secrets: Secrets, runtime: Runtime) -> Result<Addresses, Error> {
     let listen = |source| Error::Listen { http: config.http.clone(), source };
     let identity = config.tls.as_ref().map(Identity::read).transpose()?;
     let listener = tokio::net::TcpListener::bind(&config.http).await.map_err(listen)?;
     // Clients that come all at once wait here until they are taken: as many as may be open, bounded by the system.
     let waiting = i32::try_from(config.requests_open_max).unwrap_or(i32::MAX);
     rustix::net::listen(&listener, waiting).map_err(|error| listen(error.into()))?;
-    let address = listener.local_addr().map_err(listen)?;
+    let http = listener.local_addr().map_err(listen)?;
+    let grpc_listener = grpc::listen(&config, http).await?;
+    let grpc = grpc_listener.as_ref().and_then(|listener| listener.local_addr().ok());
     let bounds = Bounds { connections: config.connections_max, head: Duration::from_secs(config.head_timeout_s) };
     let admission = Admission::new(&config);
     admission.watch(&runtime.bus, &runtime.tasks);
@@ -97,9 +121,13 @@ pub async fn serve(config: Config, secrets: Secrets, runtime: Runtime) -> Result
         config,
         runtime: runtime.clone(),
     });
+    completion::serve(&gateway).await?;
+    if let Some(listener) = grpc_listener {
+        grpc::serve(&gateway, listener);
+    }
     let app = router(gateway);
     runtime.tasks.spawn_essential("gateway", listen::serve(listener, app, identity, bounds, runtime.tasks.clone()));
-    Ok(address)
+    Ok(Addresses { http, grpc })
 }
 
 fn router(gateway: Arc<Gateway>) -> Router {
@@ -203,7 +231,7 @@ async fn count(State(gateway): State<Arc<Gateway>>, request: Request<Body>, next
     let endpoint = matched.unwrap_or_else(|| "unknown".to_owned());
     let mut request = request;
     // Whoever looks in now and then is no part of any trace.
-    let traced = (!LOOKED_AT.contains(&endpoint.as_str())).then(|| Traced::begin(&request, &endpoint));
+    let traced = (!LOOKED_AT.contains(&endpoint.as_str())).then(|| Traced::begin(request.headers(), request.method().as_str(), &endpoint));
     if let Some(traced) = &traced {
         request.extensions_mut().insert(Arc::clone(traced));
     }
@@ -381,7 +409,7 @@ async fn stream(
 }
 
 /// `<effect>.<n>`.
-fn position(id: &str) -> Result<(EffectId, u64), Failure> {
+pub(crate) fn position(id: &str) -> Result<(EffectId, u64), Failure> {
     let parsed = id.rsplit_once('.').and_then(|(effect, n)| Some((effect.parse().ok()?, n.parse().ok()?)));
     parsed.ok_or_else(|| {
         let detail = format!("Last-Event-ID {id:?} is no id of this stream");

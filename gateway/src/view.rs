@@ -10,12 +10,14 @@ pub(crate) use waiting::{Approval, Waiting};
 use std::collections::BTreeMap;
 
 use schemas::api::{
-    Answer, AnswerUsage, Choice, ExecutionView, IndexAnswer, Logprobs, Status, ToolAnswer, ToolCallReport,
+    Answer, AnswerUsage, Choice, ExecutionView, IndexAnswer, Logprobs, Problem, Status, ToolAnswer, ToolCallReport,
 };
 use schemas::chat::{Message, Role, TokenLogprob};
 use schemas::code::{FINISH, IndexReport, PLAN};
 use schemas::decision::{ApprovalResolved, ChildRequested, Ended, Event};
-use schemas::fact::{ExecutionSubmitted, FactBody, InferenceCompleted, Kind, Outcome, Sandbox, Verdict};
+use schemas::fact::{
+    ExecutionRequested, ExecutionSubmitted, FactBody, InferenceCompleted, Kind, Outcome, Sandbox, Verdict,
+};
 use schemas::wire::Nanos;
 use schemas::{EffectId, ExecutionId, Fact, FinishReason, Record, ToolCall, Usage};
 use serde_json::{Value, json};
@@ -103,6 +105,9 @@ struct Call {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Execution {
     submitted: Option<Box<ExecutionSubmitted>>,
+    /// What a plain client asked for, and why that comes to nothing.
+    requested: Option<Box<ExecutionRequested>>,
+    refused: Option<Box<Problem>>,
     created_at: Nanos,
     status: Option<Status>,
     open: BTreeMap<EffectId, u32>,
@@ -189,6 +194,11 @@ impl Execution {
         }
     }
 
+    /// Whether it is a single call of a tool.
+    pub(crate) fn is_tool(&self) -> bool {
+        self.submitted.as_ref().is_some_and(|s| s.kind == Kind::Tool)
+    }
+
     fn is_current(&self, effect: &EffectId, attempt: u32) -> bool {
         self.open.get(effect) == Some(&attempt)
     }
@@ -200,6 +210,15 @@ impl Execution {
                 self.waiting.submitted(submitted);
                 self.submitted = Some(submitted.clone());
                 self.created_at = fact.at;
+                Vec::new()
+            }
+            FactBody::ExecutionRequested(requested) if self.requested.is_none() && self.submitted.is_none() => {
+                self.requested = Some(requested.clone());
+                self.created_at = fact.at;
+                Vec::new()
+            }
+            FactBody::ExecutionRefused(problem) if self.requested.is_some() && self.submitted.is_none() => {
+                self.refused = Some(problem.clone());
                 Vec::new()
             }
             FactBody::InferenceCompleted(f) if self.is_current(&f.effect, f.attempt) => {
@@ -465,6 +484,9 @@ impl Execution {
             Some((_, Some(e))) => (e.code.as_str(), e.detail.clone()),
             _ => ("", String::new()),
         };
+        if let Some(problem) = &self.refused {
+            return Err(Failure(problem.clone()).about(exec));
+        }
         let (status, code, next) = match self.status {
             Some(Status::Completed | Status::BudgetExhausted) => return Ok(()),
             Some(Status::Rejected) => (400, code, "correct the request"),
@@ -487,11 +509,12 @@ impl Execution {
 
     /// Where it stands; none when there is no such execution.
     pub(crate) fn view(&self, exec: ExecutionId) -> Option<ExecutionView> {
-        let submitted = self.submitted.as_ref()?;
+        let requested = || self.requested.as_ref().map(|requested| requested.request.agent());
+        let agent_type = self.submitted.as_ref().map(|submitted| submitted.agent.as_str()).or_else(requested)?;
         Some(ExecutionView {
             execution_id: exec,
             status: self.status.unwrap_or(Status::Submitted),
-            agent_type: submitted.agent.clone(),
+            agent_type: agent_type.to_owned(),
             iterations: self.iterations,
             usage: self.usage,
             created_at: rfc3339(self.created_at),

@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use prometheus::IntGauge;
 use runtime::bus::{Kind, Stored};
 use runtime::{Runtime, bus, clock};
+use schemas::api::{ExecutionEnd, Problem};
 use schemas::chat::{Message, Role};
 use schemas::job::Job;
 use schemas::wire::{Nanos, encode};
 use schemas::{EffectId, Event, ExecutionId, Record, stream, subject};
 
+use crate::completion::Asking;
 use crate::execution::Execution;
 use crate::history::{History, Snapshot};
 use crate::liveness::{Liveness, Place};
@@ -35,6 +37,8 @@ pub(crate) struct Owned {
     pub(crate) full: bool,
     /// When to try again then.
     pub(crate) room_at: Option<Nanos>,
+    /// Whether and when a gateway is asked what its request comes to.
+    pub(crate) asking: Asking,
     /// Its submission, while that is how a successor finds it.
     pub(crate) kept: Option<Kept>,
     /// Counts it among the open ones.
@@ -64,6 +68,7 @@ impl Owned {
             fired: BTreeSet::new(),
             full: false,
             room_at: None,
+            asking: Asking::default(),
             kept: None,
             open: None,
             indexed: None,
@@ -75,7 +80,7 @@ impl Owned {
 
     /// Its request is not in the log: nothing is to be done about it.
     pub(crate) const fn is_unknown(&self) -> bool {
-        self.history.execution.request.is_none()
+        !self.history.execution.is_known()
     }
 
     pub(crate) fn wake(&self) -> Option<(String, Nanos)> {
@@ -228,12 +233,19 @@ impl Hands {
         }
         let reply = execution.request.as_deref().and_then(|r| r.reply.clone());
         let reply = reply.filter(|subject| subject::may_be_answered(subject));
+        let requested = execution.requested.as_deref().and_then(|requested| requested.reply.clone());
+        let reply = execution.request.as_deref().and_then(|r| r.reply.clone()).or(requested);
         if let (Some(subject), Some(end)) = (reply, &execution.end) {
-            let text = serde_json::json!({
-                "execution_id": execution.exec, "status": end.outcome, "response": end.text,
-                "iterations": execution.budget.iterations, "usage": execution.budget.usage,
-            });
-            self.runtime.bus.reply(subject, text.to_string().into_bytes().into()).await?;
+            let exec = owned.history.exec;
+            let told = ExecutionEnd {
+                execution_id: exec,
+                status: end.outcome,
+                response: end.text.clone(),
+                iterations: execution.budget.iterations,
+                usage: execution.budget.usage,
+                problem: execution.refused.as_deref().map(|p| Problem { execution_id: Some(exec), ..p.clone() }),
+            };
+            self.runtime.bus.reply(subject, serde_json::json!(told).to_string().into_bytes().into()).await?;
         }
         Ok(())
     }

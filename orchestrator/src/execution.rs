@@ -36,8 +36,9 @@ pub use schemas::chat::{RECALL, REMEMBER};
 
 use std::collections::BTreeMap;
 
+use schemas::api::Problem;
 use schemas::decision::{ChildRequested, CompressionRequested, InferenceRequested, ToolsJoined, ToolsRequested};
-use schemas::fact::{ChildClosed, ExecutionSubmitted, Kind, Outcome};
+use schemas::fact::{ChildClosed, ExecutionRequested, ExecutionSubmitted, Kind, Outcome};
 use schemas::wire::Nanos;
 use schemas::{Event, ExecutionId, Fact, FactBody, Message, Role, ToolCall, Usage};
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,12 @@ pub struct Execution {
     pub exec: Option<ExecutionId>,
     /// The request; none before its fact arrived.
     pub request: Option<Box<ExecutionSubmitted>>,
+    /// What a plain client asked for, until a gateway has said what it comes to.
+    #[serde(default)]
+    pub requested: Option<Box<ExecutionRequested>>,
+    /// Why that comes to nothing.
+    #[serde(default)]
+    pub refused: Option<Box<Problem>>,
     /// W3C trace context of the request, which travels with everything that follows from it.
     pub trace: BTreeMap<String, String>,
     /// Where it stands.
@@ -103,9 +110,15 @@ impl Execution {
     /// Takes in a fact. Facts that no longer matter (a second submission, a late or unknown result) leave everything
     /// but the time as it is.
     pub fn apply_fact(&mut self, fact: &Fact) {
-        self.now = self.now.max(fact.at);
+        match &fact.body {
+            // A plain client's clock is its own affair.
+            FactBody::ExecutionRequested(_) => {}
+            _ => self.now = self.now.max(fact.at),
+        }
         match &fact.body {
             FactBody::ExecutionSubmitted(request) => self.submit(fact, request),
+            FactBody::ExecutionRequested(requested) => self.ask(fact, requested),
+            FactBody::ExecutionRefused(problem) => self.refuse(problem),
             FactBody::InferenceCompleted(f) => {
                 if self.effects.complete(&f.effect, f.attempt, &f.text, f.usage) {
                     self.budget.spend(f.usage);
@@ -149,10 +162,26 @@ impl Execution {
         }
     }
 
-    fn submit(&mut self, fact: &Fact, request: &ExecutionSubmitted) {
-        if self.request.is_some() {
+    fn ask(&mut self, fact: &Fact, requested: &ExecutionRequested) {
+        if self.is_known() {
             return;
         }
+        self.trace.clone_from(&fact.trace);
+        self.exec = Some(fact.exec);
+        self.requested = Some(Box::new(requested.clone()));
+    }
+
+    fn refuse(&mut self, problem: &Problem) {
+        if self.awaits_completion().is_some() {
+            self.refused = Some(Box::new(problem.clone()));
+        }
+    }
+
+    fn submit(&mut self, fact: &Fact, request: &ExecutionSubmitted) {
+        if self.request.is_some() || self.refused.is_some() {
+            return;
+        }
+        self.requested = None;
         self.budget = Budget::new(request.limits);
         self.context = Context::new(request.messages.clone(), &request.tools);
         self.trace.clone_from(&fact.trace);
@@ -334,6 +363,18 @@ impl Execution {
     }
 
     // --- what the shell asks -------------------------------------------------------------------------------------
+
+    /// Whether anything was ever asked of it.
+    #[must_use]
+    pub const fn is_known(&self) -> bool {
+        self.request.is_some() || self.requested.is_some()
+    }
+
+    /// What a plain client asked for, while nobody has said what it comes to.
+    #[must_use]
+    pub fn awaits_completion(&self) -> Option<&ExecutionRequested> {
+        self.requested.as_deref().filter(|_| self.refused.is_none())
+    }
 
     /// Whether nothing can follow.
     #[must_use]

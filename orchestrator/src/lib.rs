@@ -21,11 +21,13 @@
 //! | [`questions`] | what can be asked about one execution |
 //! | [`agents`] | agent types: built in, and from a directory |
 //! | [`simulate`] | core and shell in virtual time against a bus in memory, from a seed: `cargo run -p orchestrator --example simulate -- --seeds 1000` |
+//! | `completion` | requests of plain NATS clients, of which gateways say what they come to |
 //! | `service`, `partition`, `carry_out`, `liveness`, `ownership` | the shell: receive, ask the core, do what it answered |
 
 pub mod agents;
 pub mod audit;
 mod carry_out;
+mod completion;
 pub mod config;
 pub mod execution;
 mod forks;

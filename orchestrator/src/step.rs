@@ -17,6 +17,7 @@ use schemas::wire::Nanos;
 use schemas::{Event, ExecutionId, Fact, FactBody, stream};
 
 use crate::carry_out::{Hands, Open, Owned};
+use crate::completion::Asking;
 use crate::execution::Rules;
 use crate::traced;
 
@@ -100,7 +101,7 @@ pub(crate) async fn step(hands: Hands, mut owned: Box<Owned>, todo: Todo) -> (Ex
 /// When an execution wants to be woken.
 pub(crate) fn due(owned: &Owned) -> Option<Nanos> {
     let grown = owned.kept.as_ref().map(|kept| kept.since + YOUNG_FOR);
-    [owned.wake().map(|(_, at)| at), owned.room_at, grown].into_iter().flatten().min()
+    [owned.wake().map(|(_, at)| at), owned.room_at, owned.asking.at, grown].into_iter().flatten().min()
 }
 
 /// Leaves an execution to somebody else.
@@ -128,9 +129,11 @@ async fn advance(hands: &Hands, owned: &mut Owned, todo: &Todo) -> Result<(), bu
         release(owned).await;
         // Nothing waits any more, neither for room in a queue nor to be counted.
         (owned.open, owned.full, owned.room_at) = (None, false, None);
+        owned.asking = Asking::default();
         return Ok(());
     }
     owned.open.get_or_insert_with(|| Open::new(&hands.metrics.open));
+    hands.complete(owned).await?;
     hands.order_open(owned).await?;
     if owned.full {
         owned.room_at = Some(clock::now() + QUEUE_RETRY);
@@ -239,7 +242,10 @@ async fn acknowledge(owned: &mut Owned, facts: Vec<FactDelivery>, kept_back: &BT
             put_back(fact).await;
         } else if young && is_submission(&fact.stored) {
             let since = owned.kept.as_ref().map_or_else(clock::now, |kept| kept.since);
-            owned.kept = Some(Kept { fact, since });
+            // One is enough to be found by: what a request comes to stands behind it.
+            if let Some(before) = owned.kept.replace(Kept { fact, since }) {
+                done(before.fact).await;
+            }
         } else {
             done(fact).await;
         }
@@ -274,6 +280,6 @@ fn is_first(stored: &Stored) -> bool {
 }
 
 fn is_submission(stored: &Stored) -> bool {
-    stored.kind == Kind::Fact
-        && Fact::read(&stored.payload).is_ok_and(|f| matches!(f.body, FactBody::ExecutionSubmitted(_)))
+    let asks = |body| matches!(body, FactBody::ExecutionSubmitted(_) | FactBody::ExecutionRequested(_));
+    stored.kind == Kind::Fact && Fact::read(&stored.payload).is_ok_and(|fact| asks(fact.body))
 }

@@ -20,11 +20,11 @@ pub fn reason(execution: &Execution, stored: &Stored) -> Option<(Reason, String)
         return Some(unreadable);
     }
     // An open execution may ask tomorrow for what it never asked for so far.
-    if !is_fact || (execution.request.is_some() && !execution.is_closed()) {
+    if !is_fact || (execution.is_known() && !execution.is_closed()) {
         return None;
     }
     let fact = Fact::read(&stored.payload).ok()?;
-    if execution.request.is_none() {
+    if !execution.is_known() {
         // A parent, or a client that goes, may cancel before the request is there: then there is nothing to do.
         let early = matches!(fact.body, FactBody::CancelRequested(_) | FactBody::ExecutionSubmitted(_));
         let detail = || format!("{} of an execution of which the log holds no request", fact.body.name());

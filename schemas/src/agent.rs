@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::chat::DELEGATE;
@@ -32,7 +33,7 @@ pub const DESCRIPTION_BYTES_MAX: usize = 1_000;
 const LIST_MAX: usize = 64;
 
 /// Where an agent type comes from. Of several of the same name, the last in this order counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
     /// It comes with the program.
@@ -97,7 +98,7 @@ pub fn effective(found: impl IntoIterator<Item = (Source, AgentType)>) -> Team {
 
 /// A manifest that was not taken. Stored in the bucket `vl_config` beside the agent types, so that everybody can see; those
 /// of tools stand in the presence of their worker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refused {
     /// The file; of a server of tools, the setting that names it.
     pub file: String,

@@ -8,6 +8,7 @@ pub use control::{
     ApproveRequest, CancelRequest, ForkRequest, GrantRequest, MessageRequest, PauseRequest, ResumeRequest,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
 use utoipa::openapi::RefOr;
@@ -15,11 +16,11 @@ use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::chat::{FinishReason, Message, Priority, TokenLogprob, ToolCall, ToolSpec, Truncation, Usage};
-use crate::fact::Sandbox;
+use crate::fact::{Outcome, Sandbox};
 use crate::ids::ExecutionId;
 
 /// `POST /internal/chat`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChatRequest {
     /// The model; the first loaded one when missing.
@@ -107,7 +108,7 @@ pub struct ChatRequest {
 }
 
 /// `POST /internal/agent`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentRequest {
     /// The agent type's name.
@@ -132,7 +133,7 @@ pub struct AgentRequest {
 }
 
 /// Overrides of the agent type, within its limits.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
     /// The model.
@@ -207,7 +208,7 @@ pub struct AgentConfig {
 }
 
 /// Body of `POST /internal/models/{name}/load` and `/unload`; it may be missing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelRequest {
     /// The worker that should do it.
@@ -219,7 +220,7 @@ pub struct ModelRequest {
 }
 
 /// Body of `POST /internal/models/switch`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SwitchRequest {
     /// The model that goes.
@@ -235,7 +236,7 @@ pub struct SwitchRequest {
 }
 
 /// The answer of chat and agent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct Answer {
     /// The execution; its log says how the answer came about.
     pub execution_id: ExecutionId,
@@ -268,7 +269,7 @@ fn is_zero(number: &u32) -> bool {
 }
 
 /// Token counts of an answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct AnswerUsage {
     /// Tokens read.
     pub prompt_tokens: u64,
@@ -292,14 +293,14 @@ impl AnswerUsage {
 }
 
 /// What is known of tokens read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct PromptTokensDetails {
     /// How many did not have to be computed, because they had been before.
     pub cached_tokens: u64,
 }
 
 /// One of several answers, as OpenAI's API has them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct Choice {
     /// Which, from 0.
     pub index: u32,
@@ -313,14 +314,14 @@ pub struct Choice {
 }
 
 /// How likely the tokens were.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct Logprobs {
     /// One entry for each generated token, in order; the end token is included.
     pub content: Vec<TokenLogprob>,
 }
 
 /// A call and, where it was carried out here, how it ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct ToolCallReport {
     /// The call's id.
     pub call_id: String,
@@ -352,7 +353,7 @@ impl ToolCallReport {
 }
 
 /// `POST /internal/tools/execute`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ToolRequest {
     /// The tool.
@@ -379,7 +380,7 @@ pub struct ToolBatch {
 }
 
 /// `POST /internal/index`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IndexCodeRequest {
     /// A path under an allowed root.
@@ -399,7 +400,7 @@ pub struct IndexCodeRequest {
 }
 
 /// The answer of `POST /internal/index`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct IndexAnswer {
     /// The execution.
     pub execution_id: ExecutionId,
@@ -410,7 +411,7 @@ pub struct IndexAnswer {
 }
 
 /// The answer of a single tool call.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct ToolAnswer {
     /// The execution.
     pub execution_id: ExecutionId,
@@ -428,7 +429,7 @@ pub struct ToolAnswer {
 }
 
 /// `POST /internal/embeddings`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EmbeddingsRequest {
     /// The embedding model; the first loaded one when missing.
@@ -451,6 +452,19 @@ impl PartialSchema for OneOrMany {
 
 impl ToSchema for OneOrMany {}
 
+impl JsonSchema for OneOrMany {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "OneOrMany".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let text = || serde_json::json!({"type": "string"});
+        schemars::json_schema!({
+            "description": "One text or a list of texts.", "anyOf": [text(), {"type": "array", "items": text()}],
+        })
+    }
+}
+
 impl<'de> Deserialize<'de> for OneOrMany {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
@@ -464,7 +478,7 @@ impl<'de> Deserialize<'de> for OneOrMany {
 }
 
 /// The answer of `POST /internal/embeddings`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct EmbeddingsAnswer {
     /// The model.
     pub model: String,
@@ -480,7 +494,7 @@ pub struct EmbeddingsAnswer {
 }
 
 /// `POST /internal/dead-letters/{id}/redrive`; the body may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RedriveRequest {
     /// Publish the message although it would be given up again.
@@ -490,7 +504,7 @@ pub struct RedriveRequest {
 }
 
 /// `GET /internal/executions/{id}`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct ExecutionView {
     /// The execution.
     pub execution_id: ExecutionId,
@@ -519,7 +533,7 @@ pub struct ExecutionView {
 }
 
 /// Where an execution stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Accepted, not taken up yet.
@@ -542,8 +556,26 @@ pub enum Status {
     BudgetExhausted,
 }
 
+/// The end of an execution, as a plain NATS client is told of it on the reply subject of its request; in JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ExecutionEnd {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// How it ended.
+    pub status: Outcome,
+    /// The answer, or what went wrong.
+    pub response: String,
+    /// Inferences made.
+    pub iterations: u32,
+    /// Tokens.
+    pub usage: Usage,
+    /// Why it was refused, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
+}
+
 /// An error as an RFC 9457 problem document (`application/problem+json`).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct Problem {
     /// `urn:vlinders:problem:<code>`.
     #[serde(rename = "type")]

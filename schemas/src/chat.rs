@@ -1,5 +1,6 @@
 //! Messages, tools and sampling, in the shape of OpenAI's chat API.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -7,7 +8,7 @@ use utoipa::ToSchema;
 use crate::object::Reference;
 
 /// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Instructions of the agent type or the caller.
@@ -21,7 +22,7 @@ pub enum Role {
 }
 
 /// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Message {
     /// Who speaks.
@@ -83,7 +84,7 @@ pub const RECALL: &str = "recall";
 pub const REMEMBER: &str = "remember";
 
 /// A function the model asked to be called.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct ToolCall {
     /// Unique within the execution.
     pub id: String,
@@ -106,7 +107,7 @@ impl ToolCall {
 }
 
 /// Name and arguments of a call.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct FunctionCall {
     /// The tool's name.
     pub name: String,
@@ -115,7 +116,7 @@ pub struct FunctionCall {
 }
 
 /// A tool offered to the model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct ToolSpec {
     /// Always `function`.
     #[serde(rename = "type", default = "function")]
@@ -135,7 +136,7 @@ impl ToolSpec {
 }
 
 /// Name, description and parameters of a tool.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct FunctionSpec {
     /// The tool's name.
     pub name: String,
@@ -152,7 +153,7 @@ fn function() -> String {
 }
 
 /// How tokens are drawn. A missing value means the model's own default.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sampling {
     /// 0 is greedy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -219,7 +220,7 @@ impl Sampling {
 }
 
 /// Who goes first where there is no room for all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
     /// What nobody waits for.
@@ -238,7 +239,7 @@ impl Priority {
 }
 
 /// What becomes of a prompt that does not fit the window.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Truncation {
     /// It is refused.
@@ -255,7 +256,7 @@ impl Truncation {
 }
 
 /// What form a text must have.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ResponseFormat {
     /// A JSON object.
@@ -268,7 +269,7 @@ pub enum ResponseFormat {
 }
 
 /// Whether tools may or must be called.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToolChoice {
     /// None may.
@@ -283,7 +284,7 @@ pub enum ToolChoice {
 }
 
 /// How likely the model found a token, before temperature, penalties, filters and constraints.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct TokenLogprob {
     /// Its text, as far as it is one; markup and the end token are shown by name.
     pub token: String,
@@ -295,7 +296,7 @@ pub struct TokenLogprob {
 }
 
 /// A token that could have stood in another's place.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct TopLogprob {
     /// Its text.
     pub token: String,
@@ -304,7 +305,7 @@ pub struct TopLogprob {
 }
 
 /// Why the model stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The model ended its turn, or a stop text was met.
@@ -316,7 +317,7 @@ pub enum FinishReason {
 }
 
 /// Token counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct Usage {
     /// Tokens read.
     pub prompt_tokens: u64,

@@ -4,6 +4,7 @@
 //! writes down which files have to be read; [`FILES`] reads a part of them, as many parts at once as there are workers;
 //! [`FINISH`] takes out what is gone. Arguments and results are JSON texts, as those of tools are.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -26,7 +27,7 @@ pub const SKIPPED_MAX: usize = 50;
 pub const PARTS_MAX: usize = 256;
 
 /// What is to be indexed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IndexRequest {
     /// The workspace: a path under an allowed root.
@@ -41,7 +42,7 @@ pub struct IndexRequest {
 
 /// What is known of a file: an entry `file.<workspace>.<path>` of the bucket `vl_code`, both by their hashes. All that is
 /// found by words, by names and by imports follows from these entries, so every worker can answer, vector store or not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IndexedFile {
     /// `indexed-file/1.0`.
     pub schema: String,
@@ -74,7 +75,7 @@ impl Schema for IndexedFile {
 }
 
 /// A piece of a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IndexedPiece {
     /// First line, from 1.
     pub start_line: u32,
@@ -91,7 +92,7 @@ pub struct IndexedPiece {
 }
 
 /// Something that a file imports.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IndexedImport {
     /// In the language's own writing.
     pub path: String,
@@ -105,7 +106,7 @@ pub struct IndexedImport {
 }
 
 /// What is known of a workspace: an entry `state.<workspace>` of the bucket `vl_code`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IndexedWorkspace {
     /// `indexed-workspace/1.0`.
     pub schema: String,
@@ -121,7 +122,7 @@ impl Schema for IndexedWorkspace {
 }
 
 /// A file that is not indexed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct Skipped {
     /// Relative to the workspace.
     pub path: String,
@@ -130,7 +131,7 @@ pub struct Skipped {
 }
 
 /// What has to be done, in parts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// The workspace, absolute and without symbolic links.
     pub workspace: String,
@@ -170,7 +171,7 @@ impl Plan {
 }
 
 /// The list of a plan, an object in MessagePack.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlannedFiles {
     /// Files to read, relative to the workspace.
     pub read: Vec<String>,
@@ -182,7 +183,7 @@ pub struct PlannedFiles {
 }
 
 /// A part of a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FilesRequest {
     /// The workspace.
     pub workspace: String,
@@ -195,7 +196,7 @@ pub struct FilesRequest {
 }
 
 /// What came of a part.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct FilesDone {
     /// Files indexed.
     pub files: u64,
@@ -225,7 +226,7 @@ pub struct FilesDone {
 }
 
 /// The end of an index execution.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FinishRequest {
     /// The workspace.
     pub workspace: String,
@@ -237,7 +238,7 @@ pub struct FinishRequest {
 }
 
 /// What an index execution did: its answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct IndexReport {
     /// The workspace.
     pub workspace: String,
@@ -303,7 +304,7 @@ pub fn skip(named: &mut Vec<Skipped>, more: &mut u64, skipped: Skipped) {
 
 /// Question on `vl.v1.rpc.search`; the answer is [`Found`], or a refusal of code `not_indexed`, `unknown_piece` or
 /// `bad_request`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SearchCode {
     /// The workspace, absolute and without symbolic links.
     pub workspace: String,
@@ -326,7 +327,7 @@ pub struct SearchCode {
 }
 
 /// What is looked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum About {
     /// Code that this text is about.
@@ -343,7 +344,7 @@ pub enum About {
 }
 
 /// How pieces are found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum By {
     /// By meaning and by words, fused by rank.
@@ -362,7 +363,7 @@ impl By {
 }
 
 /// What was found, best first.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Found {
     /// The pieces.
     pub pieces: Vec<Piece>,
@@ -372,7 +373,7 @@ pub struct Found {
 }
 
 /// A piece of code.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Piece {
     /// Its file, relative to the workspace.
     pub path: String,
@@ -394,7 +395,7 @@ pub struct Piece {
 }
 
 /// Question on `vl.v1.rpc.code`; the answer is a text ([`String`]), or a refusal as of [`SearchCode`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AskCode {
     /// The workspace, absolute and without symbolic links.
     pub workspace: String,
@@ -403,7 +404,7 @@ pub struct AskCode {
 }
 
 /// What can be asked of an indexed workspace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WhatOfCode {
     /// Its most referenced definitions, as many as fit.
@@ -421,7 +422,7 @@ pub enum WhatOfCode {
 }
 
 /// An indexed workspace. Question `vl.v1.rpc.indexes` (empty body) answers `Vec<Indexed>`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Indexed {
     /// The workspace.
     pub workspace: String,

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::fact::FactBody;
@@ -16,7 +17,7 @@ use crate::wire::{DecodeError, Nanos, Schema, read};
 use crate::{Fact, Record};
 
 /// A message that was given up, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeadLetter {
     /// `dead-letter/1.0`.
     pub schema: String,
@@ -48,6 +49,7 @@ pub struct DeadLetter {
     /// Its bytes as they were. None when they were gone, when they are too large for a copy beside this envelope (the
     /// stream still has them), or when the letter was removed.
     #[serde(default, with = "serde_bytes", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<crate::wire::Bytes>")]
     pub payload: Option<Vec<u8>>,
     /// What became of it; none while it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,7 +61,7 @@ impl Schema for DeadLetter {
 }
 
 /// Why a message was given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// Its bytes are no message of the kind that its subject says.
@@ -94,7 +96,7 @@ impl Reason {
     #[must_use]
     pub const fn of(error: &DecodeError) -> Self {
         match error {
-            DecodeError::Malformed(_) => Self::Malformed,
+            DecodeError::Malformed(_) | DecodeError::Json(_) => Self::Malformed,
             DecodeError::Schema { .. } => Self::UnknownVersion,
         }
     }
@@ -131,7 +133,7 @@ impl Reason {
 }
 
 /// What became of a letter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Settled {
     /// How.
     pub how: Settlement,
@@ -145,7 +147,7 @@ pub struct Settled {
 }
 
 /// How a letter is settled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Settlement {
     /// Its message was published again.

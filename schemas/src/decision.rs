@@ -1,6 +1,7 @@
 //! Decisions: what the orchestrator made of the facts. One decision is one message, appended with the expected last
 //! sequence of its execution, and chained by hashes, so that one execution's stream proves itself.
 
+use schemars::JsonSchema;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
@@ -11,7 +12,7 @@ use crate::ids::{EffectId, ExecutionId};
 use crate::wire::{DecodeError, Nanos, Schema, encode, read};
 
 /// One decision in its envelope: the events that followed from the facts up to `facts_upto`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Record {
     /// `decision/2.0`, or `decision/1.0` from machines before the third.
     pub schema: String,
@@ -75,6 +76,19 @@ impl Hash {
 impl std::fmt::Display for Hash {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.hex)
+    }
+}
+
+impl JsonSchema for Hash {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Hash".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A SHA-256: MessagePack's type bin, or hexadecimal text; empty where there is no decision before.",
+            "type": "string", "format": "binary",
+        })
     }
 }
 
@@ -210,7 +224,7 @@ fn commit(n: u64, hash: &str) -> String {
 }
 
 /// What can be decided.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", content = "data")]
 pub enum Event {
     /// The request was taken up.
@@ -343,14 +357,14 @@ impl Event {
 }
 
 /// The request was taken up.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExecutionStarted {
     /// The model that serves it; empty when none is needed.
     pub model: String,
 }
 
 /// The model is asked. The prompt is named, not repeated: it is what the log holds up to `context`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InferenceRequested {
     /// The effect.
     pub effect: EffectId,
@@ -367,7 +381,7 @@ pub struct InferenceRequested {
 }
 
 /// Tools are asked, all at once.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolsRequested {
     /// The turn whose answer asked for them.
     pub turn: u32,
@@ -376,7 +390,7 @@ pub struct ToolsRequested {
 }
 
 /// One call of a turn.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolRequested {
     /// The effect.
     pub effect: EffectId,
@@ -394,7 +408,7 @@ pub struct ToolRequested {
 }
 
 /// Another execution is asked to do a part of the work. Its request is derived from this one's; its id from the effect.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChildRequested {
     /// The effect.
     pub effect: EffectId,
@@ -413,7 +427,7 @@ pub struct ChildRequested {
 }
 
 /// A person is asked whether a call may be carried out.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ApprovalRequested {
     /// The effect that waits.
     pub approval: EffectId,
@@ -424,7 +438,7 @@ pub struct ApprovalRequested {
 }
 
 /// What came of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ApprovalResolved {
     /// The effect that waited.
     pub approval: EffectId,
@@ -438,7 +452,7 @@ pub struct ApprovalResolved {
 
 /// How full the window is: exact up to the newest answer, from the model's own count; what came after is estimated from
 /// its length.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ContextMeasured {
     /// Tokens of the whole prompt.
     pub tokens: u64,
@@ -449,7 +463,7 @@ pub struct ContextMeasured {
 }
 
 /// A part of the context is to be summarised, beside the work that goes on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CompressionRequested {
     /// The effect.
     pub effect: EffectId,
@@ -466,7 +480,7 @@ pub struct CompressionRequested {
 }
 
 /// A part of the context was replaced. The messages themselves stand in the log for ever.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ContextReplaced {
     /// The first message that went.
     pub from: u64,
@@ -481,7 +495,7 @@ pub struct ContextReplaced {
 }
 
 /// An effect may use this much.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BudgetReserved {
     /// The effect.
     pub effect: EffectId,
@@ -490,7 +504,7 @@ pub struct BudgetReserved {
 }
 
 /// An effect has used this much.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BudgetSettled {
     /// The effect.
     pub effect: EffectId,
@@ -499,7 +513,7 @@ pub struct BudgetSettled {
 }
 
 /// The execution wants to be woken.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TimerSet {
     /// `deadline`, or the effect it is about.
     pub timer: String,
@@ -508,14 +522,14 @@ pub struct TimerSet {
 }
 
 /// It no longer does.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TimerCancelled {
     /// Which timer.
     pub timer: String,
 }
 
 /// Nothing more is asked for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExecutionPaused {
     /// Who wants it; `budget` when a limit does.
     pub by: String,
@@ -525,14 +539,14 @@ pub struct ExecutionPaused {
 }
 
 /// It goes on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExecutionResumed {
     /// Who wants it.
     pub by: String,
 }
 
 /// The execution repeats itself: the same calls with the same results.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StuckDetected {
     /// `repeat` (the same turn) or `alternate` (the same two turns).
     pub pattern: String,
@@ -541,7 +555,7 @@ pub struct StuckDetected {
 }
 
 /// Every call of a turn has an outcome; the results stand in the log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolsJoined {
     /// The turn.
     pub turn: u32,
@@ -550,7 +564,7 @@ pub struct ToolsJoined {
 }
 
 /// How one call ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolOutcome {
     /// The effect.
     pub effect: EffectId,
@@ -559,7 +573,7 @@ pub struct ToolOutcome {
 }
 
 /// An effect failed and will be tried again.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RetryScheduled {
     /// The effect.
     pub effect: EffectId,
@@ -572,7 +586,7 @@ pub struct RetryScheduled {
 }
 
 /// An effect is no longer wanted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EffectCancelled {
     /// The effect.
     pub effect: EffectId,
@@ -581,7 +595,7 @@ pub struct EffectCancelled {
 }
 
 /// A limit was reached.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BudgetExceeded {
     /// `iterations`, `tokens`, `tokens_in`, `tokens_out` or `tool_calls`.
     pub dimension: String,
@@ -592,7 +606,7 @@ pub struct BudgetExceeded {
 }
 
 /// The end with an answer. The text stands in the fact of `result`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExecutionCompleted {
     /// The effect whose result is the answer.
     pub result: EffectId,
@@ -606,7 +620,7 @@ pub struct ExecutionCompleted {
 }
 
 /// The end without an answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Ended {
     /// A stable code, for example `overflow`, `unknown_model`, `deadline`.
     pub code: String,

@@ -5,16 +5,19 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use serde_json::Value;
 
+use crate::api::Problem;
 use crate::chat::{FinishReason, Message, Priority, Sampling, TokenLogprob, ToolCall, ToolSpec, Truncation, Usage};
 use crate::ids::{EffectId, ExecutionId};
 use crate::object::Reference;
-use crate::wire::{DecodeError, Nanos, Schema, read};
+use crate::wire::{DecodeError, Nanos, Schema, read, read_json};
 
-/// One fact in its envelope.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// One fact in its envelope. Ours are MessagePack; a plain client may write the same as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Fact {
     /// `fact/1.0`.
     pub schema: String,
@@ -48,7 +51,11 @@ impl Fact {
     /// # Errors
     /// When the bytes are no fact, or one of a version this code does not know.
     pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        read(bytes, |fact: &Self| &fact.schema)
+        // No MessagePack of a map begins like that.
+        match bytes.trim_ascii_start().first() {
+            Some(b'{') => read_json(bytes, |fact: &Self| &fact.schema),
+            _ => read(bytes, |fact: &Self| &fact.schema),
+        }
     }
 
     /// The id under which this fact is stored once, however often it is published.
@@ -57,6 +64,8 @@ impl Fact {
         let exec = self.exec;
         match &self.body {
             FactBody::ExecutionSubmitted(_) => format!("{exec}/submitted"),
+            FactBody::ExecutionRequested(_) => format!("{exec}/requested"),
+            FactBody::ExecutionRefused(_) => format!("{exec}/refused"),
             FactBody::InferenceCompleted(f) => format!("{exec}/{}/{}/result", f.effect, f.attempt),
             FactBody::InferenceFailed(f) => format!("{exec}/{}/{}/result", f.effect, f.attempt),
             FactBody::ToolCompleted(f) => format!("{exec}/{}/{}/result", f.effect, f.attempt),
@@ -77,12 +86,19 @@ impl Fact {
 }
 
 /// What can happen.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", content = "data")]
 pub enum FactBody {
     /// A request was accepted at the edge; the first fact of every execution.
     #[serde(rename = "execution.submitted")]
     ExecutionSubmitted(Box<ExecutionSubmitted>),
+    /// A plain NATS client asks for something; the first fact of its execution. A gateway says what it comes to, and that
+    /// is the next: `execution.submitted`, or `execution.refused`.
+    #[serde(rename = "execution.requested")]
+    ExecutionRequested(Box<ExecutionRequested>),
+    /// What a plain client asks for cannot be carried out.
+    #[serde(rename = "execution.refused")]
+    ExecutionRefused(Box<Problem>),
     /// A worker generated an answer.
     #[serde(rename = "inference.completed")]
     InferenceCompleted(InferenceCompleted),
@@ -143,6 +159,8 @@ impl FactBody {
             Self::CompressionCompleted(f) => Some((&f.effect, f.attempt)),
             Self::CompressionFailed(f) => Some((&f.effect, f.attempt)),
             Self::ExecutionSubmitted(_)
+            | Self::ExecutionRequested(_)
+            | Self::ExecutionRefused(_)
             | Self::CancelRequested(_)
             | Self::TimerFired(_)
             | Self::EffectLost(_)
@@ -159,6 +177,8 @@ impl FactBody {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::ExecutionSubmitted(_) => "execution.submitted",
+            Self::ExecutionRequested(_) => "execution.requested",
+            Self::ExecutionRefused(_) => "execution.refused",
             Self::InferenceCompleted(_) => "inference.completed",
             Self::InferenceFailed(_) => "inference.failed",
             Self::ToolCompleted(_) => "tool.completed",
@@ -179,7 +199,7 @@ impl FactBody {
 }
 
 /// What kind of request an execution carries out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// One answer; tool calls go back to the caller.
@@ -192,8 +212,43 @@ pub enum Kind {
     Index,
 }
 
+/// A request as a plain client writes it: it needs to know nothing of models, windows and limits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExecutionRequested {
+    /// What is asked for.
+    pub request: Request,
+    /// A subject that receives the end as a core message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<String>,
+}
+
+/// The body of a request of the HTTP API, as it came: what is wrong with it is told like there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Request {
+    /// That of `POST /internal/chat` ([`crate::api::ChatRequest`]).
+    Chat(#[schemars(with = "crate::api::ChatRequest")] Value),
+    /// That of `POST /internal/agent` ([`crate::api::AgentRequest`]).
+    Agent(#[schemars(with = "crate::api::AgentRequest")] Value),
+    /// That of `POST /internal/tools/execute` ([`crate::api::ToolRequest`]).
+    Tool(#[schemars(with = "crate::api::ToolRequest")] Value),
+}
+
+impl Request {
+    /// The agent type it names; empty when it names none.
+    #[must_use]
+    pub fn agent(&self) -> &str {
+        match self {
+            Self::Chat(_) => "chat",
+            Self::Agent(body) => body.get("agent_type").and_then(Value::as_str).unwrap_or_default(),
+            Self::Tool(_) => "tool",
+        }
+    }
+}
+
 /// A request as it was accepted: complete, so that replaying it needs nothing but the log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExecutionSubmitted {
     /// What is asked for.
     pub kind: Kind,
@@ -293,7 +348,7 @@ fn is_zero(number: &u32) -> bool {
 }
 
 /// Whose child an execution is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Parent {
     /// The parent.
     pub exec: ExecutionId,
@@ -304,7 +359,7 @@ pub struct Parent {
 }
 
 /// The rules of an agent type that are no limits.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
     /// Tools that a person must allow, call by call.
@@ -341,7 +396,7 @@ fn is_zero_ms(number: &u64) -> bool {
 }
 
 /// When the children of one turn are joined. Those still running are cancelled then.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Join {
     /// When every one has ended.
@@ -362,7 +417,7 @@ impl Join {
 }
 
 /// What happens when a limit is reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AtLimit {
     /// The execution ends.
@@ -379,7 +434,7 @@ impl AtLimit {
 }
 
 /// An agent type as it was when the request was accepted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentSpec {
     /// Its name.
     pub name: String,
@@ -409,7 +464,7 @@ pub struct AgentSpec {
 }
 
 /// What an execution may use before it is stopped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Limits {
     /// Inferences.
     pub iterations: u32,
@@ -434,7 +489,7 @@ pub struct Limits {
 }
 
 /// The answer of one inference.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InferenceCompleted {
     /// Which effect.
     pub effect: EffectId,
@@ -482,7 +537,7 @@ impl InferenceCompleted {
 }
 
 /// Another answer to the same prompt.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Alternative {
     /// The text, tool-call markup removed.
     pub text: String,
@@ -499,7 +554,7 @@ pub struct Alternative {
 }
 
 /// Where the time of an inference went, microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InferenceTiming {
     /// From the publishing of the job to the worker that took it.
     pub queue_us: u64,
@@ -510,7 +565,7 @@ pub struct InferenceTiming {
 }
 
 /// Why an inference or a tool failed. The class says what to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureClass {
     /// No room now; worth another attempt.
@@ -542,7 +597,7 @@ impl FailureClass {
 }
 
 /// An inference that gave no answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InferenceFailed {
     /// Which effect.
     pub effect: EffectId,
@@ -557,7 +612,7 @@ pub struct InferenceFailed {
 }
 
 /// A tool's result.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolCompleted {
     /// Which effect.
     pub effect: EffectId,
@@ -577,7 +632,7 @@ pub struct ToolCompleted {
 }
 
 /// How a tool call was confined.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct Sandbox {
     /// `docker`, `bubblewrap`, or `none` for a tool that touches nothing.
     pub tier: String,
@@ -587,7 +642,7 @@ pub struct Sandbox {
 }
 
 /// A tool call that gave no result.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolFailed {
     /// Which effect.
     pub effect: EffectId,
@@ -608,7 +663,7 @@ pub struct ToolFailed {
 }
 
 /// A request to end the execution.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CancelRequested {
     /// Who asked.
     pub by: String,
@@ -621,7 +676,7 @@ pub struct CancelRequested {
 }
 
 /// How an execution is cancelled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CancelMode {
     /// What is open is stopped.
@@ -638,7 +693,7 @@ impl CancelMode {
 }
 
 /// A moment came.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TimerFired {
     /// Which timer: `deadline`, or an effect's id.
     pub timer: String,
@@ -647,7 +702,7 @@ pub struct TimerFired {
 }
 
 /// The holder of an effect is gone.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EffectLost {
     /// Which effect.
     pub effect: EffectId,
@@ -659,7 +714,7 @@ pub struct EffectLost {
 }
 
 /// Something said while the execution runs. The next inference reads it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UserMessage {
     /// Names it, so that a repeated request says it once.
     pub id: String,
@@ -682,7 +737,7 @@ impl UserMessage {
 }
 
 /// How an execution ended, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// With an answer.
@@ -700,7 +755,7 @@ pub enum Outcome {
 }
 
 /// A child's end, as its parent hears of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChildClosed {
     /// The parent's effect.
     pub effect: EffectId,
@@ -717,7 +772,7 @@ pub struct ChildClosed {
 }
 
 /// A summary of a part of the context.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CompressionCompleted {
     /// Which effect.
     pub effect: EffectId,
@@ -732,7 +787,7 @@ pub struct CompressionCompleted {
 }
 
 /// A part of the context that was not summarised.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CompressionFailed {
     /// Which effect.
     pub effect: EffectId,
@@ -747,7 +802,7 @@ pub struct CompressionFailed {
 }
 
 /// What a person decided about a tool call.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ApprovalDecided {
     /// The effect that waits.
     pub approval: EffectId,
@@ -764,7 +819,7 @@ pub struct ApprovalDecided {
 }
 
 /// A person's word about a tool call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Carry it out.
@@ -776,7 +831,7 @@ pub enum Verdict {
 }
 
 /// More of something limited.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BudgetGranted {
     /// Who allows it.
     pub by: String,
@@ -787,7 +842,7 @@ pub struct BudgetGranted {
 }
 
 /// A request to wait: open effects may finish, nothing more is asked for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PauseRequested {
     /// Who asked.
     pub by: String,
@@ -797,7 +852,7 @@ pub struct PauseRequested {
 }
 
 /// A request to go on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResumeRequested {
     /// Who asked.
     pub by: String,

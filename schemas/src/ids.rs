@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::openapi::RefOr;
@@ -14,7 +15,7 @@ use uuid::Uuid;
 pub const PARTITIONS: u8 = 16;
 
 /// One execution: a request and everything that follows from it. A UUIDv7, made once at the edge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct ExecutionId(Uuid);
 
@@ -106,7 +107,7 @@ impl From<ExecutionId> for String {
 }
 
 /// One of the [`PARTITIONS`] parts of the log; each is a stream of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct Partition(u8);
 
 impl Partition {
@@ -130,7 +131,7 @@ impl fmt::Display for Partition {
 
 /// One effect of an execution: an inference or a tool call that a decision asked for. Derived from the execution's
 /// turn, never drawn: `<turn>-<kind>-<ordinal>`, for example `2-tool-0`, so that every replay finds the same id.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(transparent)]
 pub struct EffectId(String);
 

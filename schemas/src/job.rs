@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::chat::{Message, Priority, Sampling, ToolSpec, Truncation};
@@ -39,7 +40,7 @@ pub trait Job: Schema + Serialize + serde::de::DeserializeOwned + Send + Sync + 
 }
 
 /// Generate an answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InferenceJob {
     /// `inference-job/1.0`.
     pub schema: String,
@@ -85,7 +86,7 @@ pub struct InferenceJob {
 }
 
 /// What the text of an inference is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {
     /// An answer: streamed, and a fact `inference.completed`.
@@ -130,7 +131,7 @@ impl Job for InferenceJob {
 }
 
 /// Carry out a tool call.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolJob {
     /// `tool-job/1.0`.
     pub schema: String,
@@ -200,7 +201,7 @@ impl Job for ToolJob {
 }
 
 /// Do a part of the work of an index execution; see [`crate::code`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AnalysisJob {
     /// `analysis-job/1.0`.
     pub schema: String,

@@ -25,11 +25,13 @@
 //! | [`summary`] | the fold of an execution into its row |
 //! | [`vectors`] | vectors with what they stand for, and questions to who keeps them |
 //! | [`api`] | bodies of the HTTP edge |
+//! | [`asyncapi`] | all of it as a document: subjects, messages and their schemas |
 //! | [`subject`], [`stream`] | names and limits of everything on the bus |
 //! | [`permission`] | who may say and hear what |
 
 pub mod agent;
 pub mod api;
+pub mod asyncapi;
 pub mod chat;
 pub mod code;
 pub mod dead_letter;

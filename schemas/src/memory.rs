@@ -1,5 +1,6 @@
 //! Memory across executions: facts of a user and a workspace, found again by meaning.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::ExecutionId;
@@ -9,7 +10,7 @@ use crate::wire::Nanos;
 pub const FACT_BYTES_MAX: usize = 4 << 10;
 
 /// Whose memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Scope {
     /// The user; nobody in particular when missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -21,7 +22,7 @@ pub struct Scope {
 
 /// Question on `vl.v1.rpc.memory`; the answer is [`Told`], or a refusal of code `bad_request`, `no_model`, or
 /// `unreachable`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Ask {
     /// Keep a fact. One that says the same is renewed instead.
@@ -58,7 +59,7 @@ pub enum Ask {
 }
 
 /// An answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Told {
     /// The fact is kept.
@@ -75,7 +76,7 @@ pub enum Told {
 }
 
 /// A fact that is remembered.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Remembered {
     /// A UUID.
     pub id: String,

@@ -3,6 +3,7 @@
 //! A model is named, never a path: a worker loads what lies in its own directories. What became of a request is read
 //! from the worker's entry (`presence`), which it renews at once when something changes.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::wire::Nanos;
@@ -10,7 +11,7 @@ use crate::wire::Nanos;
 /// Question on `vl.v1.rpc.models.change`, or on `vl.v1.rpc.models.change.<worker>` for one worker; the answer is
 /// `Vec<Operation>`, one for each worker that does something, or a refusal of code `unknown_model`, `unknown_worker`,
 /// `not_loaded`, `no_room`, `same_model`, `name_taken`, `fixed_model` or `model_busy`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ChangeModels {
     /// What should happen.
     pub change: Change,
@@ -20,7 +21,7 @@ pub struct ChangeModels {
 }
 
 /// What should happen to a model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
     /// Load it.
@@ -49,7 +50,7 @@ pub enum Change {
 }
 
 /// Something a worker does with its models.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Operation {
     /// Its id: the worker's, a dot, a number.
     pub id: String,
@@ -67,7 +68,7 @@ pub struct Operation {
 }
 
 /// How far an operation is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OperationState {
     /// Under way.
@@ -102,7 +103,7 @@ impl Change {
 }
 
 /// A model as one worker knows it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct KnownModel {
     /// Its name.
     pub name: String,
@@ -121,7 +122,7 @@ pub struct KnownModel {
 }
 
 /// What a worker has of a model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelState {
     /// It lies in one of the worker's directories.
@@ -157,7 +158,7 @@ impl ModelState {
 }
 
 /// The memory of a worker's machine that its models may take, bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostMemory {
     /// All of it.
     pub max_bytes: u64,
@@ -168,7 +169,7 @@ pub struct HostMemory {
 }
 
 /// A GPU as its driver reports it. What it does not report is missing, not zero.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Gpu {
     /// The driver's number of it.
     pub id: u32,
@@ -186,7 +187,7 @@ pub struct Gpu {
 }
 
 /// What an inference worker says of itself in its entry.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InferenceState {
     /// Every model it knows, sorted by name.
     pub models: Vec<KnownModel>,

@@ -1,6 +1,7 @@
 //! Objects: content too large for a message, kept once under the hash of its bytes. A message carries a [`Reference`]
 //! instead; because the log's hash chain covers the reference, it covers the content.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
@@ -20,7 +21,7 @@ pub const PATH_PREFIX: &str = "object:";
 const WORTH_MOVING: usize = 1 << 10;
 
 /// Content that lies in the object store.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema, JsonSchema)]
 pub struct Reference {
     /// SHA-256 of the bytes, 64 lower-case hex digits; also the object's name.
     pub sha256: String,

@@ -1,12 +1,13 @@
 //! Presence: which workers are there, what they offer, and what they hold.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Refused;
 use crate::ids::{EffectId, ExecutionId};
 
 /// A worker's entry in the KV bucket `vl_workers`, renewed while it lives.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Worker {
     /// Unique for this process, for example `inference-7f3a`. A subject token.
     pub id: String,
@@ -37,7 +38,7 @@ pub struct Worker {
 }
 
 /// Where vectors are kept, and whether they can be had.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Vectors {
     /// The store, for people: `Qdrant at http://qdrant:6334`.
     pub store: String,
@@ -50,7 +51,7 @@ pub struct Vectors {
 }
 
 /// How a tool worker confines its calls, or why it carries out none.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Confinement {
     /// `docker`, `bubblewrap`, or `none`, with which every call that needs a box is refused.
     pub tier: String,
@@ -69,14 +70,14 @@ pub struct Confinement {
 }
 
 /// Answer to a request on `vl.v1.ctl.worker.<id>` (with an empty body): the worker lives and holds these.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Holds {
     /// Effects it is working on.
     pub effects: Vec<Hold>,
 }
 
 /// One effect a worker works on. Also announced once on `vl.v1.ctl.claim.<part>` when a worker takes a job.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Hold {
     /// The execution.
     pub exec: ExecutionId,

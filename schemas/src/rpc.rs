@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::api::Problem;
 use crate::chat::Usage;
-use crate::fact::{ExecutionSubmitted, Policy};
+use crate::fact::{ExecutionSubmitted, Policy, Request};
 use crate::ids::ExecutionId;
 
 /// What a service answers: a value, or why not.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "Reply_{T}")]
 pub enum Reply<T> {
     /// The answer.
     Ok(T),
@@ -20,7 +23,7 @@ pub enum Reply<T> {
 }
 
 /// Why a question was not answered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refusal {
     /// Stable code: `unknown_model`, `bad_request`, `internal`, …
     pub code: String,
@@ -28,8 +31,25 @@ pub struct Refusal {
     pub detail: String,
 }
 
+/// Question on `vl.v1.rpc.submission`: what a plain client's request comes to. Gateways answer with [`Completion`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Complete {
+    /// The request as it came.
+    pub request: Request,
+}
+
+/// What a request comes to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Completion {
+    /// This, and nothing more is needed to carry it out.
+    Submission(Box<ExecutionSubmitted>),
+    /// Nothing, and why. With the status 503 it may come to something later.
+    Refused(Box<Problem>),
+}
+
 /// Question on `vl.v1.rpc.embed`; the answer is [`Embeddings`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Embed {
     /// The embedding model; the first loaded one when missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,7 +84,7 @@ impl Embed {
 }
 
 /// One vector for each text.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Embeddings {
     /// The model that made them.
     pub model: String,
@@ -78,7 +98,7 @@ pub struct Embeddings {
 }
 
 /// A loaded model. Question `vl.v1.rpc.models` (empty body) answers `Vec<Model>`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Model {
     /// Its name.
     pub name: String,
@@ -93,7 +113,7 @@ pub struct Model {
 pub const RARE_ARGUMENT: &str = "x-rare";
 
 /// A registered tool. Question `vl.v1.rpc.tools` (empty body) answers `Vec<Tool>`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Tool {
     /// Its name.
     pub name: String,
@@ -122,7 +142,7 @@ pub struct Tool {
 }
 
 /// What a call of a tool changes or reaches beyond its own answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SideEffect {
     /// Nothing: the answer follows from the arguments.
@@ -147,7 +167,7 @@ impl SideEffect {
 }
 
 /// Who must allow a call of a tool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Approval {
     /// Nobody, unless the agent type or the request says so.
@@ -160,14 +180,14 @@ pub enum Approval {
 /// Question on `vl.v1.rpc.workspace`, answered by a tool worker; the answer is [`Workspace`], or a refusal of code
 /// `unknown_workspace`, `workspace_outside` or `workspaces_absent`. The edge asks, so that a request that no tool
 /// could carry out is refused before it is in the log; the worker looks again at each call.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FindWorkspace {
     /// The workspace as the caller named it.
     pub name: String,
 }
 
 /// A workspace in which tools may work.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Workspace {
     /// The directory on the tool worker's machine, absolute and without symbolic links.
     pub path: String,
@@ -175,7 +195,7 @@ pub struct Workspace {
 
 /// Question on `vl.v1.rpc.fork`, answered by an orchestrator; the answer is [`Forked`], or a refusal of code
 /// `unknown_execution`, `out_of_range` or `no_context`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Fork {
     /// The execution.
     pub exec: ExecutionId,
@@ -184,7 +204,7 @@ pub struct Fork {
 }
 
 /// The beginning of another execution.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Forked {
     /// The old execution's request, with everything its model would read after that message.
     pub request: ExecutionSubmitted,
@@ -212,7 +232,7 @@ pub struct AskVerification {
 }
 
 /// Question on `vl.v1.rpc.analysis`; the answer is [`Outline`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Analyse {
     /// The file's path, for its language.
     pub path: String,
@@ -221,7 +241,7 @@ pub struct Analyse {
 }
 
 /// What a file defines and imports.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Outline {
     /// The language, lower case; `text` when unknown.
     pub language: String,
@@ -237,7 +257,7 @@ pub struct Outline {
 }
 
 /// A definition.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Symbol {
     /// `function`, `struct`, `class`, …
     pub kind: String,
@@ -256,7 +276,7 @@ pub struct Symbol {
 
 /// An agent type: data, not code. Stored in the KV bucket `vl_config`, see [`crate::agent`]; the manifests in the
 /// directory of agent types have the same fields.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentType {
     /// Its name, a subject token.

@@ -28,6 +28,12 @@ pub fn seen(exec: ExecutionId) -> String {
 
 /// All of it, republished.
 pub const SEEN_ALL: &str = "vl.v1.seen.>";
+/// Where a plain client publishes the request of an execution: the server stores it as that execution's first fact, where
+/// its account has the mapping ([`crate::stream::submit_mapping`]).
+#[must_use]
+pub fn submit(exec: ExecutionId) -> String {
+    format!("vl.v1.submit.{exec}")
+}
 
 /// The stream that holds a partition of the log.
 #[must_use]
@@ -118,6 +124,8 @@ pub const ADVISORIES: [&str; 2] =
 
 /// Question: embeddings.
 pub const RPC_EMBED: &str = "vl.v1.rpc.embed";
+/// Question: what a plain client's request comes to.
+pub const RPC_SUBMISSION: &str = "vl.v1.rpc.submission";
 /// Question: loaded models.
 pub const RPC_MODELS: &str = "vl.v1.rpc.models";
 /// Question: load, unload or switch models. Whoever is asked does it or finds the workers that do.

@@ -4,12 +4,13 @@
 //! continues after the frames already published. A reader follows the newest attempt and drops late frames of an
 //! older one.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::chat::{FinishReason, TokenLogprob, Usage};
 
 /// A few tokens, the end, or a new beginning.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Frame {
     /// The attempt that wrote it, from 1.
     pub attempt: u32,
@@ -43,7 +44,7 @@ impl Frame {
 }
 
 /// What a frame is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FrameKind {
     /// More tokens.

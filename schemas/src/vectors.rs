@@ -1,6 +1,7 @@
 //! Vectors with what they stand for, and the questions between the workers of one machine that share a store in a
 //! directory: one of them keeps it, the others ask the keeper on [`crate::subject::rpc_vectors`].
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -13,7 +14,7 @@ pub const ANSWER_BYTES_MAX: usize = 4 << 20;
 pub const LIMIT_MAX: usize = 1_000;
 
 /// A named set of points whose vectors have the same length and are compared by their cosine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Collection {
     /// Its name: `[a-z0-9_]{1,64}`.
     pub name: String,
@@ -26,13 +27,15 @@ pub struct Collection {
 }
 
 /// A vector and what it stands for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Point {
     /// Its id: a point of the same id is replaced.
     #[serde(with = "uuid::serde::hyphenated")]
+    #[schemars(with = "String")]
     pub id: Uuid,
     /// The vector. One that is read back has the length 1, whatever it had before; empty where none was asked for.
     #[serde(default, with = "floats", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "crate::wire::Bytes")]
     pub vector: Vec<f32>,
     /// What it stands for. The order of the fields is not kept by every store, and integers are those of `i64`.
     #[serde(default)]
@@ -40,10 +43,11 @@ pub struct Point {
 }
 
 /// A point that was found.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Hit {
     /// Its id.
     #[serde(with = "uuid::serde::hyphenated")]
+    #[schemars(with = "String")]
     pub id: Uuid,
     /// The cosine of its vector and the one that was asked for, -1 to 1.
     pub score: f32,
@@ -53,7 +57,7 @@ pub struct Hit {
 }
 
 /// Which points are meant: those that meet all conditions; all points when there is none.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Filter {
     /// The conditions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -61,7 +65,7 @@ pub struct Filter {
 }
 
 /// A condition on a payload field.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Condition {
     /// The field, one of the payload itself: a plain name.
     pub field: String,
@@ -97,7 +101,7 @@ impl Filter {
 }
 
 /// Question to the keeper of a store; the answer is `Reply<Answer>`. Each may be asked again: the outcome is the same.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Question {
     /// Let the collection be there.
@@ -125,6 +129,7 @@ pub enum Question {
         collection: String,
         /// Alike to this.
         #[serde(with = "floats")]
+        #[schemars(with = "crate::wire::Bytes")]
         vector: Vec<f32>,
         /// Among these.
         filter: Filter,
@@ -141,6 +146,7 @@ pub enum Question {
         limit: usize,
         /// The first id that is meant.
         #[serde(default, with = "uuid::serde::hyphenated::option", skip_serializing_if = "Option::is_none")]
+        #[schemars(with = "Option<String>")]
         from: Option<Uuid>,
         /// Whether their vectors are wanted, too.
         with_vectors: bool,
@@ -160,7 +166,7 @@ pub enum Question {
 }
 
 /// What the keeper answers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// It is done, and on disk.
@@ -173,6 +179,7 @@ pub enum Answer {
         points: Vec<Point>,
         /// The id from which the rest begins; none at the end.
         #[serde(default, with = "uuid::serde::hyphenated::option", skip_serializing_if = "Option::is_none")]
+        #[schemars(with = "Option<String>")]
         next: Option<Uuid>,
     },
     /// How many.

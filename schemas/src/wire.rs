@@ -1,6 +1,9 @@
 //! Encoding: MessagePack with named maps, so that a reader skips fields it does not know and a missing field has its
-//! default. Times are integer nanoseconds since the Unix epoch, in UTC.
+//! default. Facts of plain clients may be JSON. Times are integer nanoseconds since the Unix epoch, in UTC.
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -25,12 +28,28 @@ pub trait Schema {
     }
 }
 
+/// Bytes as MessagePack has them and JSON has not: how they stand in schemas.
+pub struct Bytes;
+
+impl JsonSchema for Bytes {
+    fn schema_name() -> Cow<'static, str> {
+        "Bytes".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"description": "MessagePack's type bin.", "type": "string", "format": "binary"})
+    }
+}
+
 /// The bytes are not a message of the expected type.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// Not MessagePack, or a required field is missing or of another type.
     #[error("decode a message: {0}")]
     Malformed(#[from] rmp_serde::decode::Error),
+    /// Not JSON, or a required field is missing or of another type.
+    #[error("read a message in JSON: {0}")]
+    Json(#[from] serde_json::Error),
     /// A message of another name or major version.
     #[error("message is {found}, this version reads {expected}")]
     Schema {
@@ -56,13 +75,30 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 /// [`DecodeError::Schema`] when it is of another name or major version, whatever else it holds; otherwise
 /// [`DecodeError::Malformed`] when the bytes are something else.
 pub fn read<T: Schema + DeserializeOwned>(bytes: &[u8], schema: impl Fn(&T) -> &str) -> Result<T, DecodeError> {
+    checked(decode::<T>(bytes), || decode::<Named>(bytes).ok(), schema)
+}
+
+/// The same of a message in JSON, as clients write it that are not ours.
+///
+/// # Errors
+/// [`DecodeError::Schema`] when it is of another name or major version, otherwise [`DecodeError::Json`].
+pub fn read_json<T: Schema + DeserializeOwned>(bytes: &[u8], schema: impl Fn(&T) -> &str) -> Result<T, DecodeError> {
+    let message = serde_json::from_slice::<T>(bytes).map_err(DecodeError::from);
+    checked(message, || serde_json::from_slice::<Named>(bytes).ok(), schema)
+}
+
+/// Another version may look different in every field but its name.
+fn checked<T: Schema>(
+    message: Result<T, DecodeError>,
+    named: impl FnOnce() -> Option<Named>,
+    schema: impl Fn(&T) -> &str,
+) -> Result<T, DecodeError> {
     let unknown = |found: &str| DecodeError::Schema { found: found.to_owned(), expected: T::SCHEMA };
-    match decode::<T>(bytes) {
+    match message {
         Ok(message) if T::reads(schema(&message)) => Ok(message),
         Ok(message) => Err(unknown(schema(&message))),
         Err(error) => {
-            // Another version may look different in every field but this one.
-            let named = decode::<Named>(bytes).ok().filter(|named| !T::reads(&named.schema));
+            let named = named().filter(|named| !T::reads(&named.schema));
             Err(named.map_or(error, |named| unknown(&named.schema)))
         }
     }

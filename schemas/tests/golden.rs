@@ -81,6 +81,22 @@ fn policy() -> Policy {
     }
 }
 
+fn asked() -> Request {
+    Request::Agent(json!({"agent_type": "coder", "instruction": "Where is x?"}))
+}
+
+fn problem() -> schemas::api::Problem {
+    schemas::api::Problem {
+        kind: "urn:vlinders:problem:unknown_agent".into(),
+        title: "unknown agent".into(),
+        status: 404,
+        code: "unknown_agent".into(),
+        detail: "there is no agent \"codr\"".into(),
+        next_step: "did you mean coder?".into(),
+        execution_id: None,
+    }
+}
+
 /// Writes or compares one sample: the bytes as hex, then the same value as people read it.
 fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, sample: &T) {
     let bytes = encode(sample);
@@ -338,6 +354,11 @@ fn facts() {
         FactBody::BudgetGranted(BudgetGranted { by: "alice".into(), dimension: "tokens".into(), amount: 1_000 }),
         FactBody::PauseRequested(PauseRequested { by: "alice".into(), reason: Some("lunch".into()) }),
         FactBody::ResumeRequested(ResumeRequested { by: "alice".into() }),
+        FactBody::ExecutionRequested(Box::new(ExecutionRequested {
+            request: asked(),
+            reply: Some("my.answers".into()),
+        })),
+        FactBody::ExecutionRefused(Box::new(problem())),
     ];
     for body in all {
         check(&format!("fact.{}", body.name()), &fact(body));
@@ -986,4 +1007,31 @@ fn questions_about_many_executions() {
     check("rpc.projection.told", &rpc::Reply::Ok(projection));
     check("rpc.state", &rpc::AskState { exec: exec(), at: Some(3) });
     check("rpc.verify", &rpc::AskVerification { exec: exec() });
+fn completions() {
+    check("rpc.complete", &rpc::Complete { request: asked() });
+    let submitted =
+        ExecutionSubmitted { model: "tiny".into(), ..ExecutionSubmitted::new(Kind::Chat, "chat", limits()) };
+    check("rpc.completion", &rpc::Completion::Submission(Box::new(submitted)));
+    check("rpc.completion.refused", &rpc::Completion::Refused(Box::new(problem())));
+}
+
+#[test]
+fn a_plain_client_may_write_its_request_as_json() {
+    let json = json!({
+        "schema": "fact/1.0", "exec": exec(), "at": 1_790_000_000_000_000_000_i64,
+        "body": {"type": "execution.requested", "data": {"request": {"agent": {"agent_type": "coder", "instruction": "Where is x?"}}, "reply": "my.answers"}},
+    });
+    let requested = ExecutionRequested { request: asked(), reply: Some("my.answers".into()) };
+    let fact = Fact::new(exec(), 1_790_000_000_000_000_000, FactBody::ExecutionRequested(Box::new(requested)));
+    let text = serde_json::to_string_pretty(&json).expect("JSON");
+    assert_eq!(Fact::read(text.as_bytes()).expect("a fact"), fact);
+    assert_eq!(Fact::read(format!("\n {text}").as_bytes()).expect("a fact"), fact);
+    let wrong = |text: &str| Fact::read(text.as_bytes()).expect_err("wrong").to_string();
+    assert_eq!(wrong("{"), "read a message in JSON: EOF while parsing an object at line 1 column 1");
+    assert!(
+        wrong(&text.replace("reply", "answer")).contains("unknown field `answer`"),
+        "{}",
+        wrong(&text.replace("reply", "answer"))
+    );
+    assert_eq!(wrong(r#"{"schema": "fact/2.0"}"#), "message is fact/2.0, this version reads fact/1.0");
 }

@@ -63,6 +63,8 @@ pub struct System {
     roles: Vec<(String, Child)>,
     /// Where the gateway listens.
     pub http: String,
+    /// The same for gRPC.
+    pub grpc: String,
     client: reqwest::Client,
 }
 
@@ -189,6 +191,7 @@ impl System {
             deployed: None,
             roles: Vec::new(),
             http: String::new(),
+            grpc: String::new(),
             client: reqwest::Client::new(),
         };
         if is_deployed_wanted() {
@@ -341,6 +344,7 @@ impl System {
         let ready: Value = serde_json::from_str(&line)?;
         if let Some(http) = ready["http"].as_str() {
             http.clone_into(&mut self.http);
+            ready["grpc"].as_str().unwrap_or_default().clone_into(&mut self.grpc);
         }
         self.roles.push((role.to_owned(), child));
         Ok(())

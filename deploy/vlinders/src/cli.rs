@@ -18,7 +18,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Start everything on this machine: a private nats-server and all roles in one process.
     Up(Up),
-    /// Serve the HTTP edge.
+    /// Serve the edge: HTTP and gRPC.
     Gateway(Role),
     /// Serve the orchestrator.
     Orchestrator(Role),
@@ -88,6 +88,9 @@ pub(crate) struct Up {
     /// Where to serve HTTP; port 0 picks a free one.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) http: Option<SocketAddr>,
+    /// Where to serve gRPC: the port behind HTTP's when missing; port 0 picks a free one, `off` none.
+    #[arg(long, value_name = "ADDR:PORT", value_parser = grpc_address)]
+    pub(crate) grpc: Option<String>,
     /// A directory whose files tools may read, and which may be indexed; repeatable.
     #[arg(long, value_name = "DIR")]
     pub(crate) workspace: Vec<PathBuf>,
@@ -157,6 +160,9 @@ pub(crate) struct Role {
     /// gateway: where to serve HTTP; port 0 picks a free one.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) http: Option<SocketAddr>,
+    /// gateway: where to serve gRPC: the port behind HTTP's when missing; port 0 picks a free one, `off` none.
+    #[arg(long, value_name = "ADDR:PORT", value_parser = grpc_address)]
+    pub(crate) grpc: Option<String>,
     /// tool-worker, analysis-worker: a directory whose files tools may read, and which may be indexed; repeatable.
     #[arg(long, value_name = "DIR")]
     pub(crate) workspace: Vec<PathBuf>,
@@ -179,6 +185,11 @@ pub(crate) struct Role {
     /// Print one JSON line when ready, and log as JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn grpc_address(text: &str) -> Result<String, String> {
+    let is_address = text == "off" || text.parse::<SocketAddr>().is_ok();
+    is_address.then(|| text.to_owned()).ok_or_else(|| "not an address such as 127.0.0.1:8081, nor `off`".to_owned())
 }
 
 /// Where a running system is found.

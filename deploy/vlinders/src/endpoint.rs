@@ -14,6 +14,8 @@ pub(crate) struct Ready {
     pub(crate) ready: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) http: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) grpc: Option<String>,
     pub(crate) nats: String,
     /// Where `telemetry.metrics` is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -25,6 +27,26 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
+    /// With the edge there, if this process has it.
+    pub(crate) fn at(
+        edge: Option<gateway::Addresses>,
+        tls: bool,
+        nats: String,
+        secret_file: Option<PathBuf>,
+    ) -> Self {
+        let url = |address: std::net::SocketAddr| format!("http://{address}");
+        let http = |address: std::net::SocketAddr| format!("{}://{address}", if tls { "https" } else { "http" });
+        Self {
+            ready: true,
+            http: edge.map(|edge| http(edge.http)),
+            grpc: edge.and_then(|edge| edge.grpc).map(url),
+            nats,
+            metrics: None,
+            secret_file,
+            models: Vec::new(),
+        }
+    }
+
     fn file(data: &Path) -> PathBuf {
         data.join("endpoint.json")
     }

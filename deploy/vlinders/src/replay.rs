@@ -237,6 +237,8 @@ fn tell(n: usize, message: &Stored, as_json: bool) {
 fn detail(body: &FactBody) -> String {
     match body {
         FactBody::ExecutionSubmitted(f) => format!("{} on {}", f.agent, f.model),
+        FactBody::ExecutionRequested(f) => format!("{} by a NATS client", f.request.agent()),
+        FactBody::ExecutionRefused(f) => format!("{}: {}", f.code, f.detail),
         FactBody::InferenceCompleted(f) if !f.tool_calls.is_empty() => {
             let calls: Vec<String> =
                 f.tool_calls.iter().map(|c| format!("{}({})", c.function.name, c.function.arguments)).collect();

@@ -1,6 +1,5 @@
 //! Starts roles: one by one against a NATS that is there, or all of them for `vlinders up`.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -50,6 +49,9 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     }
     if let Some(http) = &options.http {
         flags.push(("gateway", "http", toml::Value::String(http.to_string())));
+    }
+    if let Some(grpc) = &options.grpc {
+        flags.push(("gateway", "grpc", toml::Value::String(grpc.clone())));
     }
     if !options.workspace.is_empty() {
         // Tools read there, and it may be indexed.
@@ -113,13 +115,13 @@ async fn begin(role: Role, settings: Settings) -> anyhow::Result<(Runtime, Ready
     };
     let models = settings.inference.model_names();
     let nats = settings.nats.url.clone();
-    let scheme = if settings.gateway.tls.is_some() { "https" } else { "http" };
-    let http = start(role, settings, secrets, &runtime).await?.map(|address| format!("{scheme}://{address}"));
+    let tls = settings.gateway.tls.is_some();
+    let edge = start(role, settings, secrets, &runtime).await?;
     let metrics = probe.as_ref().map(|probe| format!("http://{}", probe.address));
     if let Some(probe) = &probe {
         probe.started();
     }
-    Ok((runtime, Ready { ready: true, http, nats, metrics, secret_file: None, models }))
+    Ok((runtime, Ready { models, metrics, ..Ready::at(edge, tls, nats, None) }))
 }
 
 /// Serves metrics and health where the settings want that.
@@ -134,13 +136,13 @@ pub(crate) async fn probe(
     }
 }
 
-/// Starts one role and returns when it is ready.
+/// Starts one role and returns when it is ready: with where it listens, if it is the gateway.
 pub(crate) async fn start(
     role: Role,
     settings: Settings,
     secrets: Option<Secrets>,
     runtime: &Runtime,
-) -> anyhow::Result<Option<SocketAddr>> {
+) -> anyhow::Result<Option<gateway::Addresses>> {
     let runtime = runtime.clone();
     match role {
         Role::Orchestrator => orchestrator::serve(settings.orchestrator, runtime).await?,

@@ -54,17 +54,15 @@ async fn serve(
     let probe = roles::probe(&settings.telemetry, "up", &runtime).await?;
     let models = settings.inference.model_names();
     let secrets = settings::secrets(secret, secret_file.as_deref());
-    let mut http = None;
+    let mut edge = None;
     for role in Role::ALL.into_iter().filter(|role| !options.without.contains(role)) {
         // Each role takes its own section; reading them again is cheap and keeps the roles apart.
         let settings = load(options, data)?;
-        let scheme = if settings.gateway.tls.is_some() { "https" } else { "http" };
-        if let Some(address) = roles::start(role, settings, Some(secrets.clone()), &runtime).await? {
-            http = Some(format!("{scheme}://{address}"));
-        }
+        edge = roles::start(role, settings, Some(secrets.clone()), &runtime).await?.or(edge);
     }
     let metrics = probe.as_ref().map(|probe| format!("http://{}", probe.address));
-    let ready = Ready { ready: true, http, nats: server.url.clone(), metrics, secret_file, models };
+    let tls = settings.gateway.tls.is_some();
+    let ready = Ready { models, metrics, ..Ready::at(edge, tls, server.url.clone(), secret_file) };
     let signals = roles::Signals::listen()?;
     if let Some(probe) = &probe {
         probe.started();
@@ -92,6 +90,9 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
     let mut flags = Vec::new();
     if let Some(http) = &options.http {
         flags.push(("gateway", "http", toml::Value::String(http.to_string())));
+    }
+    if let Some(grpc) = &options.grpc {
+        flags.push(("gateway", "grpc", toml::Value::String(grpc.clone())));
     }
     if !options.workspace.is_empty() {
         // Tools read there, and it may be indexed.
@@ -148,6 +149,9 @@ fn explain(ready: &Ready, data: &Path) {
     println!("  data     {}", data.display());
     if let Some(secret) = &ready.secret_file {
         println!("  secret   {} (header X-Internal-Auth)", secret.display());
+    }
+    if let Some(grpc) = &ready.grpc {
+        println!("  grpc     {grpc}");
     }
     println!("  nats     {}", ready.nats);
     println!("  try      vlinders agent \"Where is main defined?\" --data {}", data.display());

@@ -58,6 +58,7 @@ async fn server() -> Option<Server> {
 /// A gateway, and what is scripted behind it.
 pub(crate) struct House {
     pub(crate) url: String,
+    pub(crate) grpc: String,
     pub(crate) runtime: Runtime,
     pub(crate) http: reqwest::Client,
     _server: Server,
@@ -78,9 +79,9 @@ impl House {
         let runtime = Runtime { bus, tasks: Tasks::new(), metrics: Default::default() };
         let scheme = if config.tls.is_some() { "https" } else { "http" };
         let config = gateway::Config { http: "127.0.0.1:0".into(), ..config };
-        let address = gateway::serve(config, secrets, runtime.clone()).await.unwrap();
-        let http = reqwest::Client::new();
-        Some(Self { url: format!("{scheme}://{address}"), runtime, http, _server: server })
+        let edge = gateway::serve(config, secrets, runtime.clone()).await.unwrap();
+        let (http, grpc) = (reqwest::Client::new(), format!("http://{}", edge.grpc.unwrap()));
+        Some(Self { url: format!("{scheme}://{}", edge.http), grpc, runtime, http, _server: server })
     }
 
     /// Registers an agent type, a model and a tool, and answers every chat.

@@ -1,6 +1,7 @@
 //! The gateway on a real bus, with a scripted orchestrator and workers behind it.
 //! Skips, and says so, where there is no `nats-server`.
 
+mod grpc;
 mod house;
 mod listening;
 mod operations;

@@ -4,6 +4,7 @@
 pub(crate) mod calls;
 mod room;
 
+use schemas::api::Problem;
 use schemas::chat::FinishReason;
 use schemas::decision::{
     BudgetExceeded, BudgetReserved, BudgetSettled, CompressionRequested, EffectCancelled, Ended, ExecutionCompleted,
@@ -52,7 +53,7 @@ impl Execution {
     #[must_use]
     pub fn decide(&self, rules: Rules) -> Vec<Event> {
         let Some(request) = self.request.as_deref() else {
-            return vec![];
+            return self.rejected();
         };
         if self.phase == Phase::Closed {
             return vec![];
@@ -82,6 +83,16 @@ impl Execution {
             Phase::Ready => self.next_step(request, rules),
             Phase::Inferring(effect) if self.is_answered() => self.after_answer(request, effect, rules),
             Phase::Acting(calls) => self.after_calls(request, calls),
+            _ => vec![],
+        }
+    }
+
+    /// What a plain client asks for comes to nothing.
+    fn rejected(&self) -> Vec<Event> {
+        match self.refused.as_deref() {
+            Some(Problem { code, detail, next_step, .. }) if self.phase != Phase::Closed => {
+                vec![Event::ExecutionRejected(self.ended(code, format!("{detail}; {next_step}")))]
+            }
             _ => vec![],
         }
     }

@@ -932,3 +932,42 @@ fn a_prompt_that_may_be_cut_is_not_summarised() {
     let overflow = vec![full(Truncation::Auto), model_failed(1, FailureClass::Overflow)];
     assert_eq!(given(overflow).1.last(), Some(&"execution.failed"), "what does not fit then cannot be made to");
 }
+
+fn requested() -> FactBody {
+    let request = Request::Agent(json!({"agent_type": "coder", "instruction": "Where is x?"}));
+    FactBody::ExecutionRequested(Box::new(ExecutionRequested { request, reply: Some("r".into()) }))
+}
+
+fn refused() -> FactBody {
+    FactBody::ExecutionRefused(Box::new(Problem {
+        kind: "urn:vlinders:problem:unknown_agent".into(),
+        title: "unknown agent".into(),
+        status: 404,
+        code: "unknown_agent".into(),
+        detail: "there is no agent \"codr\"".into(),
+        next_step: "there are: coder".into(),
+        execution_id: None,
+    }))
+}
+
+#[test]
+fn a_plain_clients_request_waits_for_what_it_comes_to_and_then_is_like_any_other() {
+    let (waiting, decided) = given(vec![requested()]);
+    assert!(decided.is_empty() && waiting.awaits_completion().is_some(), "{decided:?}");
+    let (begun, decided) = given(vec![requested(), submitted(Kind::Agent)]);
+    assert_eq!(decided, given(vec![submitted(Kind::Agent)]).1);
+    assert!(begun.awaits_completion().is_none());
+    assert_eq!(given(vec![requested(), cancel(), submitted(Kind::Agent)]).1, ["execution.cancelled"]);
+}
+
+#[test]
+fn a_plain_clients_request_that_comes_to_nothing_is_rejected_once() {
+    let (rejected, decided) = given(vec![requested(), refused()]);
+    assert_eq!(decided, ["execution.rejected"]);
+    let end = rejected.end.expect("it ended");
+    assert_eq!((end.outcome, end.text.as_str()), (Outcome::Rejected, "there is no agent \"codr\"; there are: coder"));
+    for late in [submitted(Kind::Agent), refused(), requested()] {
+        assert!(given(vec![requested(), refused(), late]).1.is_empty());
+    }
+    assert!(given(vec![requested(), submitted(Kind::Agent), refused()]).1.is_empty(), "it goes on");
+}

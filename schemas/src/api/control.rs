@@ -1,5 +1,6 @@
 //! What people tell an execution while it runs. Every body may name who speaks (`by`); without it, the gateway does.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -8,7 +9,7 @@ use crate::fact::{CancelMode, Verdict};
 use crate::ids::EffectId;
 
 /// `POST /internal/executions/{id}/pause`; the body may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PauseRequest {
     /// Why, for people.
@@ -18,7 +19,7 @@ pub struct PauseRequest {
 }
 
 /// `POST /internal/executions/{id}/resume`; the body may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResumeRequest {
     /// Who.
@@ -26,7 +27,7 @@ pub struct ResumeRequest {
 }
 
 /// `POST /internal/executions/{id}/cancel`; the body may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CancelRequest {
     /// `now` stops what is open, `graceful` lets it finish.
@@ -38,7 +39,7 @@ pub struct CancelRequest {
 }
 
 /// `POST /internal/executions/{id}/approve`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApproveRequest {
     /// The call that waits, for example `1-tool-0`.
@@ -57,7 +58,7 @@ pub struct ApproveRequest {
 }
 
 /// `POST /internal/executions/{id}/messages`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MessageRequest {
     /// What is said; the next inference reads it.
@@ -71,7 +72,7 @@ pub struct MessageRequest {
 }
 
 /// `POST /internal/executions/{id}/grant`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GrantRequest {
     /// `iterations`, `tokens`, `tokens_in`, `tokens_out`, `tool_calls` or `children`.
@@ -84,7 +85,7 @@ pub struct GrantRequest {
 }
 
 /// `POST /internal/executions/{id}/fork`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForkRequest {
     /// The number of the message after which the new execution begins: `n` in `/events`, from 0.
