@@ -61,6 +61,7 @@ struct Wanted {
 struct Ranked {
     piece: Option<PieceOf>,
     score: f64,
+    has_words: bool,
     why: Vec<String>,
 }
 
@@ -201,24 +202,27 @@ impl Search {
 /// The pieces of both ways in one order.
 fn fused(by_meaning: Vec<(PieceOf, f32)>, by_words: Vec<(PieceOf, f32, Vec<String>)>, by: By) -> Vec<Ranked> {
     let mut ranked: BTreeMap<(String, usize), Ranked> = BTreeMap::new();
-    let mut see = |piece: PieceOf, rank: usize, own: f32, why: String| {
+    let mut see = |piece: PieceOf, rank: usize, own: f32, has_words: bool, why: String| {
         let seen = ranked.entry((piece.file.entry.path.clone(), piece.number)).or_default();
         seen.score += match by {
             By::Both => 1.0 / (RANK_CONSTANT + rank as f64),
             By::Meaning | By::Words => f64::from(own),
         };
+        seen.has_words |= has_words;
         seen.why.push(why);
         seen.piece = Some(piece);
     };
     for (rank, (piece, score)) in (1..).zip(by_meaning) {
-        see(piece, rank, score, format!("meaning #{rank} ({score:.2})"));
+        see(piece, rank, score, false, format!("meaning #{rank} ({score:.2})"));
     }
     for (rank, (piece, score, words)) in (1..).zip(by_words) {
         let words = words.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
-        see(piece, rank, score, format!("words #{rank} ({words})"));
+        see(piece, rank, score, true, format!("words #{rank} ({words})"));
     }
     let mut ranked: Vec<((String, usize), Ranked)> = ranked.into_iter().collect();
-    ranked.sort_by(|(a, x), (b, y)| y.score.total_cmp(&x.score).then_with(|| a.cmp(b)));
+    // Of two that are equal, one of each way, the words are there, and the meaning is a guess.
+    let order = |x: &Ranked, y: &Ranked| y.score.total_cmp(&x.score).then(y.has_words.cmp(&x.has_words));
+    ranked.sort_by(|(a, x), (b, y)| order(x, y).then_with(|| a.cmp(b)));
     ranked.into_iter().map(|(_, ranked)| ranked).collect()
 }
 
