@@ -120,12 +120,18 @@ fn endpoints() -> Vec<Endpoint> {
         ]),
         asked(Get, "/internal/executions/live", "Executions as they begin, change and end", Events),
         asked(Get, "/internal/executions/{id}", "Where an execution stands", view),
-        asked(Get, "/internal/executions/{id}/state", "Its state after one of its messages", Free)
-            .query(&[("at", Type::Integer, "after this message, from 0; after the last when missing")]),
+        asked(Get, "/internal/executions/{id}/state", "Its state after one of its messages", Free).query(&[(
+            "at",
+            Type::Integer,
+            "after this message, from 0; after the last when missing",
+        )]),
         asked(Get, "/internal/executions/{id}/verify", "Decides all of it again and compares, byte for byte", Free),
         asked(Get, "/internal/executions/{id}/tool_calls", "Its tool calls", Free),
-        asked(Get, "/internal/performance", "Counts, times and tokens of models and tools", Free)
-            .query(&[("since", Type::String, "over so long: 1h, 30m, 2d")]),
+        asked(Get, "/internal/performance", "Counts, times and tokens of models and tools", Free).query(&[(
+            "since",
+            Type::String,
+            "over so long: 1h, 30m, 2d",
+        )]),
         asked(Get, "/internal/executions/{id}/events", "The log of an execution, or its events as they come", Free)
             .query(&[
                 ("from", Type::Integer, "begin with this message, from 0"),

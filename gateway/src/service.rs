@@ -231,7 +231,8 @@ async fn count(State(gateway): State<Arc<Gateway>>, request: Request<Body>, next
     let endpoint = matched.unwrap_or_else(|| "unknown".to_owned());
     let mut request = request;
     // Whoever looks in now and then is no part of any trace.
-    let traced = (!LOOKED_AT.contains(&endpoint.as_str())).then(|| Traced::begin(request.headers(), request.method().as_str(), &endpoint));
+    let traced = (!LOOKED_AT.contains(&endpoint.as_str()))
+        .then(|| Traced::begin(request.headers(), request.method().as_str(), &endpoint));
     if let Some(traced) = &traced {
         request.extensions_mut().insert(Arc::clone(traced));
     }

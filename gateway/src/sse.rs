@@ -53,22 +53,6 @@ impl Streamed {
     }
 }
 
-impl Streamed {
-    /// A token goes to the client.
-    pub(crate) fn sent_token(&mut self) {
-        if let Some((since, metrics)) = self.first_token.take() {
-            metrics.first_token(clock::instant().duration_since(since));
-        }
-    }
-
-    /// The client has all of it: nothing is left to cancel.
-    pub(crate) fn disarm(&mut self) {
-        if let Some(cancel) = &mut self.cancel {
-            cancel.disarm();
-        }
-    }
-}
-
 /// Sends each update as soon as it exists.
 pub(crate) fn respond(streamed: Streamed, keep_alive: Duration) -> Response {
     let exec = streamed.exec;

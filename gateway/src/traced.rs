@@ -118,6 +118,9 @@ mod tests {
         let (came, goes) = (Context::parse(came).expect("one"), Context::read(&carrier).expect("one"));
         assert!(goes.trace == came.trace && goes.span != came.span && goes.sampled);
         assert_eq!(carrier[TRACESTATE], "a=b");
-        assert!(Traced::begin(&HeaderMap::new(), "GET", "/x").carrier().is_empty(), "nothing is exported, so there is no trace");
+        assert!(
+            Traced::begin(&HeaderMap::new(), "GET", "/x").carrier().is_empty(),
+            "nothing is exported, so there is no trace"
+        );
     }
 }

@@ -231,10 +231,9 @@ impl Hands {
             owned.reported = false;
             return Err(error);
         }
-        let reply = execution.request.as_deref().and_then(|r| r.reply.clone());
-        let reply = reply.filter(|subject| subject::may_be_answered(subject));
         let requested = execution.requested.as_deref().and_then(|requested| requested.reply.clone());
         let reply = execution.request.as_deref().and_then(|r| r.reply.clone()).or(requested);
+        let reply = reply.filter(|subject| subject::may_be_answered(subject));
         if let (Some(subject), Some(end)) = (reply, &execution.end) {
             let exec = owned.history.exec;
             let told = ExecutionEnd {

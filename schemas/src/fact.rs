@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::api::Problem;
 use crate::chat::{FinishReason, Message, Priority, Sampling, TokenLogprob, ToolCall, ToolSpec, Truncation, Usage};

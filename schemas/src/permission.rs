@@ -47,6 +47,15 @@ const DECISIONS: &str = "vl.v1.log.*.*.decision";
 const SEEN: &str = "vl.v1.seen.>";
 /// All token frames.
 const TOKENS: &str = "vl.v1.tok.>";
+/// Questions about executions, which orchestrators answer from the log or from tables.
+const ABOUT_EXECUTIONS: [&str; 6] = [
+    subject::RPC_EXECUTIONS,
+    subject::RPC_TOOL_CALLS,
+    subject::RPC_PERFORMANCE,
+    subject::RPC_PROJECTION,
+    subject::RPC_STATE,
+    subject::RPC_VERIFY,
+];
 /// Questions for a sign of life.
 const LIVENESS: &str = "vl.v1.ctl.worker.*";
 
@@ -132,8 +141,14 @@ impl Permissions {
             subject::RPC_INDEXES,
             subject::RPC_MEMORY,
         ]);
-        self.open_bucket(stream::BUCKET_CONFIG);
-        self.write_bucket(stream::BUCKET_CONFIG);
+        self.ask(&ABOUT_EXECUTIONS);
+        self.answer(&[subject::RPC_SUBMISSION], &[User::Orchestrator]);
+        for bucket in [stream::BUCKET_CONFIG, stream::BUCKET_REQUESTS] {
+            self.open_bucket(bucket);
+            self.write_bucket(bucket);
+        }
+        // How full each queue is, what consumers lag behind, and what each worker holds: for admission, and for people.
+        self.say(["$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO.*", "$JS.API.CONSUMER.LIST.*", LIVENESS]);
         self.read(&format!("KV_{}", stream::BUCKET_WORKERS));
         self.read_objects();
         self.write_objects();
@@ -155,7 +170,8 @@ impl Permissions {
         self.say(["$JS.API.CONSUMER.INFO.>"]);
         self.read_log();
         for partition in Partition::all() {
-            self.pull(&subject::log_stream(partition), "orchestrator");
+            // What they share by turns: deciding, and keeping tables.
+            self.pull(&subject::log_stream(partition), "*");
         }
         self.pull(stream::DEAD_LETTERS, "dead-letters");
         self.read(stream::DEAD_LETTERS);
@@ -173,6 +189,8 @@ impl Permissions {
         self.read_objects();
         self.write_objects();
         self.answer(&[subject::RPC_FORK], &[User::Gateway]);
+        self.answer(&ABOUT_EXECUTIONS, &[User::Gateway]);
+        self.ask(&[subject::RPC_SUBMISSION]);
     }
 
     fn inference_worker(&mut self) {

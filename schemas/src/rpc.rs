@@ -14,7 +14,6 @@ use crate::ids::ExecutionId;
 /// What a service answers: a value, or why not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-#[schemars(rename = "Reply_{T}")]
 pub enum Reply<T> {
     /// The answer.
     Ok(T),

@@ -94,6 +94,7 @@ fn problem() -> schemas::api::Problem {
         detail: "there is no agent \"codr\"".into(),
         next_step: "did you mean coder?".into(),
         execution_id: None,
+        retry_after_s: None,
     }
 }
 
@@ -1007,6 +1008,9 @@ fn questions_about_many_executions() {
     check("rpc.projection.told", &rpc::Reply::Ok(projection));
     check("rpc.state", &rpc::AskState { exec: exec(), at: Some(3) });
     check("rpc.verify", &rpc::AskVerification { exec: exec() });
+}
+
+#[test]
 fn completions() {
     check("rpc.complete", &rpc::Complete { request: asked() });
     let submitted =

@@ -28,12 +28,7 @@ pub(crate) struct Ready {
 
 impl Ready {
     /// With the edge there, if this process has it.
-    pub(crate) fn at(
-        edge: Option<gateway::Addresses>,
-        tls: bool,
-        nats: String,
-        secret_file: Option<PathBuf>,
-    ) -> Self {
+    pub(crate) fn at(edge: Option<gateway::Addresses>, tls: bool, nats: String, secret_file: Option<PathBuf>) -> Self {
         let url = |address: std::net::SocketAddr| format!("http://{address}");
         let http = |address: std::net::SocketAddr| format!("{}://{address}", if tls { "https" } else { "http" });
         Self {

@@ -92,7 +92,8 @@ impl InferenceService for Calls {
             follow.catch_up_from(seen).await?;
             let gateway = Arc::clone(&self.gateway);
             let end = follow.execution.deadline();
-            let streamed = Streamed { exec, follow, cancel: None, first_token: None, gateway, _permit: None, _traced: None };
+            let streamed =
+                Streamed { exec, follow, cancel: None, first_token: None, gateway, _permit: None, _traced: None };
             Ok(named(exec, told(Watched { streamed, deadline, end }, answers::agent)))
         })
         .await

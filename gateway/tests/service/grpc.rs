@@ -235,7 +235,7 @@ async fn an_address_that_was_asked_for_must_be_had_and_one_beside_http_need_not(
     let taken = house.grpc.trim_start_matches("http://").to_owned();
     let serve = async |config: gateway::Config| {
         let runtime = runtime::Runtime { metrics: Default::default(), ..house.runtime.clone() };
-        gateway::serve(config, super::Secret::new("hush".into()), runtime).await
+        gateway::serve(config, gateway::Secrets::new("hush"), runtime).await
     };
     let http = || "127.0.0.1:0".to_owned();
     let named = gateway::Config { http: http(), grpc: Some(taken.clone()), ..Default::default() };

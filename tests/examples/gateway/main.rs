@@ -67,8 +67,8 @@ async fn serve(nats: &str, open_max: Option<usize>) -> anyhow::Result<()> {
     let (runtime, default) = (connect(nats).await?, gateway::Config::default());
     let requests_open_max = open_max.unwrap_or(default.requests_open_max);
     let config = gateway::Config { http: "127.0.0.1:0".to_owned(), requests_open_max, ..default };
-    let address = gateway::serve(config, gateway::Secrets::new(SECRET), runtime).await?;
-    println!("{address}");
+    let edge = gateway::serve(config, gateway::Secrets::new(SECRET), runtime).await?;
+    println!("{}", edge.http);
     until_closed().await
 }
 
@@ -80,6 +80,7 @@ async fn decide(nats: &str) -> anyhow::Result<()> {
 
 /// Waits for the end of standard input: whoever started this is gone or done.
 async fn until_closed() -> anyhow::Result<()> {
-    tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await?;
+    // A thread of its own: there is nothing else to read here.
+    tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
     Ok(())
 }
