@@ -10,11 +10,13 @@ mod control;
 mod dead_letters;
 mod doctor;
 mod endpoint;
+mod executions;
 mod index;
 mod memory;
 mod models;
 mod nats;
 mod object;
+mod projection;
 mod replay;
 mod roles;
 mod settings;
@@ -75,7 +77,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Tools(options) => tools::run(options).await,
         Command::Index(options) => index::run(options).await,
         Command::Memory(options) => memory::run(options).await,
-        Command::Executions(options) => replay::executions(options).await,
+        Command::Executions(options) => executions::run(options).await,
+        Command::Projection(options) => projection::run(options).await,
         Command::Replay(options) => replay::replay(options).await,
         Command::Audit(options) => audit::run(options).await,
         Command::Fork(options) => control::fork(options).await,

@@ -76,6 +76,8 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     }
     if role == Role::Orchestrator {
         settings.orchestrator.check().map_err(Usage)?;
+        settings.projection.data = Some(settings::default_data());
+        settings.projection.check().map_err(Usage)?;
     }
     if role == Role::Inference {
         settings.inference.check().map_err(Usage)?;
@@ -112,7 +114,10 @@ pub(crate) async fn start(
 ) -> anyhow::Result<Option<SocketAddr>> {
     let runtime = runtime.clone();
     match role {
-        Role::Orchestrator => orchestrator::serve(settings.orchestrator, runtime).await?,
+        Role::Orchestrator => {
+            orchestrator::serve(settings.orchestrator, runtime.clone()).await?;
+            orchestrator::projection::serve(settings.projection, runtime).await?;
+        }
         Role::Inference => inference_worker::serve(settings.inference, runtime).await?,
         Role::Tools => tool_worker::serve(settings.tools, runtime).await?,
         Role::Analysis => analysis_worker::serve(settings.analysis, runtime).await?,

@@ -20,6 +20,7 @@ pub(crate) async fn run(options: Up) -> anyhow::Result<ExitCode> {
     let data = data.canonicalize().with_context(|| format!("find {}", data.display()))?;
     let settings = load(&options, &data)?;
     settings.orchestrator.check().map_err(Usage)?;
+    settings.projection.check().map_err(Usage)?;
     settings.inference.check().map_err(Usage)?;
     settings.tools.check().map_err(Usage)?;
     settings.analysis.check().map_err(Usage)?;
@@ -113,6 +114,7 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
     }
     settings::add_shipped_models(&mut settings.inference, data)?;
     settings::place_vectors(&mut settings.analysis, data);
+    settings.projection.data = Some(data.to_owned());
     // A box of bubblewrap starts in milliseconds and loads nothing between calls, which suits one person's machine; a
     // server's worker, a process of its own, prefers containers.
     if !settings.says("tools.sandbox") && settings.tools.bubblewrap.exists() {
