@@ -3,10 +3,12 @@
 
 mod account;
 mod llama_server;
+mod postgres;
 mod program;
 
 pub use account::account;
 pub use llama_server::LlamaServer;
+pub use postgres::Postgres;
 pub use program::{Ended, Up, nats_server, processes_about, run, secret_of};
 
 use std::path::{Path, PathBuf};
@@ -264,6 +266,10 @@ impl System {
             "analysis-worker" => {
                 command.arg("--workspace").arg(repository()).arg("--workspace").arg(self.workspace());
                 // Where vectors are kept, which all of them share.
+                command.env("XDG_DATA_HOME", self.directory());
+            }
+            "orchestrator" => {
+                // Where the tables are, which all of them share.
                 command.env("XDG_DATA_HOME", self.directory());
             }
             _ => {}

@@ -18,6 +18,7 @@ mod moments;
 mod objects;
 mod people;
 mod plugins;
+mod projection;
 mod proof;
 mod refusals;
 mod remote;
