@@ -67,11 +67,11 @@ fn raise_open_files() {
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up(options) => Box::pin(up::run(options)).await,
-        Command::Gateway(options) => roles::run(roles::Role::Gateway, options).await,
-        Command::Orchestrator(options) => roles::run(roles::Role::Orchestrator, options).await,
-        Command::InferenceWorker(options) => roles::run(roles::Role::Inference, options).await,
-        Command::ToolWorker(options) => roles::run(roles::Role::Tools, options).await,
-        Command::AnalysisWorker(options) => roles::run(roles::Role::Analysis, options).await,
+        Command::Gateway(options) => Box::pin(roles::run(roles::Role::Gateway, options)).await,
+        Command::Orchestrator(options) => Box::pin(roles::run(roles::Role::Orchestrator, options)).await,
+        Command::InferenceWorker(options) => Box::pin(roles::run(roles::Role::Inference, options)).await,
+        Command::ToolWorker(options) => Box::pin(roles::run(roles::Role::Tools, options)).await,
+        Command::AnalysisWorker(options) => Box::pin(roles::run(roles::Role::Analysis, options)).await,
         Command::Chat(options) => client::chat(options).await,
         Command::Agent(options) => client::agent(options).await,
         Command::Tools(options) => tools::run(options).await,
