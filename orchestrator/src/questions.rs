@@ -118,7 +118,6 @@ pub fn what(effect: &Effect) -> String {
 
 /// Decides everything again, by the rules that made it or by others: what was found, and that as
 /// `vlinders replay --verify --json` prints it.
-#[must_use]
 pub fn verification(
     exec: ExecutionId,
     messages: &[Stored],

@@ -5,12 +5,14 @@ mod account;
 mod deployed;
 mod llama_server;
 pub mod otlp;
+mod postgres;
 mod program;
 mod python;
 
 pub use account::account;
 pub use deployed::{Deployed, PLACES};
 pub use llama_server::LlamaServer;
+pub use postgres::Postgres;
 pub use program::{Ended, Up, nats_server, processes_about, run, secret_of};
 pub use python::python;
 
@@ -322,6 +324,10 @@ impl System {
             "analysis-worker" => {
                 command.arg("--workspace").arg(repository()).arg("--workspace").arg(self.workspace());
                 // Where vectors are kept, which all of them share.
+                command.env("XDG_DATA_HOME", self.directory());
+            }
+            "orchestrator" => {
+                // Where the tables are, which all of them share.
                 command.env("XDG_DATA_HOME", self.directory());
             }
             _ => {}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use schemas::ExecutionId;
+use schemas::api::Status;
 
 /// LLM inference and agents as an event-streaming pipeline over NATS JetStream.
 #[derive(Parser)]
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     Memory(Memory),
     /// List the newest executions, or show one.
     Executions(Executions),
+    /// Look at the tables of executions, or build them anew from the log.
+    Projection(Projection),
     /// Fold the log of one execution and print its story.
     Replay(Replay),
     /// Prove the whole log: decide every decision of every execution again and compare byte for byte.
@@ -397,8 +400,45 @@ pub(crate) enum ExecutionsWhat {
 #[derive(Args)]
 pub(crate) struct List {
     /// How many to list.
-    #[arg(long, default_value_t = 20)]
-    pub(crate) limit: usize,
+    #[arg(long, default_value_t = 20, value_parser = clap::builder::RangedU64ValueParser::<u32>::new().range(1..))]
+    pub(crate) limit: u32,
+    /// Only those that stand there: submitted, running, paused, completed, rejected, failed, cancelled, timed_out or
+    /// budget_exhausted; several, separated by commas.
+    #[arg(long, value_name = "STATUS", value_delimiter = ',', value_parser = status)]
+    pub(crate) status: Vec<Status>,
+    /// Only those of this agent type.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) agent_type: Option<String>,
+    /// Only those of this user.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+fn status(name: &str) -> Result<Status, String> {
+    serde_json::from_value(serde_json::Value::from(name)).map_err(|_| "there is no such status".to_owned())
+}
+
+#[derive(Args)]
+pub(crate) struct Projection {
+    #[command(subcommand)]
+    pub(crate) what: ProjectionWhat,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ProjectionWhat {
+    /// Say where the tables are, and how far they hold the log.
+    Status(AskProjection),
+    /// Empty the tables and build them anew from the log; questions are answered from what is there meanwhile.
+    Rebuild(AskProjection),
+}
+
+#[derive(Args)]
+pub(crate) struct AskProjection {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -11,12 +11,14 @@ mod control;
 mod dead_letters;
 mod doctor;
 mod endpoint;
+mod executions;
 mod health;
 mod index;
 mod memory;
 mod models;
 mod nats;
 mod object;
+mod projection;
 mod replay;
 mod roles;
 mod settings;
@@ -67,17 +69,18 @@ fn raise_open_files() {
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up(options) => Box::pin(up::run(options)).await,
-        Command::Gateway(options) => roles::run(roles::Role::Gateway, options).await,
-        Command::Orchestrator(options) => roles::run(roles::Role::Orchestrator, options).await,
-        Command::InferenceWorker(options) => roles::run(roles::Role::Inference, options).await,
-        Command::ToolWorker(options) => roles::run(roles::Role::Tools, options).await,
-        Command::AnalysisWorker(options) => roles::run(roles::Role::Analysis, options).await,
+        Command::Gateway(options) => Box::pin(roles::run(roles::Role::Gateway, options)).await,
+        Command::Orchestrator(options) => Box::pin(roles::run(roles::Role::Orchestrator, options)).await,
+        Command::InferenceWorker(options) => Box::pin(roles::run(roles::Role::Inference, options)).await,
+        Command::ToolWorker(options) => Box::pin(roles::run(roles::Role::Tools, options)).await,
+        Command::AnalysisWorker(options) => Box::pin(roles::run(roles::Role::Analysis, options)).await,
         Command::Chat(options) => client::chat(options).await,
         Command::Agent(options) => client::agent(options).await,
         Command::Tools(options) => tools::run(options).await,
         Command::Index(options) => index::run(options).await,
         Command::Memory(options) => memory::run(options).await,
-        Command::Executions(options) => replay::executions(options).await,
+        Command::Executions(options) => executions::run(options).await,
+        Command::Projection(options) => projection::run(options).await,
         Command::Replay(options) => replay::replay(options).await,
         Command::Audit(options) => audit::run(options).await,
         Command::Fork(options) => control::fork(options).await,

@@ -1,16 +1,17 @@
-//! Reads executions straight from the log: lists them, tells the story of one, and proves it.
+//! Reads an execution straight from the log: tells its story, and proves it.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use orchestrator::execution::{MACHINE, MACHINE_NEXT, Rules};
-use orchestrator::history::{self, History};
+use orchestrator::history::History;
+use orchestrator::questions;
 use runtime::bus::{self, Bus, Kind, Stored};
 use schemas::{ExecutionId, Fact, FactBody, Record};
 use serde_json::json;
 
-use crate::cli::{Executions, ExecutionsWhat, List, Replay, Target};
+use crate::cli::{Replay, Target};
 use crate::settings::{Settings, Usage};
 use crate::state;
 
@@ -24,7 +25,8 @@ pub(crate) async fn connect(target: &Target) -> anyhow::Result<Bus> {
     Ok(Bus::connect(&config, "cli").await?)
 }
 
-async fn read(bus: &Bus, exec: ExecutionId) -> anyhow::Result<Vec<Stored>> {
+/// The messages of an execution.
+pub(crate) async fn read(bus: &Bus, exec: ExecutionId) -> anyhow::Result<Vec<Stored>> {
     let messages = bus.read_execution(exec, 0).await?;
     if messages.is_empty() {
         bail!("there is no execution {exec} in this log");
@@ -32,70 +34,13 @@ async fn read(bus: &Bus, exec: ExecutionId) -> anyhow::Result<Vec<Stored>> {
     Ok(messages)
 }
 
-/// `vlinders executions`
-pub(crate) async fn executions(options: Executions) -> anyhow::Result<ExitCode> {
-    match options.what {
-        Some(ExecutionsWhat::Ls(list)) => lines(None, &list).await,
-        Some(ExecutionsWhat::Show(one)) => {
-            let messages = read(&connect(&one.target).await?, one.execution).await?;
-            show(one.execution, &messages, messages.len() - 1, one.json);
-            Ok(ExitCode::SUCCESS)
-        }
-        None => lines(options.execution, &options.list).await,
-    }
-}
-
-/// A line for each: the newest, or the one that was named.
-async fn lines(execution: Option<ExecutionId>, options: &List) -> anyhow::Result<ExitCode> {
-    let bus = connect(&options.target).await?;
-    let ids = match execution {
-        Some(exec) => vec![exec],
-        None => bus.newest_executions(options.limit).await?,
-    };
-    for exec in ids {
-        let messages = read(&bus, exec).await?;
-        let (agent, status) = summary(&messages);
-        if options.json {
-            println!(
-                "{}",
-                json!({"execution_id": exec, "agent_type": agent, "status": status, "events": messages.len()})
-            );
-        } else {
-            println!("{exec}  {status:<26}  {agent:<10}  {} messages", messages.len());
-        }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn show(exec: ExecutionId, messages: &[Stored], at: usize, as_json: bool) {
+/// An execution as it stood after message `at`.
+pub(crate) fn show(exec: ExecutionId, messages: &[Stored], at: usize, as_json: bool) {
     if as_json {
-        println!("{}", state::as_json(exec, messages, at));
+        println!("{}", questions::state(exec, messages, at));
     } else {
         state::tell(exec, messages, at);
     }
-}
-
-/// The agent type and the newest event's name.
-fn summary(messages: &[Stored]) -> (String, String) {
-    let mut agent = String::new();
-    let mut status = "execution.submitted".to_owned();
-    for message in messages {
-        match message.kind {
-            Kind::Fact => {
-                if let Ok(Fact { body: FactBody::ExecutionSubmitted(request), .. }) = Fact::read(&message.payload) {
-                    agent = request.agent;
-                }
-            }
-            Kind::Decision => {
-                if let Some(event) =
-                    Record::read(&message.payload).ok().and_then(|r| r.events.last().map(schemas::Event::name))
-                {
-                    status = event.to_owned();
-                }
-            }
-        }
-    }
-    (agent, status)
 }
 
 /// `vlinders replay`
@@ -162,22 +107,15 @@ async fn follow(bus: &Bus, exec: ExecutionId, messages: &mut Vec<Stored>, as_jso
 }
 
 fn verify(exec: ExecutionId, messages: &[Stored], rules: Option<Rules>, as_json: bool) -> ExitCode {
-    let verified = match rules {
-        None => history::verify(exec, messages),
-        Some(rules) => history::verify_as(exec, messages, rules),
-    };
-    let by = rules.map(|rules| rules.version);
-    match verified {
+    let (found, shown) = questions::verification(exec, messages, rules);
+    let code = if found.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(3) };
+    if as_json {
+        println!("{shown}");
+        return code;
+    }
+    match found {
         Ok(verified) => {
-            if as_json {
-                let mut shown = json!({"execution_id": exec, "events": verified.events, "decisions": verified.decisions, "verified": true, "final_hash": verified.final_hash});
-                if let Some(by) = by {
-                    shown["machine"] = json!(by);
-                }
-                println!("{shown}");
-                return ExitCode::SUCCESS;
-            }
-            match by {
+            match rules.map(|rules| rules.version) {
                 None => println!(
                     "verified: {} decisions of {} messages came out byte for byte; final hash {}",
                     verified.decisions, verified.events, verified.final_hash
@@ -190,21 +128,10 @@ fn verify(exec: ExecutionId, messages: &[Stored], rules: Option<Rules>, as_json:
             for unreadable in verified.unreadable {
                 println!("  message {} cannot be read and led to nothing: {}", unreadable.sequence, unreadable.reason);
             }
-            ExitCode::SUCCESS
         }
-        Err(difference) => {
-            if as_json {
-                let mut shown = json!({"execution_id": exec, "events": messages.len(), "verified": false, "decision": difference.n, "sequence": difference.sequence, "difference": difference.difference});
-                if let Some(by) = by {
-                    shown["machine"] = json!(by);
-                }
-                println!("{shown}");
-            } else {
-                println!("NOT verified: {difference}");
-            }
-            ExitCode::from(3)
-        }
+        Err(difference) => println!("NOT verified: {difference}"),
     }
+    code
 }
 
 /// One message of the story.

@@ -80,6 +80,10 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
     if role == Role::Analysis {
         settings::place_vectors(&mut settings.analysis, &settings::default_data());
     }
+    if role == Role::Orchestrator {
+        settings.projection.data = Some(settings::default_data());
+        settings.projection.check().map_err(Usage)?;
+    }
     match role {
         Role::Orchestrator => settings.orchestrator.check(),
         Role::Inference => settings.inference.check(),
@@ -145,7 +149,10 @@ pub(crate) async fn start(
 ) -> anyhow::Result<Option<gateway::Addresses>> {
     let runtime = runtime.clone();
     match role {
-        Role::Orchestrator => orchestrator::serve(settings.orchestrator, runtime).await?,
+        Role::Orchestrator => {
+            orchestrator::serve(settings.orchestrator, runtime.clone()).await?;
+            orchestrator::projection::serve(settings.projection, runtime).await?;
+        }
         Role::Inference => inference_worker::serve(settings.inference, runtime).await?,
         Role::Tools => tool_worker::serve(settings.tools, runtime).await?,
         Role::Analysis => analysis_worker::serve(settings.analysis, runtime).await?,

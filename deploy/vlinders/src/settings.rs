@@ -8,7 +8,8 @@ use runtime::config::{Layers, Origin, Secret};
 use runtime::{bus, telemetry};
 
 /// Sections a configuration may have, one for each service and what they share.
-const SECTIONS: [&str; 7] = ["nats", "telemetry", "gateway", "orchestrator", "inference", "tools", "analysis"];
+const SECTIONS: [&str; 8] =
+    ["nats", "telemetry", "gateway", "orchestrator", "projection", "inference", "tools", "analysis"];
 
 /// The configuration or the command line is wrong: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,7 @@ pub(crate) struct Settings {
     pub(crate) telemetry: telemetry::Config,
     pub(crate) gateway: gateway::Config,
     pub(crate) orchestrator: orchestrator::Config,
+    pub(crate) projection: orchestrator::projection::Config,
     pub(crate) inference: inference_worker::Config,
     pub(crate) tools: tool_worker::Config,
     pub(crate) analysis: analysis_worker::Config,
@@ -38,6 +40,7 @@ impl Settings {
             telemetry: layers.section("telemetry").map_err(usage)?,
             gateway: layers.section("gateway").map_err(usage)?,
             orchestrator: layers.section("orchestrator").map_err(usage)?,
+            projection: layers.section("projection").map_err(usage)?,
             inference: layers.section("inference").map_err(usage)?,
             tools: layers.section("tools").map_err(usage)?,
             analysis: layers.section("analysis").map_err(usage)?,
@@ -52,6 +55,7 @@ impl Settings {
             ("telemetry", serde_json::to_value(&self.telemetry)?),
             ("gateway", serde_json::to_value(&self.gateway)?),
             ("orchestrator", serde_json::to_value(&self.orchestrator)?),
+            ("projection", serde_json::to_value(&self.projection)?),
             ("inference", serde_json::to_value(&self.inference)?),
             ("tools", serde_json::to_value(&self.tools)?),
             ("analysis", serde_json::to_value(&self.analysis)?),
@@ -73,6 +77,7 @@ impl Settings {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         self.gateway.check().map_err(Usage)?;
         self.orchestrator.check().map_err(Usage)?;
+        self.projection.check().map_err(Usage)?;
         self.inference.check().map_err(Usage)?;
         self.tools.check().map_err(Usage)?;
         self.analysis.check().map_err(Usage)?;
@@ -95,7 +100,10 @@ impl Settings {
 /// A value as it may be logged.
 pub(crate) fn shown(key: &str, value: &toml::Value) -> toml::Value {
     match value {
-        _ if key.ends_with("password") || key.ends_with("api_key") => toml::Value::String("…".to_owned()),
+        // The URL of a database has its password in it.
+        _ if key.ends_with("password") || key.ends_with("api_key") || key == "projection.url" => {
+            toml::Value::String("…".to_owned())
+        }
         // Variables of programs hold keys under any name.
         toml::Value::Table(table) if key == "environment" => {
             let hidden = |key: &String| (key.clone(), toml::Value::String("…".to_owned()));
@@ -279,5 +287,6 @@ mod tests {
         assert!(!shown.contains("sk-"), "{shown}");
         assert!(shown.contains("http://gpu/v1") && shown.contains("/run/key"), "{shown}");
         assert_eq!(super::shown("nats.password", &value).to_string(), "\"…\"");
+        assert_eq!(super::shown("projection.url", &value).to_string(), "\"…\"");
     }
 }

@@ -1,47 +1,12 @@
 //! An execution as it stood after one of its messages: where it was, what was open, what its model would read.
 
-use orchestrator::execution::{Effect, Execution, State, Work};
-use orchestrator::history::History;
+use orchestrator::execution::{Effect, State};
+use orchestrator::questions::{after, what};
 use runtime::bus::Stored;
 use schemas::{EffectId, ExecutionId, Role};
-use serde_json::{Value, json};
 
 /// Characters of one message shown to a person; the whole stands in the log.
 const TEXT_SHOWN: usize = 200;
-
-/// Folds the messages up to number `at`.
-pub(crate) fn after(exec: ExecutionId, messages: &[Stored], at: usize) -> Execution {
-    let mut history = History::new(exec);
-    for message in messages.iter().take(at + 1) {
-        // What cannot be read led to nothing.
-        let _ = history.fold(message);
-    }
-    history.execution
-}
-
-/// The state for machines.
-pub(crate) fn as_json(exec: ExecutionId, messages: &[Stored], at: usize) -> Value {
-    let execution = after(exec, messages, at);
-    let effects: Vec<Value> = execution
-        .effects
-        .iter()
-        .map(|(id, e)| json!({"effect": id, "what": what(e), "attempt": e.attempt, "state": e.state.name()}))
-        .collect();
-    json!({
-        "execution_id": exec,
-        "at": at,
-        "sequence": messages.get(at).map(|m| m.sequence),
-        "phase": execution.phase.name(),
-        "control": execution.control.name(),
-        "turn": execution.turn,
-        "budget": execution.budget,
-        "effects": effects,
-        "context_tokens": execution.context.tokens(),
-        "context": execution.context.messages(),
-        "outcome": execution.end.as_ref().map(|end| end.outcome),
-        "answer": execution.end.as_ref().map(|end| end.text.clone()),
-    })
-}
 
 /// The state for people.
 pub(crate) fn tell(exec: ExecutionId, messages: &[Stored], at: usize) {
@@ -89,15 +54,6 @@ fn in_words(id: &EffectId, effect: &Effect) -> String {
         _ => String::new(),
     };
     format!("{id:<12} {:<14} attempt {} {}{more}", effect.state.name(), effect.attempt, what(effect))
-}
-
-fn what(effect: &Effect) -> String {
-    match &effect.work {
-        Work::Inference { .. } => "the model".to_owned(),
-        Work::Tool { call } => format!("{}({})", call.function.name, call.function.arguments),
-        Work::Child { child, agent, .. } => format!("agent {agent}, execution {child}"),
-        Work::Compression { .. } => "a summary".to_owned(),
-    }
 }
 
 fn shorten(text: &str) -> String {

@@ -118,6 +118,7 @@ fn load(options: &Up, data: &Path) -> anyhow::Result<Settings> {
     }
     settings::add_shipped_models(&mut settings.inference, data)?;
     settings::place_vectors(&mut settings.analysis, data);
+    settings.projection.data = Some(data.to_owned());
     // A box of bubblewrap starts in milliseconds and loads nothing between calls, which suits one person's machine; a
     // server's worker, a process of its own, prefers containers.
     if !settings.says("tools.sandbox") && settings.tools.bubblewrap.exists() {

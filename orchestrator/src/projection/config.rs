@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use runtime::config::Secret;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Section `projection`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Whether executions are projected into tables at all.

@@ -1,5 +1,6 @@
 //! A run of messages of one partition, folded into what changes in the tables. Pure.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use runtime::bus::{Kind, Placed, Stored};
@@ -57,30 +58,28 @@ pub(super) fn fold(partition: Partition, messages: &[Placed], mut known: BTreeMa
             continue;
         };
         let exec = stored.exec;
-        if !changes.executions.contains_key(&exec) {
-            let (summary, begun) = match (known.remove(&exec), &message) {
-                (Some(Known::Open(summary)), _) => (*summary, None),
+        let execution = match changes.executions.entry(exec) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(vacant) => match (known.remove(&exec), &message) {
+                (Some(Known::Open(summary)), _) => {
+                    vacant.insert(Execution { summary: *summary, begun: None, response: None })
+                }
                 (Some(Known::Ended), _) => {
                     known.insert(exec, Known::Ended);
                     continue;
                 }
-                (None, Message::Fact(fact)) => match (Summary::begin(fact), &fact.body) {
-                    (Some(summary), FactBody::ExecutionSubmitted(request)) => {
+                (None, Message::Fact(fact)) => {
+                    // Anything but a request is nobody's fact.
+                    if let (Some(summary), FactBody::ExecutionSubmitted(request)) = (Summary::begin(fact), &fact.body) {
                         let asked = shortened(&instruction(request), TEXT_BYTES_MAX);
-                        (summary, Some((place(partition, *sequence), asked)))
+                        let begun = Some((place(partition, *sequence), asked));
+                        vacant.insert(Execution { summary, begun, response: None });
                     }
-                    // Nobody's fact.
-                    _ => continue,
-                },
+                    continue;
+                }
                 (None, Message::Decision(_)) => continue,
-            };
-            let is_new = begun.is_some();
-            changes.executions.insert(exec, Execution { summary, begun, response: None });
-            if is_new {
-                continue;
-            }
-        }
-        let Some(execution) = changes.executions.get_mut(&exec) else { continue };
+            },
+        };
         let found = match &message {
             Message::Fact(fact) => execution.summary.fact(fact),
             Message::Decision(record) => execution.summary.decision(record),

@@ -2,7 +2,7 @@
 //! leads to. That position is the fence: a run that does not begin right behind it changes nothing.
 //!
 //! SQLite and PostgreSQL are asked in the same words. A transaction that the machine loses in a power cut is no loss,
-//! because its position goes with it: neither database waits for the disk.
+//! because its position goes with it: neither database waits for the disk, but for what was not derived from the log.
 
 mod rows;
 mod statement;
@@ -41,6 +41,8 @@ const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "tables", include_str!("../../mi
 const SQLITE: &[&str] = &["PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL"];
 const POSTGRES: &[&str] =
     &["SET synchronous_commit = off", "SET application_name = 'vlinders'", "SET statement_timeout = '60s'"];
+
+const DURABLE: &str = "SET LOCAL synchronous_commit = on";
 
 /// The tables cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +104,8 @@ pub(crate) struct Store {
     pub(super) pool: AnyPool,
     /// How a transaction that writes begins.
     begin: &'static str,
+    /// What makes one wait for the disk, where that is not the case.
+    durable: Option<&'static str>,
     /// Tells these tables from all others of the same log.
     pub(crate) id: String,
 }
@@ -111,9 +115,10 @@ impl Store {
     /// refused, unless they are to be taken over.
     pub(crate) async fn open(target: &Target, log: &str, take_over: bool) -> Result<Self, Error> {
         sqlx::any::install_default_drivers();
-        let (url, begin, settings) = match target {
-            Target::Sqlite(file) => (sqlite_url(file)?, "BEGIN IMMEDIATE", SQLITE),
-            Target::Postgres(url) => (url.expose().to_owned(), "BEGIN", POSTGRES),
+        let (url, begin, settings, durable) = match target {
+            // What a power cut takes from a file it takes from its only user, who begins anew.
+            Target::Sqlite(file) => (sqlite_url(file)?, "BEGIN IMMEDIATE", SQLITE, None),
+            Target::Postgres(url) => (url.expose().to_owned(), "BEGIN", POSTGRES, Some(DURABLE)),
         };
         let options = AnyConnectOptions::from_str(&url)?.disable_statement_logging();
         let pool = AnyPoolOptions::new()
@@ -133,14 +138,14 @@ impl Store {
             Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
         });
         Migrator::with_migrations(migrations.to_vec()).run(&pool).await?;
-        let mut store = Self { pool, begin, id: String::new() };
+        let mut store = Self { pool, begin, durable, id: String::new() };
         store.id = store.claim(log, take_over).await?;
         Ok(store)
     }
 
     /// Notes which log the tables belong to, and empties them where they are of another version or are taken over.
     async fn claim(&self, log: &str, take_over: bool) -> Result<String, Error> {
-        let mut transaction = self.begin().await?;
+        let mut transaction = self.begin_durable().await?;
         let place = "INSERT INTO projection_source (only_row, log, fold, database_id) VALUES (1, $1, $2, $3) \
                      ON CONFLICT (only_row) DO NOTHING";
         let mine = clock::process_token();
@@ -169,6 +174,15 @@ impl Store {
 
     async fn begin(&self) -> Result<Transaction<'static, Any>, sqlx::Error> {
         self.pool.begin_with(self.begin).await
+    }
+
+    /// For what follows from no log: a server that crashes must not forget it.
+    async fn begin_durable(&self) -> Result<Transaction<'static, Any>, sqlx::Error> {
+        let mut transaction = self.begin().await?;
+        if let Some(durable) = self.durable {
+            sqlx::query(durable).execute(&mut *transaction).await?;
+        }
+        Ok(transaction)
     }
 
     /// How far every partition is.
@@ -216,7 +230,7 @@ impl Store {
 
     /// Empties the tables, which are to be built from the log up to these sequences.
     pub(crate) async fn clear(&self, upto: &BTreeMap<Partition, u64>) -> Result<(), Error> {
-        let mut transaction = self.begin().await?;
+        let mut transaction = self.begin_durable().await?;
         empty(&mut transaction).await?;
         self.aim(&mut transaction, upto).await?;
         transaction.commit().await?;

@@ -25,6 +25,7 @@ mod openai;
 mod people;
 mod plugins;
 mod probes;
+mod projection;
 mod proof;
 mod refusals;
 mod remote;
