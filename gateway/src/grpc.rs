@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use tokio::net::TcpListener;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
@@ -124,7 +124,7 @@ fn secret(headers: &HeaderMap) -> &[u8] {
         let (scheme, token) = value.split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
     };
-    headers.get("x-internal-auth").map(|v| v.as_bytes()).or_else(bearer).unwrap_or_default()
+    headers.get("x-internal-auth").map(HeaderValue::as_bytes).or_else(bearer).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ pub(crate) async fn explained(gateway: &Gateway, execution: &Execution, mut fail
 
 /// The body, which may be missing where every field may.
 async fn body<T: serde::de::DeserializeOwned>(gateway: &Gateway, request: Request<Body>) -> Result<T, Failure> {
-    let (_, bytes) = requests::body(&gateway, request).await?;
+    let (_, bytes) = requests::body(gateway, request).await?;
     submission::read(if bytes.is_empty() { b"{}" } else { &bytes })
 }
 

@@ -30,7 +30,7 @@ pub(crate) async fn run(options: Up) -> anyhow::Result<ExitCode> {
     let nats_data = data.join("nats");
     std::fs::create_dir_all(&nats_data).with_context(|| format!("create {}", nats_data.display()))?;
     let mut server = Server::start(&program, &nats_data).await?;
-    let code = serve(&options, &data, &settings, &secret, secret_file, &mut server).await;
+    let code = Box::pin(serve(&options, &data, &settings, &secret, secret_file, &mut server)).await;
     // However it ended, also in the middle of the start: nobody is led here any more, and no server is left behind.
     Ready::withdraw(&data);
     server.stop().await;

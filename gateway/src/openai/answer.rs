@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use schemas::api::{Answer, AnswerUsage, Choice, EmbeddingsAnswer, Logprobs, ToolCallReport};
+use schemas::api::{Answer, AnswerUsage, Choice, EmbeddingsAnswer, ToolCallReport};
 use schemas::chat::{FinishReason, TokenLogprob};
 use schemas::rpc::Model;
 use schemas::wire::Nanos;
@@ -18,7 +18,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    fn with(&self, object: &str, choices: Value) -> Value {
+    fn with(&self, object: &str, choices: &[Value]) -> Value {
         json!({
             "id": format!("chatcmpl-{}", self.exec),
             "object": object,
@@ -51,7 +51,7 @@ impl Head {
                 })
             })
             .collect();
-        let mut completion = self.with("chat.completion", json!(choices));
+        let mut completion = self.with("chat.completion", &choices);
         completion["usage"] = usage(&answer.usage);
         completion
     }
@@ -60,13 +60,13 @@ impl Head {
     pub(super) fn chunk(
         &self,
         index: u32,
-        delta: Value,
+        delta: &Value,
         logprobs: &[TokenLogprob],
         ends: Option<FinishReason>,
     ) -> Value {
         let logprobs = if logprobs.is_empty() { Value::Null } else { likelihoods(logprobs) };
         let choice = json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": ends.map(finish)});
-        self.with("chat.completion.chunk", json!([choice]))
+        self.with("chat.completion.chunk", &[choice])
     }
 
     /// What a stream says after its text: calls, the other answers, how each ended, and the token counts if they are wanted.
@@ -77,17 +77,17 @@ impl Head {
             if index > 0 {
                 let delta = json!({"role": "assistant", "content": choice.message.content});
                 let logprobs = choice.logprobs.as_ref().map_or(&[][..], |logprobs| &logprobs.content);
-                chunks.push(self.chunk(index, delta, logprobs, None));
+                chunks.push(self.chunk(index, &delta, logprobs, None));
             }
             for (at, call) in choice.message.tool_calls.iter().enumerate() {
                 let mut call = json!(call);
                 call["index"] = json!(at);
-                chunks.push(self.chunk(index, json!({"tool_calls": [call]}), &[], None));
+                chunks.push(self.chunk(index, &json!({"tool_calls": [call]}), &[], None));
             }
-            chunks.push(self.chunk(index, json!({}), &[], Some(choice.finish_reason)));
+            chunks.push(self.chunk(index, &json!({}), &[], Some(choice.finish_reason)));
         }
         if with_usage {
-            let mut last = self.with("chat.completion.chunk", json!([]));
+            let mut last = self.with("chat.completion.chunk", &[]);
             last["usage"] = usage(&answer.usage);
             chunks.push(last);
         }
@@ -108,7 +108,7 @@ fn choices(answer: &Answer) -> Vec<Choice> {
             ..schemas::Message::text(schemas::Role::Assistant, &answer.response)
         },
         finish_reason: answer.finish_reason.unwrap_or(FinishReason::Stop),
-        logprobs: answer.logprobs.clone().map(|Logprobs { content }| Logprobs { content }),
+        logprobs: answer.logprobs.clone(),
     }]
 }
 

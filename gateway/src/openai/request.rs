@@ -304,7 +304,7 @@ mod tests {
 
     use super::*;
 
-    fn chat(fields: Value) -> Result<(ChatRequest, Wanted), Failure> {
+    fn chat(fields: &Value) -> Result<(ChatRequest, Wanted), Failure> {
         let mut body = json!({"model": "tiny", "messages": [{"role": "user", "content": "hello"}]});
         for (field, value) in fields.as_object().expect("fields") {
             body[field] = value.clone();
@@ -312,14 +312,14 @@ mod tests {
         crate::submission::read::<ChatCompletion>(body.to_string().as_bytes())?.into_chat()
     }
 
-    fn refused(fields: Value) -> (String, String) {
+    fn refused(fields: &Value) -> (String, String) {
         let problem = chat(fields).expect_err("refused").0;
         (problem.code, problem.detail)
     }
 
     #[test]
     fn what_clients_send_becomes_a_chat() {
-        let (chat, wanted) = chat(json!({
+        let (chat, wanted) = chat(&json!({
             "messages": [
                 {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
                 {"role": "assistant", "content": null, "refusal": null, "audio": null, "function_call": null, "annotations": [],
@@ -341,30 +341,30 @@ mod tests {
 
     #[test]
     fn what_is_not_carried_out_is_refused_by_name() {
-        let unsupported = |fields, name: &str| {
+        let unsupported = |fields: &Value, name: &str| {
             let (code, detail) = refused(fields);
             assert_eq!(code, "unsupported_parameter");
             assert!(detail.starts_with(&format!("`{name}`")), "{detail}");
         };
-        unsupported(json!({"logit_bias": {"50256": -100}}), "logit_bias");
-        unsupported(json!({"functions": []}), "functions");
-        unsupported(json!({"modalities": ["text", "audio"]}), "modalities");
-        unsupported(json!({"reasoning_effort": "high"}), "reasoning_effort");
+        unsupported(&json!({"logit_bias": {"50256": -100}}), "logit_bias");
+        unsupported(&json!({"functions": []}), "functions");
+        unsupported(&json!({"modalities": ["text", "audio"]}), "modalities");
+        unsupported(&json!({"reasoning_effort": "high"}), "reasoning_effort");
         let tools = json!([{"type": "function", "function": {"name": "f"}}]);
-        unsupported(json!({"tools": tools, "parallel_tool_calls": false}), "parallel_tool_calls");
+        unsupported(&json!({"tools": tools, "parallel_tool_calls": false}), "parallel_tool_calls");
         let named = json!({"type": "function", "function": {"name": "f"}});
-        chat(json!({"tools": tools, "parallel_tool_calls": false, "tool_choice": named})).expect("one call anyway");
+        chat(&json!({"tools": tools, "parallel_tool_calls": false, "tool_choice": named})).expect("one call anyway");
 
-        let (code, detail) = refused(json!({"temprature": 1}));
+        let (code, detail) = refused(&json!({"temprature": 1}));
         assert!(code == "unknown_field" && detail.contains("temprature"), "{detail}");
-        let (_, detail) = refused(json!({"stream_options": {"include_usage": true}}));
+        let (_, detail) = refused(&json!({"stream_options": {"include_usage": true}}));
         assert!(detail.contains("without `stream`"), "{detail}");
-        let (_, detail) = refused(json!({"max_tokens": 1, "max_completion_tokens": 2}));
+        let (_, detail) = refused(&json!({"max_tokens": 1, "max_completion_tokens": 2}));
         assert!(detail.contains("`max_completion_tokens` is 2"), "{detail}");
         let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]);
-        let (code, detail) = refused(json!({"messages": image}));
+        let (code, detail) = refused(&json!({"messages": image}));
         assert!(code == "unsupported_content" && detail.contains("messages[0].content[0]"), "{detail}");
-        let (_, detail) = refused(json!({"messages": [{"role": "function", "content": "x", "name": "f"}]}));
+        let (_, detail) = refused(&json!({"messages": [{"role": "function", "content": "x", "name": "f"}]}));
         assert!(detail.contains("`messages[0].role`"), "{detail}");
     }
 

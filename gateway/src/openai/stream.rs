@@ -32,7 +32,7 @@ struct Chunks {
 pub(super) fn respond(head: Head, streamed: Streamed, usage: bool) -> Response {
     let keep_alive = Duration::from_secs(streamed.gateway.config.keep_alive_s);
     let headers = [("x-execution-id", head.exec.to_string()), ("x-accel-buffering", "no".to_owned())];
-    let first = head.chunk(0, json!({"role": "assistant", "content": ""}), &[], None);
+    let first = head.chunk(0, &json!({"role": "assistant", "content": ""}), &[], None);
     let ready = VecDeque::from([event(&first)]);
     let chunks = Chunks { head, streamed: Box::new(streamed), usage, ready, ended: false };
     (headers, Sse::new(events(chunks)).keep_alive(KeepAlive::new().interval(keep_alive))).into_response()
@@ -73,7 +73,7 @@ impl Chunks {
 
     fn text(&mut self, id: &str, text: &str, logprobs: &[TokenLogprob]) {
         self.streamed.sent_token();
-        let chunk = self.head.chunk(0, json!({"content": text}), logprobs, None);
+        let chunk = self.head.chunk(0, &json!({"content": text}), logprobs, None);
         self.ready.push_back(event(&chunk).id(id));
     }
 

@@ -947,6 +947,7 @@ fn refused() -> FactBody {
         detail: "there is no agent \"codr\"".into(),
         next_step: "there are: coder".into(),
         execution_id: None,
+        retry_after_s: None,
     }))
 }
 

@@ -114,7 +114,7 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_is_not_there_is_named_with_its_setting() {
         let config = Config { nkey_file: Some("/nowhere/seed".into()), ..Config::default() };
-        let error = present(&config, ConnectOptions::new()).await.err().expect("no such file");
+        let error = present(&config, ConnectOptions::new()).await.expect_err("no such file");
         assert!(error.contains("nkey_file /nowhere/seed"), "{error}");
     }
 }
