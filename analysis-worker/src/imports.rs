@@ -16,6 +16,8 @@ pub struct Import {
     /// The names taken out of it, where such a name may be a module itself: `store` of Python's `from . import store`.
     /// Other languages leave this empty.
     pub members: Vec<String>,
+    /// Where the file of a declared module lies, if the declaration says so: Rust's `#[path = "…"] mod x;`.
+    pub at: Option<String>,
     /// Line of the statement, counted from 1.
     pub line: usize,
 }
@@ -107,6 +109,11 @@ impl<'a> Imports<'a> {
                 } else {
                     self.push(written, tag, line);
                 }
+                if tag == ImportTag::Declaration
+                    && let Some(import) = self.imports.last_mut().filter(|import| import.line == line)
+                {
+                    import.at = placed_at(statement, self.code);
+                }
             }
             if let (Some(member), Some(import)) = (member, self.imports.last_mut())
                 && import.line == line
@@ -158,13 +165,26 @@ impl<'a> Imports<'a> {
             ImportTag::File => ImportKind::File,
         };
         let path = if tag == ImportTag::Module { path.split_whitespace().collect() } else { path.to_owned() };
-        self.imports.push(Import { path, kind, members: Vec::new(), line });
+        self.imports.push(Import { path, kind, members: Vec::new(), at: None, line });
     }
 
     fn is_relative(&self, path: &str) -> bool {
         let dotted = [Language::Python, Language::JavaScript, Language::TypeScript, Language::Tsx];
         path.starts_with('.') && dotted.contains(&self.language)
     }
+}
+
+/// What `#[path = "…"]` above a declaration says. Other attributes and comments may stand between.
+fn placed_at(declaration: Node<'_>, code: &str) -> Option<String> {
+    let above = std::iter::successors(declaration.prev_sibling(), Node::prev_sibling);
+    let attributes =
+        above.take_while(|node| matches!(node.kind(), "attribute_item" | "line_comment" | "block_comment"));
+    attributes.into_iter().find_map(|attribute| {
+        let inner = text(attribute, code).strip_prefix("#[")?.strip_suffix(']')?.trim();
+        let value = inner.strip_prefix("path")?.trim_start().strip_prefix('=')?.trim();
+        let path = unquoted(value);
+        (path.len() < value.len() && path.len() <= PATH_BYTES_MAX).then(|| path.to_owned())
+    })
 }
 
 /// Without the quotes or brackets around it; an expression that only ends with a quote keeps it.

@@ -162,7 +162,7 @@ fn imports(file: &IndexedFile) -> Vec<ImportRef<'_>> {
         path: &import.path,
         kind,
         members: &import.members,
-        at: None,
+        at: import.at.as_deref(),
         line: import.line as usize,
     });
     imports.collect()

@@ -116,6 +116,7 @@ fn of_code(path: &str, hash: String, text: String, analysis: Analysis) -> Read {
     let imports = imports.into_iter().map(|import| IndexedImport {
         kind: overview::name_of(import.kind).to_owned(),
         members: import.members,
+        at: import.at,
         line: u32::try_from(import.line).unwrap_or(u32::MAX),
         path: import.path,
     });

@@ -70,7 +70,7 @@ fn parts(analysis: Option<&Analysis>) -> Parts<'_> {
         path: &import.path,
         kind: import.kind,
         members: &import.members,
-        at: None,
+        at: import.at.as_deref(),
         line: import.line,
     });
     let symbols = analysis.symbols.iter().filter(|symbol| !symbol.local).map(|symbol| Definition {

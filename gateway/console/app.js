@@ -164,8 +164,9 @@ function show(main, links) {
     main, id: id ?? null, params: new URLSearchParams(search), signal: leave.signal,
     title: (text) => { document.title = `${text} · Vlinders`; },
     key: (key, what, action) => pageKeys.push({ key, what, action }),
-    /** Notes in the address what is shown, so that the link leads here again. */
+    /** Notes in the address what is shown, so that the link leads here again; not once another page is shown. */
     note: (values) => {
+      if (context.signal.aborted) return;
       const text = new URLSearchParams(
         Object.entries(values).filter(([, v]) => v !== null && v !== undefined && v !== "")
       ).toString();

@@ -12,16 +12,15 @@ mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use tokio::net::TcpListener;
+use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Status};
 
 use crate::config::Config;
+use crate::listen::{self, Bounds, Certified, Identity};
 use crate::problem::Failure;
 use crate::service::{Error, Gateway};
 use calls::Calls;
@@ -37,10 +36,6 @@ mod proto {
 
 /// The proto and all it needs, for the reflection service.
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/vlinders.v1.bin"));
-/// How long a client may leave a ping unanswered before its connection is given up.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Bytes of a call's metadata at most.
-const METADATA_BYTES_MAX: u32 = 16 << 10;
 
 /// Where gRPC is served; none when it is not. Where no address was given it is the port behind HTTP's, and a free one where
 /// HTTP took a free one. Somebody else may have that port: then HTTP is served alone.
@@ -65,12 +60,10 @@ pub(crate) async fn listen(config: &Config, http: SocketAddr) -> Result<Option<T
     }
 }
 
-/// Serves until the soft token falls, then lets open calls finish.
-pub(crate) fn serve(gateway: &Arc<Gateway>, listener: TcpListener) {
-    let (tasks, soft) = (gateway.runtime.tasks.clone(), gateway.runtime.tasks.soft());
-    let config = &gateway.config;
-    // Tokens are small and must leave at once.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+/// Serves until the soft token falls, then lets open calls finish. It is listened as for HTTP, with the same certificates
+/// and bounds; tonic's own server would end a call at its deadline by itself, with a code that says something else.
+pub(crate) fn serve(gateway: &Arc<Gateway>, listener: TcpListener, identity: Option<Identity>, bounds: Bounds) {
+    let (tasks, config) = (&gateway.runtime.tasks, &gateway.config);
     let secret = |gateway: &Arc<Gateway>| {
         let gateway = Arc::clone(gateway);
         move |request: Request<()>| authorise(&gateway, request)
@@ -78,19 +71,12 @@ pub(crate) fn serve(gateway: &Arc<Gateway>, listener: TcpListener) {
     let calls = InferenceServiceServer::new(Calls { gateway: Arc::clone(gateway) })
         .max_decoding_message_size(config.body_bytes_max);
     let (reflection, older) = reflection();
-    let router = Server::builder()
-        // Clients that share one connection are bounded as all are, by the requests that may be open.
-        .max_concurrent_streams(u32::try_from(config.requests_open_max).ok())
-        .http2_max_header_list_size(METADATA_BYTES_MAX)
-        .http2_keepalive_interval(Some(Duration::from_secs(config.keep_alive_s.max(1))))
-        .http2_keepalive_timeout(Some(PING_TIMEOUT))
-        .add_service(Health::server(Arc::clone(gateway)))
+    let routes = Routes::new(Health::server(Arc::clone(gateway)))
         .add_service(InterceptedService::new(calls, secret(gateway)))
         .add_service(InterceptedService::new(reflection, secret(gateway)))
         .add_service(InterceptedService::new(older, secret(gateway)));
-    tasks.spawn_essential("gRPC", async move {
-        router.serve_with_incoming_shutdown(incoming, soft.cancelled_owned()).await
-    });
+    let app = routes.prepare().into_axum_router();
+    tasks.spawn_essential("gRPC", listen::serve(listener, app, identity, bounds, tasks.clone()));
 }
 
 /// Both versions of the reflection service: clients ask for the newer or the older.
@@ -110,7 +96,7 @@ fn reflection() -> (
 /// Nothing of a call is looked at before its secret.
 fn authorise(gateway: &Gateway, request: Request<()>) -> Result<Request<()>, Status> {
     let given = secret(request.metadata().as_ref());
-    if gateway.secrets.hold(given) {
+    if gateway.secrets.hold(given) || request.extensions().get::<Certified>().is_some() {
         return Ok(request);
     }
     let detail = "the metadata x-internal-auth is missing or wrong";

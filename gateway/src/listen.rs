@@ -35,6 +35,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
 /// What every client of HTTP/2 says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes of the headers of a request, or of a call's metadata, over HTTP/2.
+const HEADERS_BYTES_MAX: u32 = 16 << 10;
 /// Requests of one HTTP/2 connection at the same time.
 const STREAMS_MAX: u32 = 1_024;
 
@@ -289,6 +291,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.head);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
     builder.http2().keep_alive_interval(Some(bounds.head)).keep_alive_timeout(bounds.head);
+    builder.http2().max_header_list_size(HEADERS_BYTES_MAX);
     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, "a connection ended early");

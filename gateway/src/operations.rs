@@ -109,6 +109,7 @@ fn bucket(name: &str) -> &'static str {
         stream::BUCKET_RESULTS => "answers kept for equal requests",
         stream::BUCKET_TOOL_RESULTS => "tool results kept for equal calls",
         stream::BUCKET_TOOL_CALLS => "calls that must not be carried out twice",
+        stream::BUCKET_REQUESTS => "which execution each Idempotency-Key of the last day began",
         stream::BUCKET_CODE => "indexed code",
         stream::BUCKET_OBJECTS => "texts of the log that are too large for a message",
         _ => "",

@@ -123,7 +123,7 @@ pub async fn serve(config: Config, secrets: Secrets, runtime: Runtime) -> Result
     });
     completion::serve(&gateway).await?;
     if let Some(listener) = grpc_listener {
-        grpc::serve(&gateway, listener);
+        grpc::serve(&gateway, listener, identity.clone(), bounds);
     }
     let app = router(gateway);
     runtime.tasks.spawn_essential("gateway", listen::serve(listener, app, identity, bounds, runtime.tasks.clone()));

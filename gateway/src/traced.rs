@@ -111,12 +111,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trace_that_came_goes_on_below_it() {
+    fn a_trace_that_came_goes_on() {
         let came = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let request = Request::builder().header(TRACEPARENT, came).header(TRACESTATE, "a=b").body(Body::empty());
         let carrier = Traced::begin(request.expect("a request").headers(), "GET", "/x").carrier();
-        let (came, goes) = (Context::parse(came).expect("one"), Context::read(&carrier).expect("one"));
-        assert!(goes.trace == came.trace && goes.span != came.span && goes.sampled);
+        assert_eq!(carrier[TRACEPARENT], came, "nothing is exported, so what follows lies below the caller's own span");
         assert_eq!(carrier[TRACESTATE], "a=b");
         assert!(
             Traced::begin(&HeaderMap::new(), "GET", "/x").carrier().is_empty(),

@@ -101,6 +101,9 @@ pub struct IndexedImport {
     /// Names taken out of it that may be modules themselves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<String>,
+    /// Where the file of a declared module lies, if the declaration says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
     /// The line.
     pub line: u32,
 }

@@ -842,6 +842,7 @@ fn indexed_code_and_memory() {
             path: "std::fs".into(),
             kind: "module".into(),
             members: vec!["x".into()],
+            at: None,
             line: 1,
         }],
     };

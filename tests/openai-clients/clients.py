@@ -70,16 +70,17 @@ def completion(client):
 
 
 def streamed(client):
-    whole = client.chat.completions.create(model=MODEL, messages=HELLO)
-    options = {"include_usage": True}
-    chunks = list(client.chat.completions.create(model=MODEL, messages=HELLO, stream=True, stream_options=options))
+    # Streamed first: an equal request that comes later is answered from what was kept, in one piece.
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "what can you do?"}]}
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    whole = client.chat.completions.create(**asked)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
     assert len([chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]) > 3, "token by token"
     assert len({chunk.id for chunk in chunks}) == 1 and chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-    plain = list(client.chat.completions.create(model=MODEL, messages=HELLO, stream=True))
+    plain = list(client.chat.completions.create(**asked, stream=True))
     assert all(chunk.usage is None and chunk.choices for chunk in plain)
 
 
@@ -190,9 +191,9 @@ def langchain():
 
     chat = ChatOpenAI(base_url=BASE, api_key=KEY, model=MODEL, temperature=0, max_retries=0)
     asked = [SystemMessage("Be brief."), HumanMessage("hello")]
+    chunks = list(chat.stream(asked))
     answer = chat.invoke(asked)
     assert answer.content and answer.usage_metadata["total_tokens"] > 0
-    chunks = list(chat.stream(asked))
     assert "".join(chunk.content for chunk in chunks) == answer.content and len(chunks) > 3
     calling = chat.bind_tools([weather], tool_choice="any").invoke(asked)
     call = calling.tool_calls[0]

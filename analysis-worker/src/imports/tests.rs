@@ -34,6 +34,14 @@ fn rust_use_lists_are_spelled_out() {
 }
 
 #[test]
+fn rust_says_where_a_module_lies() {
+    let code = "#[path = \"../a/b.rs\"]\n#[cfg(test)]\n// elsewhere\nmod b;\n#[cfg(test)]\nmod c;\nmod d;\n";
+    let analysis = analyze("x.rs", code, &Limits::default(), || false).expect("Rust");
+    let at: Vec<_> = analysis.imports.iter().map(|import| (import.path.as_str(), import.at.as_deref())).collect();
+    assert_eq!(at, [("b", Some("../a/b.rs")), ("c", None), ("d", None)]);
+}
+
+#[test]
 fn rust_modules_that_are_declared_are_told_apart() {
     let code = "pub mod a;\nmod b { mod hidden; }\nuse a::c;\n";
     assert_eq!(imports("a.rs", code), ["a", "a::c"]);

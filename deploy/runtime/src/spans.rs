@@ -58,12 +58,13 @@ pub fn exports() -> bool {
     EXPORTS.load(Ordering::Relaxed)
 }
 
-/// A place for a new span: in the trace that came with a request, or at the beginning of one. None when nothing came and
-/// nothing is exported, or when nobody wants the trace.
+/// A place for a new span, and the span above it: in the trace that came with a request, or at the beginning of one. Where
+/// nothing is exported, what came goes on as it is, so that no trace has a hole; none when nothing came, either.
 #[must_use]
 pub fn place(came: Option<Context>) -> Option<(Context, Option<[u8; 8]>)> {
     match came {
-        Some(context) => Some((context.with_span(random()), Some(context.span))),
+        Some(context) if exports() => Some((context.with_span(random()), Some(context.span))),
+        Some(context) => Some((context, None)),
         None if exports() => Some((Context { trace: random(), span: random(), sampled: true }, None)),
         None => None,
     }

@@ -29,11 +29,11 @@ pub(crate) struct Ready {
 impl Ready {
     /// With the edge there, if this process has it.
     pub(crate) fn at(edge: Option<gateway::Addresses>, tls: bool, nats: String, secret_file: Option<PathBuf>) -> Self {
-        let url = |address: std::net::SocketAddr| format!("http://{address}");
-        let http = |address: std::net::SocketAddr| format!("{}://{address}", if tls { "https" } else { "http" });
+        let scheme = if tls { "https" } else { "http" };
+        let url = |address: std::net::SocketAddr| format!("{scheme}://{address}");
         Self {
             ready: true,
-            http: edge.map(|edge| http(edge.http)),
+            http: edge.map(|edge| url(edge.http)),
             grpc: edge.and_then(|edge| edge.grpc).map(url),
             nats,
             metrics: None,

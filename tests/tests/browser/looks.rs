@@ -45,7 +45,7 @@ async fn every_page_fits_and_can_be_read_on_a_desk_and_a_phone_in_light_and_dark
                     browser.picture(&format!("{name}-{place}-{scheme}")).await?;
                     assert_eq!(browser.run(OVERFLOW).await?, Value::Null, "{page} on a {place}");
                     assert_eq!(browser.run(FAINT).await?, json!([]), "{page} in {scheme} on a {place}");
-                    let nameless = "return [...document.querySelectorAll('button, a, input, select, textarea')].filter(e => !(e.innerText || e.ariaLabel || e.labels?.length || e.title || e.type === 'hidden')).map(e => e.outerHTML)";
+                    let nameless = "return [...document.querySelectorAll('button, a, input, select, textarea')].filter(e => !(e.textContent.trim() || e.ariaLabel || e.labels?.length || e.title || e.type === 'hidden')).map(e => e.outerHTML)";
                     assert_eq!(browser.run(nameless).await?, json!([]), "{page}: every control has a name");
                 }
             }
