@@ -3,7 +3,8 @@
 //! It says what requests of plain NATS clients come to, when orchestrators ask (`vl.v1.rpc.submission`).
 //! It consumes what the log republishes and the token frames of the executions it waits for, publishes the facts
 //! `execution.submitted` and what people tell an execution (`cancel.requested`, `approval.decided`, …), asks
-//! `vl.v1.rpc.*` what is there, and keeps the agent types that are registered in the bucket `vl_config`. It settles dead letters on people's behalf.
+//! `vl.v1.rpc.*` what is there, and keeps the agent types that are registered in the bucket `vl_config` and the keys of
+//! requests in `vl_requests`. It settles dead letters on people's behalf.
 //!
 //! What must always be true: nothing is answered that is not in the log, an accepted request goes on whatever
 //! happens to its client, and any gateway can serve any execution.

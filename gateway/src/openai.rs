@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, Request, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use schemas::api::{EmbeddingsRequest, OneOrMany};
 use serde_json::json;
 
@@ -84,8 +84,10 @@ pub(crate) async fn chat_completions(State(gateway): State<Arc<Gateway>>, reques
     let model = submitted.model.clone();
     let mut begun = requests::begin(&gateway, &arrival, submitted, wanted.stream).await?;
     let head = Head { exec: begun.exec, created: begun.exec.made_at(), model };
+    let replayed = begun.again.then_some([(requests::REPLAYED, "true")]);
     if wanted.stream {
-        return Ok(stream::respond(head, begun.streamed(&gateway), wanted.usage));
+        let response = stream::respond(head, begun.streamed(&gateway), wanted.usage);
+        return Ok((replayed.map(AppendHeaders), response).into_response());
     }
     begun.end().await?;
     let execution = &begun.follow.execution;
@@ -93,7 +95,8 @@ pub(crate) async fn chat_completions(State(gateway): State<Arc<Gateway>>, reques
         Ok(answer) => answer,
         Err(failure) => return Err(models::explained(&gateway, execution, failure).await.into()),
     };
-    Ok(([("x-execution-id", begun.exec.to_string())], Json(head.completion(&answer))).into_response())
+    let named = [("x-execution-id", begun.exec.to_string())];
+    Ok((replayed.map(AppendHeaders), named, Json(head.completion(&answer))).into_response())
 }
 
 /// `POST /v1/embeddings`

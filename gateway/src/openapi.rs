@@ -210,8 +210,6 @@ fn described() -> OpenApi {
     let mut components = ComponentsBuilder::new();
     let mut paths = PathsBuilder::new();
     let endpoints = endpoints();
-    let mut names: Vec<&str> = endpoints.iter().map(|endpoint| endpoint.path).collect();
-    names.dedup();
     for shape in endpoints.iter().flat_map(Endpoint::shapes).chain([of::<Problem>()]) {
         parts.push(((shape.name)().into_owned(), (shape.schema)()));
         (shape.parts)(&mut parts);

@@ -32,7 +32,7 @@ use crate::traced::Traced;
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 /// Says that a request was answered with what an earlier one of its `Idempotency-Key` began.
-const REPLAYED: &str = "idempotent-replayed";
+pub(crate) const REPLAYED: &str = "idempotent-replayed";
 
 pub(crate) type Answered = Result<Response, Failure>;
 

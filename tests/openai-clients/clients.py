@@ -64,6 +64,11 @@ def completion(client):
     (choice,) = answer.choices
     assert choice.finish_reason == "stop" and choice.message.role == "assistant" and choice.message.content
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens > 0
+    # Sent again under its key it is the same execution.
+    drawn = {"model": MODEL, "messages": HELLO, "temperature": 1.5, "extra_headers": {"Idempotency-Key": "completion"}}
+    first, second = (client.chat.completions.with_raw_response.create(**drawn) for _ in range(2))
+    assert first.parse() == second.parse()
+    assert [raw.headers.get("idempotent-replayed") for raw in (first, second)] == [None, "true"]
     # What was answered can be sent back as it is.
     more = [*HELLO, choice.message.model_dump(), {"role": "user", "content": [{"type": "text", "text": "hello"}]}]
     assert client.chat.completions.create(model=MODEL, messages=more).choices[0].message.content
