@@ -104,7 +104,7 @@ async fn worker(bus: &Bus, directory: &Path) -> Runtime {
         std::fs::create_dir(&path).unwrap();
         model(&path);
     }
-    let runtime = Runtime { bus: bus.clone(), tasks: Tasks::new(), metrics: Default::default() };
+    let runtime = Runtime::new(bus.clone());
     serve(Config { models: vec![path], ..Config::default() }, runtime.clone()).await.unwrap();
     runtime
 }
@@ -208,7 +208,7 @@ async fn an_equal_job_is_answered_from_what_is_known_if_it_may_be() {
     let second = worker(&bus, directory.path()).await;
     let known = completed(run(&bus, &may(true)).await.1);
     assert!(known.cached, "{known:?}");
-    assert_eq!((said(&known), counted(&second, "hit_bucket")), (said(&computed), 1));
+    assert_eq!((said(&known), counted(&second, "hit_store")), (said(&computed), 1));
     end(&second).await;
 }
 

@@ -3,6 +3,7 @@
 mod agent_types;
 mod agents;
 mod audit;
+mod cache;
 mod commands;
 mod configuration;
 mod context;
