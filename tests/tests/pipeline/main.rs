@@ -11,6 +11,7 @@ mod crowd;
 mod dead_letters;
 mod deployed;
 mod embeddings;
+mod encrypted;
 mod full_queue;
 mod generation;
 mod grpc;

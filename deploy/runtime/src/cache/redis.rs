@@ -118,7 +118,7 @@ impl Redis {
                 .set_number_of_retries(0)
                 .set_connection_timeout(Some(self.timeout))
                 .set_response_timeout(Some(self.timeout));
-            let connect = async || ConnectionManager::new_lazy_with_config(self.client.clone(), config);
+            let connect = || std::future::ready(ConnectionManager::new_lazy_with_config(self.client.clone(), config));
             let mut connection = self.connection.get_or_try_init(connect).await?.clone();
             ask(&mut connection).await
         };
