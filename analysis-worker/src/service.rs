@@ -96,6 +96,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         sandbox: None,
         refused: Vec::new(),
         vectors: None,
+        cache: None,
     };
     // Signs of life and cancels matter as long as work is in hand, which is neither the soft nor the hard token.
     let alive = Tasks::new();

@@ -311,6 +311,7 @@ mod tests {
             sandbox: None,
             refused: Vec::new(),
             vectors: None,
+            cache: None,
             inference: Some(InferenceState { models, operations, memory: HostMemory::default(), gpus: vec![] }),
         }
     }

@@ -108,6 +108,7 @@ fn bucket(name: &str) -> &'static str {
         stream::BUCKET_CONFIG => "agent types",
         stream::BUCKET_RESULTS => "answers kept for equal requests",
         stream::BUCKET_TOOL_RESULTS => "tool results kept for equal calls",
+        stream::BUCKET_LEASES => "who is at work whose result will be kept for others",
         stream::BUCKET_TOOL_CALLS => "calls that must not be carried out twice",
         stream::BUCKET_REQUESTS => "which execution each Idempotency-Key of the last day began",
         stream::BUCKET_CODE => "indexed code",

@@ -272,6 +272,8 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
             "sandbox": workers.iter().filter_map(|w| Some((&w.id, w.sandbox.as_ref()?))).collect::<BTreeMap<_, _>>(),
             // Where each analysis worker keeps vectors, and why they cannot be had, if so: words find code all the same.
             "vectors": workers.iter().filter_map(|w| Some((&w.id, w.vectors.as_ref()?))).collect::<BTreeMap<_, _>>(),
+            // Where workers share results, and why not, if so: each knows its own all the same.
+            "cache": workers.iter().filter_map(|w| Some((&w.id, w.cache.as_ref()?))).collect::<BTreeMap<_, _>>(),
             // How the tables of executions are, which hold up nothing but questions. None when nobody keeps any.
             "projection": projection,
             // A note for people: letters hold up nothing but themselves. None when nobody could be asked.

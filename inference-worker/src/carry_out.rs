@@ -107,10 +107,10 @@ impl Service {
         };
         *published = produced.ids.len() as u64;
         let found = match self.results.key(job, backend.identity().as_deref()) {
-            Some(key) => self.results.find(key).await,
+            Some(key) => self.results.find(key, job.attempt).await,
             None => Found::Nowhere,
         };
-        let promise = match found {
+        let claim = match found {
             // What an earlier attempt has said stands.
             Found::Known(known) if known.ids.starts_with(&produced.ids) => {
                 let mut outcome = Outcome::clone(&known);
@@ -120,13 +120,13 @@ impl Service {
                 outcome.total = since.elapsed();
                 return Ok(Given { outcome, cached: true });
             }
-            Found::Nothing(promise) => Some(promise),
+            Found::Nothing(claim) => Some(claim),
             Found::Known(_) | Found::Nowhere => None,
         };
         let waited = since.elapsed();
         let mut outcome = self.compute(backend, job, produced, published).await?;
-        if let Some(promise) = promise {
-            self.results.keep(promise, &outcome);
+        if let Some(claim) = claim {
+            self.results.keep(claim, &outcome);
         }
         (outcome.first_token, outcome.total) = (outcome.first_token + waited, outcome.total + waited);
         Ok(Given { outcome: *outcome, cached: false })

@@ -1,24 +1,27 @@
-//! Results of inferences that would come out the same again: kept in this process, and for all workers in a bucket.
+//! Results of inferences that would come out the same again: kept in this process, and for all workers where they share
+//! results ([`runtime::cache`]).
 //!
 //! A result is known by everything that decides it: the program, the model's files, the prompt, and how it is answered.
 //! Whether it may be kept was decided at the edge ([`InferenceJob::cache`]). Equal requests that come while one of them is
-//! computed wait for that one; when it comes to nothing, each computes for itself. Nothing here is the truth: what is
-//! lost is computed again.
+//! computed wait for that one, in this process or by its lease in another; when it comes to nothing, each computes for
+//! itself. Nothing here is the truth: what is lost is computed again.
 
 use std::{sync::Arc, time::Duration};
 
 use moka::sync::Cache;
 use prometheus::{IntCounterVec, Opts};
-use runtime::{Runtime, bus::Bucket, clock};
+use runtime::{
+    Runtime,
+    cache::{Lease, Leased, Space},
+    clock,
+};
 use schemas::{
     InferenceJob, Message, Sampling, ToolSpec,
     chat::Truncation,
-    stream::BUCKET_RESULTS,
     wire::{Nanos, decode, encode},
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio::sync::OnceCell;
 
 use crate::{
     engine::Outcome,
@@ -29,17 +32,21 @@ use crate::{
 const VERSION: u32 = 1;
 /// Bytes of results kept in this process.
 const MEMORY_BYTES_MAX: u64 = 32 << 20;
-/// Bytes of one result in the bucket: beyond it, sending it around costs more than it saves others.
+/// Bytes of one result for others: beyond it, sending it around costs more than it saves others.
 const ENTRY_BYTES_MAX: usize = 256 << 10;
-/// How long the bucket may take to say what it holds: the engine would have begun by then.
+/// How long others may take to say what they hold: the engine would have begun by then.
 const LOOK_UP_MAX: Duration = Duration::from_millis(250);
+/// Pauses between looks for what another worker computes: they double up to the longest.
+const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// How long a request waits for an equal one of another worker: then it might as well have been computed here.
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// The results known to this worker.
 pub(crate) struct Results {
     runtime: Runtime,
     kept_for: Duration,
     memory: Cache<Key, Arc<Outcome>>,
-    bucket: OnceCell<Bucket>,
     under_way: Arc<UnderWay<Outcome>>,
     asked: IntCounterVec,
 }
@@ -49,9 +56,16 @@ pub(crate) enum Found {
     /// All of it.
     Known(Arc<Outcome>),
     /// Nothing: compute it, and let others know.
-    Nothing(Promise<Outcome>),
+    Nothing(Claim),
     /// Nothing, and who computed it gave none: compute it for yourself.
     Nowhere,
+}
+
+/// Who holds it computes a result that others wait for.
+pub(crate) struct Claim {
+    promise: Promise<Outcome>,
+    /// That no other worker computes it; none where that is not known.
+    lease: Option<Lease>,
 }
 
 /// Everything that decides a result.
@@ -67,7 +81,7 @@ struct Question<'a> {
     truncation: Truncation,
 }
 
-/// A result as it lies in the bucket.
+/// A result as others read it.
 #[derive(Serialize, Deserialize)]
 struct Entry {
     at: Nanos,
@@ -88,7 +102,7 @@ impl Results {
             .weigher(|_, outcome: &Arc<Outcome>| u32::try_from(bytes(outcome)).unwrap_or(u32::MAX))
             .time_to_live(kept_for)
             .build();
-        Ok(Self { runtime, kept_for, memory, bucket: OnceCell::new(), under_way: UnderWay::new(), asked })
+        Ok(Self { runtime, kept_for, memory, under_way: UnderWay::new(), asked })
     }
 
     /// What the result of a job is known by; none when it may not be kept. `model` names everything about the model that
@@ -98,8 +112,9 @@ impl Results {
         Some(key(job, model))
     }
 
-    /// What is known under a key. Waits while an equal request is computed.
-    pub(crate) async fn find(&self, key: Key) -> Found {
+    /// What is known under a key. Waits while an equal request is computed; a later attempt waits for no other worker, whose
+    /// lease may be that of the dead one.
+    pub(crate) async fn find(&self, key: Key, attempt: u32) -> Found {
         let (how, found) = match self.under_way.join(key) {
             Part::Await(waiter) => match waiter.result().await {
                 Some(outcome) => ("hit_shared", Found::Known(outcome)),
@@ -110,13 +125,13 @@ impl Results {
                     promise.keep(Arc::clone(&outcome));
                     ("hit_memory", Found::Known(outcome))
                 }
-                (None, promise) => match self.look_up(&key).await {
-                    Some(outcome) => {
+                (None, promise) => match self.of_others(&key, attempt == 1).await {
+                    Ok((how, outcome)) => {
                         self.memory.insert(key, Arc::clone(&outcome));
                         promise.keep(Arc::clone(&outcome));
-                        ("hit_bucket", Found::Known(outcome))
+                        (how, Found::Known(outcome))
                     }
-                    None => ("miss", Found::Nothing(promise)),
+                    Err(lease) => ("miss", Found::Nothing(Claim { promise, lease })),
                 },
             },
         };
@@ -125,41 +140,54 @@ impl Results {
     }
 
     /// The result is there: keeps it, and tells those who wait.
-    pub(crate) fn keep(self: &Arc<Self>, promise: Promise<Outcome>, outcome: &Outcome) {
+    pub(crate) fn keep(self: &Arc<Self>, claim: Claim, outcome: &Outcome) {
+        let Claim { promise, lease } = claim;
         let (key, outcome) = (promise.key, Arc::new(outcome.clone()));
         // First the memory: who comes behind the promise looks there.
         self.memory.insert(key, Arc::clone(&outcome));
         promise.keep(Arc::clone(&outcome));
         let this = Arc::clone(self);
-        self.runtime.tasks.spawn(async move { this.write_bucket(key, &outcome).await });
+        self.runtime.tasks.spawn(async move { this.share(key, &outcome, lease).await });
+    }
+
+    /// What another worker knows, or computes now; else the right to compute it, if that could be had.
+    async fn of_others(&self, key: &Key, waits: bool) -> Result<(&'static str, Arc<Outcome>), Option<Lease>> {
+        if let Some(outcome) = self.look_up(key).await {
+            return Ok(("hit_store", outcome));
+        }
+        let waited = async {
+            let mut pause = PAUSE;
+            loop {
+                match self.runtime.cache.lease(Space::Results, &hex::encode(key)).await {
+                    // Its last holder may have put the result between the look and the lease.
+                    Leased::Yes(lease) => break self.look_up(key).await.ok_or(Some(lease)),
+                    Leased::ToAnother if waits => {}
+                    Leased::ToAnother | Leased::Unknown => break Err(None),
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+                if let Some(outcome) = self.look_up(key).await {
+                    break Ok(outcome);
+                }
+            }
+        };
+        let found = tokio::time::timeout(WAIT_MAX, waited).await.unwrap_or(Err(None));
+        found.map(|outcome| ("hit_shared", outcome))
     }
 
     async fn look_up(&self, key: &Key) -> Option<Arc<Outcome>> {
-        tokio::time::timeout(LOOK_UP_MAX, self.read_bucket(key)).await.ok().flatten().map(Arc::new)
-    }
-
-    async fn read_bucket(&self, key: &Key) -> Option<Outcome> {
-        let bytes = self.bucket().await?.get(hex::encode(key)).await.ok()??;
+        let found = self.runtime.cache.get(Space::Results, &hex::encode(key));
+        let bytes = tokio::time::timeout(LOOK_UP_MAX, found).await.ok()??;
         let entry: Entry = decode(&bytes).ok()?;
         let kept_for = i64::try_from(self.kept_for.as_nanos()).unwrap_or(i64::MAX);
-        (clock::now() - entry.at < kept_for).then_some(entry.outcome)
+        (clock::now() - entry.at < kept_for).then(|| Arc::new(entry.outcome))
     }
 
-    /// Without a bucket every worker knows its own results.
-    async fn bucket(&self) -> Option<&Bucket> {
-        let opened = self.bucket.get_or_try_init(|| self.runtime.bus.bucket(BUCKET_RESULTS)).await;
-        opened.inspect_err(|error| tracing::debug!(%error, "the bucket of results cannot be opened")).ok()
-    }
-
-    async fn write_bucket(&self, key: Key, outcome: &Outcome) {
+    async fn share(&self, key: Key, outcome: &Outcome, lease: Option<Lease>) {
         let bytes = encode(&Entry { at: clock::now(), outcome: outcome.clone() });
-        if bytes.len() > ENTRY_BYTES_MAX {
-            return;
-        }
-        if let Some(bucket) = self.bucket().await
-            && let Err(error) = bucket.put(hex::encode(key), bytes.into()).await
-        {
-            tracing::debug!(%error, "a result was not kept for other workers");
+        if bytes.len() <= ENTRY_BYTES_MAX {
+            let (cache, key) = (&self.runtime.cache, hex::encode(key));
+            cache.put(Space::Results, &key, &bytes, self.kept_for, lease.as_ref()).await;
         }
     }
 }

@@ -13,7 +13,7 @@ use runtime::{Runtime, bus, clock};
 use schemas::{
     EffectId, ExecutionId,
     models::{KnownModel, ModelState},
-    presence::{Hold, Holds, Worker},
+    presence::{self, Hold, Holds, Worker},
     rpc, stream, subject,
     wire::encode,
 };
@@ -223,13 +223,14 @@ impl Service {
     /// end.
     async fn announce(self: &Arc<Self>, mut offer: Offer) -> Result<(), Error> {
         let bucket = self.runtime.bus.bucket(stream::BUCKET_WORKERS).await?;
-        let (soft, id) = (self.runtime.tasks.soft(), self.id.clone());
+        let (soft, id, cache) = (self.runtime.tasks.soft(), self.id.clone(), self.runtime.cache.clone());
         let mut ready: Vec<_> = offer.remotes.iter().filter_map(Backend::ready).collect();
         self.runtime.tasks.spawn(async move {
             loop {
                 ready.iter_mut().for_each(|ready| drop(ready.borrow_and_update()));
                 offer.announced.mark_unchanged();
-                if let Err(error) = bucket.put(&id, encode(&entry(&id, offer.now())).into()).await {
+                if let Err(error) = bucket.put(&id, encode(&entry(&id, offer.now(), cache.state().await)).into()).await
+                {
                     tracing::warn!(%error, "presence was not renewed");
                 }
                 let next = tokio::time::timeout(PRESENCE_EVERY, offer.changed(&mut ready));
@@ -257,7 +258,7 @@ impl Service {
     }
 }
 
-fn entry(id: &str, announced: Announced) -> Worker {
+fn entry(id: &str, announced: Announced, cache: presence::Cache) -> Worker {
     Worker {
         id: id.to_owned(),
         role: "inference".to_owned(),
@@ -269,5 +270,6 @@ fn entry(id: &str, announced: Announced) -> Worker {
         sandbox: None,
         refused: Vec::new(),
         vectors: None,
+        cache: Some(cache),
     }
 }

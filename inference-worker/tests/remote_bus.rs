@@ -46,7 +46,7 @@ fn job(attempt: u32) -> InferenceJob {
 
 async fn worker(bus: &Bus, config: inference_worker::remote::RemoteConfig) -> Tasks {
     let tasks = Tasks::new();
-    let runtime = Runtime { bus: bus.clone(), tasks: tasks.clone(), metrics: Default::default() };
+    let runtime = Runtime { tasks: tasks.clone(), ..Runtime::new(bus.clone()) };
     let remote = BTreeMap::from([("ours".to_owned(), config)]);
     serve(Config { remote, ..Config::default() }, runtime).await.unwrap();
     tasks

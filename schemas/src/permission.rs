@@ -199,8 +199,10 @@ impl Permissions {
         self.read(stream::TOKENS);
         // Whether an execution that a model serves will ask it again stands in the log.
         self.read_log();
-        self.open_bucket(stream::BUCKET_RESULTS);
-        self.write_bucket(stream::BUCKET_RESULTS);
+        for bucket in [stream::BUCKET_RESULTS, stream::BUCKET_LEASES] {
+            self.open_bucket(bucket);
+            self.write_bucket(bucket);
+        }
         let changes = format!("{}.*", subject::RPC_MODELS_CHANGE);
         let asked = [subject::RPC_EMBED, subject::RPC_MODELS, subject::RPC_MODELS_CHANGE, changes.as_str()];
         self.answer(&asked, &[User::Gateway, User::Orchestrator, User::AnalysisWorker, User::InferenceWorker]);

@@ -35,6 +35,19 @@ pub struct Worker {
     /// Where an analysis worker keeps vectors; none of other workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vectors: Option<Vectors>,
+    /// Where a worker shares results with others; none of workers that keep none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
+}
+
+/// Where results are shared, and whether they can be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Cache {
+    /// The store, for people: `NATS`, or `Redis at redis:6379`.
+    pub store: String,
+    /// Why it does not answer; every worker knows its own results only, then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// Where vectors are kept, and whether they can be had.

@@ -90,6 +90,9 @@ pub const BUCKET_RESULTS: &str = "vl_results";
 /// Bucket of results of tools that only read: a cache, never the truth.
 pub const BUCKET_TOOL_RESULTS: &str = "vl_tool_results";
 
+/// Bucket of leases: who is at work whose result will be kept for others.
+pub const BUCKET_LEASES: &str = "vl_leases";
+
 /// Bucket of calls that must not be carried out twice: each is written down before it begins, and again with what came
 /// of it.
 pub const BUCKET_TOOL_CALLS: &str = "vl_tool_calls";
@@ -108,6 +111,8 @@ pub const BUCKET_OBJECTS: &str = "vl_objects";
 pub const RESULT_TTL: Duration = Duration::from_secs(3_600);
 /// How long a tool's result is kept for equal calls.
 pub const TOOL_RESULT_TTL: Duration = Duration::from_secs(300);
+/// How long a lease lasts when it is not renewed: so long does equal work wait for who died at it.
+pub const LEASE_TTL: Duration = Duration::from_secs(3);
 /// How long a call that must not be carried out twice is remembered: longer than any execution may take.
 pub const TOOL_CALL_TTL: Duration = Duration::from_secs(8 * 24 * 3_600);
 /// How long an `Idempotency-Key` is remembered.
@@ -248,7 +253,7 @@ pub struct BucketDefinition {
 }
 
 /// All buckets.
-pub const BUCKETS: [BucketDefinition; 8] = [
+pub const BUCKETS: [BucketDefinition; 9] = [
     BucketDefinition { name: BUCKET_OPEN, storage: Storage::File, max_age: None, max_bytes: None },
     BucketDefinition {
         name: BUCKET_WORKERS,
@@ -269,6 +274,12 @@ pub const BUCKETS: [BucketDefinition; 8] = [
         storage: Storage::Memory,
         max_age: Some(TOOL_RESULT_TTL),
         max_bytes: Some(32 * MIB),
+    },
+    BucketDefinition {
+        name: BUCKET_LEASES,
+        storage: Storage::Memory,
+        max_age: Some(LEASE_TTL),
+        max_bytes: Some(8 * MIB),
     },
     // No bound but age: forgetting one early could carry a call out twice.
     BucketDefinition { name: BUCKET_TOOL_CALLS, storage: Storage::File, max_age: Some(TOOL_CALL_TTL), max_bytes: None },

@@ -560,6 +560,7 @@ fn models_at_run_time() {
             sandbox: None,
             refused: Vec::new(),
             vectors: None,
+            cache: None,
         },
     );
 }
@@ -686,6 +687,7 @@ fn jobs_tokens_presence_and_questions() {
             sandbox: None,
             refused: Vec::new(),
             vectors: None,
+            cache: None,
         },
     );
     check(
@@ -712,6 +714,7 @@ fn jobs_tokens_presence_and_questions() {
             sandbox: None,
             refused: vec![refused],
             vectors: None,
+            cache: None,
         },
     );
     check(

@@ -8,6 +8,7 @@ pub mod otlp;
 mod postgres;
 mod program;
 mod python;
+mod redis;
 
 pub use account::account;
 pub use deployed::{Deployed, PLACES};
@@ -15,6 +16,7 @@ pub use llama_server::LlamaServer;
 pub use postgres::Postgres;
 pub use program::{Ended, Up, nats_server, processes_about, run, secret_of};
 pub use python::python;
+pub use redis::Redis;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -1,5 +1,5 @@
 //! Results of calls that only read, kept until a file they could have read changes: in this process, and for all
-//! workers in a bucket.
+//! workers where they share results ([`runtime::cache`]).
 //!
 //! A result is known by everything that decides it: the program, the tool, its arguments, how much of it is shown, the
 //! workspace and its [`revision`]. Equal calls that come at the same time are carried out once. Nothing here is the
@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
 use prometheus::{IntCounterVec, Opts};
-use runtime::bus::Bucket;
+use runtime::cache::Space;
 use runtime::{Runtime, clock};
 use schemas::fact::Sandbox;
 use schemas::rpc;
-use schemas::stream::{BUCKET_TOOL_RESULTS, TOOL_RESULT_TTL};
+use schemas::stream::TOOL_RESULT_TTL;
 use schemas::wire::{Nanos, decode, encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -34,7 +34,7 @@ const VERSION: u32 = 1;
 const MEMORY_BYTES_MAX: u64 = 16 << 20;
 /// Bytes of one result: beyond it, keeping costs more than calling again.
 const ENTRY_BYTES_MAX: usize = 256 << 10;
-/// How long the bucket may take to say what it holds: the call would have begun by then.
+/// How long others may take to say what they hold: the call would have begun by then.
 const LOOK_UP_MAX: Duration = Duration::from_millis(250);
 /// How long a workspace is left alone in which looking for changes did not pay.
 const LEFT_ALONE: Duration = Duration::from_secs(300);
@@ -52,7 +52,6 @@ type UnderWay = Arc<OnceCell<Outcome>>;
 pub(crate) struct Results {
     runtime: Runtime,
     memory: Cache<Key, Arc<Kept>>,
-    bucket: OnceCell<Bucket>,
     under_way: Mutex<BTreeMap<Key, UnderWay>>,
     /// Until when no changes are looked for, and why not is the price.
     too_dear: Mutex<BTreeMap<(PathBuf, Sight), Instant>>,
@@ -129,7 +128,7 @@ fn canonical(value: &Value) -> Value {
     }
 }
 
-/// A result as it lies in the bucket.
+/// A result as others read it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Kept {
     at: Nanos,
@@ -151,7 +150,7 @@ impl Results {
             .time_to_live(TOOL_RESULT_TTL)
             .build();
         let (under_way, too_dear) = (Mutex::default(), Mutex::default());
-        Ok(Self { runtime, memory, bucket: OnceCell::new(), under_way, too_dear, asked })
+        Ok(Self { runtime, memory, under_way, too_dear, asked })
     }
 
     /// The outcome of a call: the kept one, or that of `call`, which is then kept.
@@ -173,7 +172,7 @@ impl Results {
             own = true;
             let _done = Done { under_way: &self.under_way, key };
             if let Some(kept) = self.look_up(&key).await {
-                self.count("hit_bucket");
+                self.count("hit_store");
                 let outcome = kept.outcome(clock::instant().duration_since(since));
                 self.memory.insert(key, Arc::new(kept));
                 return outcome;
@@ -181,7 +180,7 @@ impl Results {
             self.count("miss");
             let outcome = call.await;
             self.judge_price(question, looked, outcome.duration);
-            self.keep(key, &outcome).await;
+            self.keep(key, &outcome);
             outcome
         });
         let outcome = outcome.await.clone();
@@ -244,24 +243,15 @@ impl Results {
     }
 
     async fn look_up(&self, key: &Key) -> Option<Kept> {
-        tokio::time::timeout(LOOK_UP_MAX, self.in_bucket(key)).await.ok().flatten()
-    }
-
-    async fn in_bucket(&self, key: &Key) -> Option<Kept> {
-        let bytes = self.bucket().await?.get(hex::encode(key)).await.ok()??;
+        let found = self.runtime.cache.get(Space::ToolResults, &hex::encode(key));
+        let bytes = tokio::time::timeout(LOOK_UP_MAX, found).await.ok()??;
         let kept: Kept = decode(&bytes).ok()?;
         let kept_for = Nanos::try_from(TOOL_RESULT_TTL.as_nanos()).unwrap_or(Nanos::MAX);
         (clock::now() - kept.at < kept_for).then_some(kept)
     }
 
-    /// Without a bucket every worker knows its own results.
-    async fn bucket(&self) -> Option<&Bucket> {
-        let opened = self.bucket.get_or_try_init(|| self.runtime.bus.bucket(BUCKET_TOOL_RESULTS)).await;
-        opened.inspect_err(|error| tracing::debug!(%error, "the bucket of results cannot be opened")).ok()
-    }
-
     /// Keeps a result; what failed is tried again.
-    async fn keep(&self, key: Key, outcome: &Outcome) {
+    fn keep(&self, key: Key, outcome: &Outcome) {
         let Ok(result) = &outcome.result else { return };
         let (full, sandbox) = (outcome.full.clone(), outcome.sandbox.clone());
         let kept = Kept { at: clock::now(), result: result.clone(), full, sandbox };
@@ -270,11 +260,9 @@ impl Results {
         }
         let bytes = encode(&kept);
         self.memory.insert(key, Arc::new(kept));
-        let Some(bucket) = self.bucket().await.cloned() else { return };
+        let cache = self.runtime.cache.clone();
         self.runtime.tasks.spawn(async move {
-            if let Err(error) = bucket.put(hex::encode(key), bytes.into()).await {
-                tracing::debug!(%error, "a result was not kept for other workers");
-            }
+            cache.put(Space::ToolResults, &hex::encode(key), &bytes, TOOL_RESULT_TTL, None).await;
         });
     }
 

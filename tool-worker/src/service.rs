@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use runtime::bus::{self, Bus, Delivery, JobQueue, ObjectError};
-use runtime::{Runtime, Tasks, clock};
+use runtime::{Cache, Runtime, Tasks, clock};
 use schemas::fact::{Fact, FactBody, FailureClass, Sandbox, ToolCompleted, ToolFailed};
 use schemas::presence::{Confinement, Hold, Holds, Worker};
 use schemas::rpc::{self, Analyse, FindWorkspace, Outline, Refusal, Reply};
@@ -57,7 +57,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Starts to serve and returns; the tasks live in `runtime` until shutdown. Without a working sandbox the worker
 /// serves all the same and refuses each call with the reason.
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
-    let (bus, tasks, metrics) = (runtime.bus.clone(), runtime.tasks.clone(), runtime.metrics.clone());
+    let Runtime { bus, tasks, metrics, cache } = runtime.clone();
     let executor = Executor::start(&config, analyst(bus.clone()), library(bus.clone())).await?;
     config.check().map_err(Error::Settings)?;
     Box::pin(equip(&executor, &config, &bus)).await.map_err(Error::Settings)?;
@@ -106,8 +106,9 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         sandbox: Some(confinement(&shell.calls.executor)),
         refused: Vec::new(),
         vectors: None,
+        cache: None,
     };
-    announce(&bus, &tasks, worker, shell.calls.executor.toolbox()).await?;
+    announce(&bus, &tasks, worker, cache, shell.calls.executor.toolbox()).await?;
     let queue = bus.tool_jobs().await?;
     let free = Arc::new(Semaphore::new(slots as usize));
     let (intake, working) = (take_jobs(shell.clone(), tasks.clone(), queue, free.clone()), alive.hard());
@@ -313,14 +314,15 @@ fn confinement(executor: &Executor) -> Confinement {
 }
 
 /// Writes the presence again and again, and whenever tools come or go; withdraws it when no more work is taken.
-async fn announce(bus: &Bus, tasks: &Tasks, worker: Worker, toolbox: &Toolbox) -> Result<(), Error> {
+async fn announce(bus: &Bus, tasks: &Tasks, worker: Worker, cache: Cache, toolbox: &Toolbox) -> Result<(), Error> {
     let bucket = bus.bucket(stream::BUCKET_WORKERS).await?;
     let (soft, mut changes) = (tasks.soft(), toolbox.changes());
     tasks.spawn(async move {
         loop {
             let registry = changes.borrow_and_update().clone();
             let (tools, refused) = (registry.listing(), registry.refused());
-            let entry = schemas::wire::encode(&Worker { tools, refused, ..worker.clone() });
+            let cache = Some(cache.state().await);
+            let entry = schemas::wire::encode(&Worker { tools, refused, cache, ..worker.clone() });
             if let Err(error) = bucket.put(&worker.id, entry.into()).await {
                 tracing::warn!(%error, "the presence was not renewed");
             }

@@ -103,7 +103,7 @@ async fn start_with(
     };
     bus.serve(&tasks, subject::RPC_ANALYSIS, outlined).await.unwrap();
     let metrics = prometheus::Registry::new();
-    let runtime = Runtime { bus: bus.clone(), tasks: tasks.clone(), metrics: metrics.clone() };
+    let runtime = Runtime { tasks: tasks.clone(), metrics: metrics.clone(), ..Runtime::new(bus.clone()) };
     let mut config = tool_worker::Config {
         workspaces: vec![workspace.to_owned()],
         sandbox: tool_worker::sandbox::Choice::Bubblewrap,
@@ -335,7 +335,7 @@ async fn an_equal_call_is_carried_out_once_by_all_workers_until_it_must_be_fresh
     // Another worker finds what the first one left.
     let (bus, tasks, metrics) = start_with(&server, workspace, |_| {}).await;
     answer(&bus, &read()).await;
-    assert_eq!((asked(&metrics, "hit_bucket"), asked(&metrics, "miss")), (1, 0));
+    assert_eq!((asked(&metrics, "hit_store"), asked(&metrics, "miss")), (1, 0));
     stopped(&tasks).await;
     let (bus, tasks, metrics) = start_with(&server, workspace, |config| config.cache = false).await;
     answer(&bus, &read()).await;

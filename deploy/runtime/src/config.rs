@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 /// Environment variables that are not `section.key` settings; the program reads them itself.
-pub const RESERVED: [&str; 3] = ["VLINDERS_SECRET", "VLINDERS_SECRET_FILE", "VLINDERS_CONFIG"];
+pub const RESERVED: [&str; 4] = ["VLINDERS_CA_FILE", "VLINDERS_CONFIG", "VLINDERS_SECRET", "VLINDERS_SECRET_FILE"];
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]

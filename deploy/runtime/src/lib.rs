@@ -8,12 +8,14 @@
 //! | [`telemetry`] | logs, and where traces go |
 //! | [`spans`] | spans of traces, recorded when their work is done |
 //! | [`bus`] | the log, job queues, tokens, buckets and questions over NATS |
+//! | [`cache`] | results that processes share, in Redis or in buckets, and who works on which |
 //! | [`manifests`] | directories of TOML files that are followed |
 //! | [`tasks`] | tracked tasks and shutdown in two phases |
 //! | [`probe`] | `/metrics` and `/health` of every role, for machines |
 //! | [`clock`] | the one place that reads time and makes ids |
 
 pub mod bus;
+pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod manifests;
@@ -23,6 +25,7 @@ pub mod tasks;
 pub mod telemetry;
 
 pub use bus::Bus;
+pub use cache::Cache;
 pub use tasks::Tasks;
 
 /// What a service is given: cheap to clone.
@@ -34,4 +37,15 @@ pub struct Runtime {
     pub tasks: Tasks,
     /// Where it registers its metrics.
     pub metrics: prometheus::Registry,
+    /// Results that other processes have, too.
+    pub cache: Cache,
+}
+
+impl Runtime {
+    /// With tasks and metrics of its own. What is shared lies on the bus.
+    #[must_use]
+    pub fn new(bus: Bus) -> Self {
+        let cache = Cache::on_bus(bus.clone());
+        Self { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new(), cache }
+    }
 }

@@ -13,6 +13,7 @@ use schemas::wire::Nanos;
 use serde_json::{Value, json};
 
 use crate::cli;
+use crate::gateway_client::GatewayClient;
 use crate::sse::Events;
 
 /// The stages of a time to first token, in order. Together they are the whole of it.
@@ -35,20 +36,18 @@ struct Asked {
     completion_tokens: u64,
 }
 
+/// What to do where nothing answers.
+const START: &str = "nothing is measured; start it with `vlinders up`";
+
 /// Where the chats go.
-struct Gateway {
-    http: reqwest::Client,
-    url: String,
-    secret: String,
-}
+struct Gateway(GatewayClient);
 
 /// Asks and reports; exit code 1 when an answer failed.
 pub(crate) async fn run(options: cli::Bench) -> anyhow::Result<ExitCode> {
     if let Some(cli::BenchOf::Engine(options)) = &options.of {
         return tokio::task::block_in_place(|| engine::run(options));
     }
-    let (url, secret) = options.target.gateway()?;
-    let gateway = Gateway { http: reqwest::Client::new(), url, secret };
+    let gateway = Gateway(options.target.gateway()?);
     let model = gateway.model(options.model.as_deref()).await?;
     // Connections are opened and the model's pages read before anything counts.
     gateway.ask(&chat(&model, 0, options.max_tokens)).await.context("ask once before measuring")?;
@@ -112,15 +111,10 @@ fn chat(model: &str, n: u32, max_tokens: u32) -> Value {
 
 impl Gateway {
     async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let request = self.http.get(format!("{}{path}", self.url)).header("X-Internal-Auth", &self.secret);
-        let response = request.send().await.with_context(|| self.absent())?;
+        let response = self.0.get(path).await.context(START)?;
         let status = response.status();
         let body: Value = response.json().await.with_context(|| format!("read the answer to GET {path}"))?;
         if status.is_success() { Ok(body) } else { bail!("{}", problem(&body, &status.to_string())) }
-    }
-
-    fn absent(&self) -> String {
-        format!("reach the gateway at {}; start it with `vlinders up`", self.url)
     }
 
     /// The model to ask: the wanted one, which must be loaded, or the first.
@@ -139,9 +133,7 @@ impl Gateway {
     /// One chat from the request to the end of its stream.
     async fn ask(&self, body: &Value) -> anyhow::Result<Asked> {
         let sent = clock::now();
-        let request =
-            self.http.post(format!("{}/internal/chat", self.url)).header("X-Internal-Auth", &self.secret).json(body);
-        let response = request.send().await.with_context(|| self.absent())?;
+        let response = self.0.post("/internal/chat", body).await.context(START)?;
         if !response.status().is_success() {
             let status = response.status();
             bail!("{}", problem(&response.json().await.unwrap_or_default(), &status.to_string()));

@@ -204,6 +204,9 @@ pub(crate) struct Target {
     /// The gateway, instead of the one of `vlinders up`.
     #[arg(long, value_name = "URL")]
     pub(crate) url: Option<String>,
+    /// Certificates (PEM) that count beside those of this system, where the gateway's URL is https.
+    #[arg(long, value_name = "FILE", env = "VLINDERS_CA_FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
     /// The NATS servers, instead of the one of `vlinders up`.
     #[arg(long, value_name = "URL")]
     pub(crate) nats: Option<String>,
@@ -826,6 +829,9 @@ pub(crate) struct Health {
     /// Whom to ask; the process whose `telemetry.metrics` the configuration names when missing.
     #[arg(long, value_name = "URL")]
     pub(crate) url: Option<String>,
+    /// Certificates (PEM) that count beside those of this system, where the URL is https.
+    #[arg(long, value_name = "FILE", env = "VLINDERS_CA_FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
     /// Ask only whether it answers at all.
     #[arg(long)]
     pub(crate) live: bool,

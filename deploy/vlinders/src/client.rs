@@ -37,9 +37,8 @@ pub(crate) async fn agent(options: Agent) -> anyhow::Result<ExitCode> {
 }
 
 async fn ask(target: &Target, path: &str, body: &Value, as_json: bool) -> anyhow::Result<ExitCode> {
-    let (url, secret) = target.gateway()?;
-    let request = reqwest::Client::new().post(format!("{url}{path}")).header("X-Internal-Auth", secret).json(body);
-    let response = request.send().await.with_context(|| format!("reach the gateway at {url}"))?;
+    let gateway = target.gateway()?;
+    let response = gateway.post(path, body).await?;
     if !response.status().is_success() {
         let status = response.status();
         let problem: Value = response.json().await.unwrap_or_default();

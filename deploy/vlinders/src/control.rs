@@ -63,10 +63,9 @@ pub(crate) async fn fork(options: Fork) -> anyhow::Result<ExitCode> {
 
 /// Sends it and shows the execution as it stands.
 async fn tell(options: &Tell, what: &str, body: &Value) -> anyhow::Result<ExitCode> {
-    let (url, secret) = options.target.gateway()?;
-    let path = format!("{url}/internal/executions/{}/{what}", options.execution);
-    let request = reqwest::Client::new().post(path).header("X-Internal-Auth", secret).json(body);
-    let response = request.send().await.with_context(|| format!("reach the gateway at {url}"))?;
+    let gateway = options.target.gateway()?;
+    let path = format!("/internal/executions/{}/{what}", options.execution);
+    let response = gateway.post(&path, body).await?;
     let status = response.status();
     let answer: Value = response.json().await.unwrap_or_default();
     if options.json {

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use reqwest::Method;
+use http::Method;
 use serde_json::{Value, json};
 
 use crate::cli::{DeadLetters, DeadLettersWhat, Target};
@@ -42,13 +42,8 @@ async fn ask(
     as_json: bool,
     show: impl Fn(&Value),
 ) -> anyhow::Result<ExitCode> {
-    let (url, secret) = target.gateway()?;
-    let mut request = reqwest::Client::new().request(method, format!("{url}/internal/dead-letters{path}"));
-    if let Some(body) = &body {
-        request = request.json(body);
-    }
-    let response = request.header("X-Internal-Auth", secret).send().await;
-    let response = response.with_context(|| format!("reach the gateway at {url}"))?;
+    let gateway = target.gateway()?;
+    let response = gateway.ask(method, &format!("/internal/dead-letters{path}"), body.as_ref()).await?;
     let status = response.status();
     let answer: Value = response.json().await.unwrap_or_default();
     match (as_json, status.is_success()) {

@@ -144,7 +144,7 @@ fn gpus() -> Finding {
 async fn gateway(options: &Doctor) -> Finding {
     let found = match options.target.gateway() {
         Err(error) => Err(error.to_string()),
-        Ok((url, _)) => match reqwest::get(format!("{url}/health")).await {
+        Ok(gateway) => match gateway.get("/health").await {
             Ok(response) => {
                 let status = response.status();
                 let health: serde_json::Value = response.json().await.unwrap_or_default();
@@ -153,9 +153,9 @@ async fn gateway(options: &Doctor) -> Finding {
                     Some(0) => "no dead letter waits".to_owned(),
                     Some(waiting) => format!("{waiting} dead letters wait: `vlinders dead-letters ls`"),
                 };
-                Ok(format!("{url} answers {status}; {letters}"))
+                Ok(format!("{} answers {status}; {letters}", gateway.url))
             }
-            Err(error) => Err(format!("{url} does not answer: {error}")),
+            Err(error) => Err(format!("{} does not answer: {error:#}", gateway.url)),
         },
     };
     Finding { what: "gateway", ok: found.is_ok(), found: found.unwrap_or_else(|e| e) }
@@ -164,9 +164,8 @@ async fn gateway(options: &Doctor) -> Finding {
 /// What a running system refuses of the files and servers that should give it tools.
 async fn refused_tools(options: &Doctor) -> Vec<Finding> {
     let ask = async {
-        let (url, secret) = options.target.gateway().ok()?;
-        let request = reqwest::Client::new().get(format!("{url}/internal/tools"));
-        let response = request.header("X-Internal-Auth", secret).send().await.ok()?;
+        let gateway = options.target.gateway().ok()?;
+        let response = gateway.get("/internal/tools").await.ok()?;
         response.json::<serde_json::Value>().await.ok()
     };
     let listed = ask.await.unwrap_or_default();

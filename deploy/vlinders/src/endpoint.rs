@@ -6,6 +6,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Target;
+use crate::gateway_client::GatewayClient;
 use crate::settings::{self, Usage};
 
 /// Written when ready, removed at the end. Also the ready line of `--json`.
@@ -74,16 +75,17 @@ impl Target {
         self.data.clone().unwrap_or_else(settings::default_data)
     }
 
-    /// The gateway's URL and the secret.
-    pub(crate) fn gateway(&self) -> anyhow::Result<(String, String)> {
-        if let Some(url) = &self.url {
-            let (secret, _) = settings::secret(None)?;
-            return Ok((url.trim_end_matches('/').to_owned(), settings::first_of(&secret)));
-        }
-        let ready = Ready::read(&self.data())?;
-        let url = ready.http.context("this process serves no HTTP")?;
-        let (secret, _) = settings::secret(ready.secret_file.as_deref())?;
-        Ok((url, settings::first_of(&secret)))
+    /// The gateway, with its secret.
+    pub(crate) fn gateway(&self) -> anyhow::Result<GatewayClient> {
+        let (url, secret_file) = match &self.url {
+            Some(url) => (url.clone(), None),
+            None => {
+                let ready = Ready::read(&self.data())?;
+                (ready.http.context("this process serves no HTTP")?, ready.secret_file)
+            }
+        };
+        let (secret, _) = settings::secret(secret_file.as_deref())?;
+        GatewayClient::new(&url, settings::first_of(&secret), self.ca_file.as_deref())
     }
 
     /// The NATS servers.

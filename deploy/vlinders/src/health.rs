@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
+
 use crate::cli::Health;
+use crate::gateway_client::GatewayClient;
 use crate::settings::{Settings, Usage};
 
 /// Shorter than the patience of whoever runs the probe.
@@ -18,10 +21,17 @@ pub(crate) async fn run(options: Health) -> anyhow::Result<ExitCode> {
     // A URL with a path is asked as it is: NATS calls it /healthz.
     let has_path = base.split_once("://").is_some_and(|(_, rest)| rest.contains('/'));
     let path = if options.live { "/health/live" } else { "/health" };
-    let url = if has_path { base } else { format!("{base}{path}") };
-    let response = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build()?.get(&url).send().await?;
-    let is_well = response.status().is_success();
-    println!("{}", response.text().await?);
+    let path = if has_path { "" } else { path };
+    // Health is told without a secret.
+    let process = GatewayClient::new(&base, String::new(), options.ca_file.as_deref())?;
+    let asked = async {
+        let answer = process.get(path).await?;
+        Ok::<_, anyhow::Error>((answer.status().is_success(), answer.bytes().await?))
+    };
+    let (is_well, said) = tokio::time::timeout(TIMEOUT, asked)
+        .await
+        .with_context(|| format!("{base} did not answer within {} s", TIMEOUT.as_secs()))??;
+    println!("{}", String::from_utf8_lossy(&said));
     Ok(ExitCode::from(u8::from(!is_well)))
 }
 

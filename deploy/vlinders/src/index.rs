@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use http::Method;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use indicatif::{ProgressBar, ProgressStyle};
 use notify::{EventKind, RecursiveMode, Watcher};
@@ -16,9 +17,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::cli::{Index, IndexWhat, ListIndexes};
 use crate::client::report;
+use crate::gateway_client::GatewayClient;
 use crate::settings::Usage;
 use crate::sse::Events;
-use crate::tools::answered;
 
 /// Changes that come this soon after one another are indexed together: an editor writes a file in several steps.
 const QUIET: Duration = Duration::from_millis(40);
@@ -36,8 +37,7 @@ pub(crate) async fn run(options: Index) -> anyhow::Result<ExitCode> {
     // Where the server runs on another machine, it knows the directory and this one need not.
     let directory = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
     let workspace = directory.to_str().ok_or_else(|| Usage(format!("{} is not UTF-8", directory.display())))?;
-    let (url, secret) = options.target.gateway()?;
-    let server = Server { client: reqwest::Client::new(), url, secret, workspace: workspace.to_owned() };
+    let server = Server { gateway: options.target.gateway()?, workspace: workspace.to_owned() };
     // Before anything is read: what changes meanwhile is read again.
     let changes = if options.watch { Some(watch(&directory)?) } else { None };
     let Some(answer) = server.index(&options.path, options.fresh).await? else { return Ok(ExitCode::from(1)) };
@@ -49,9 +49,7 @@ pub(crate) async fn run(options: Index) -> anyhow::Result<ExitCode> {
 }
 
 struct Server {
-    client: reqwest::Client,
-    url: String,
-    secret: String,
+    gateway: GatewayClient,
     workspace: String,
 }
 
@@ -59,9 +57,7 @@ impl Server {
     /// Indexes, and shows how far it is. None when it did not work, which is reported.
     async fn index(&self, paths: &[String], fresh: bool) -> anyhow::Result<Option<Value>> {
         let body = json!({"workspace": self.workspace, "paths": paths, "fresh": fresh, "stream": true});
-        let request = self.client.post(format!("{}/internal/index", self.url));
-        let request = request.header("X-Internal-Auth", &self.secret).json(&body);
-        let response = request.send().await.with_context(|| format!("reach the gateway at {}", self.url))?;
+        let response = self.gateway.post("/internal/index", &body).await?;
         if !response.status().is_success() {
             let status = response.status();
             report(&response.json().await.unwrap_or_default(), &status.to_string());
@@ -220,9 +216,10 @@ fn told(answer: &Value, as_json: bool) -> ExitCode {
 }
 
 async fn list(options: ListIndexes) -> anyhow::Result<ExitCode> {
-    let (url, secret) = options.target.gateway()?;
-    let request = reqwest::Client::new().get(format!("{url}/internal/index")).header("X-Internal-Auth", secret);
-    let Some(answer) = answered(request, &url).await? else { return Ok(ExitCode::from(1)) };
+    let gateway = options.target.gateway()?;
+    let Some(answer) = gateway.answered(Method::GET, "/internal/index", None).await? else {
+        return Ok(ExitCode::from(1));
+    };
     if options.json {
         println!("{answer}");
         return Ok(ExitCode::SUCCESS);

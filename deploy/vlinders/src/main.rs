@@ -12,6 +12,7 @@ mod dead_letters;
 mod doctor;
 mod endpoint;
 mod executions;
+mod gateway_client;
 mod health;
 mod index;
 mod memory;

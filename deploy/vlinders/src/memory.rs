@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use http::Method;
+use url::Url;
+
 use crate::cli::{ForgetMemory, ListMemory, Memory, MemoryWhat};
-use crate::tools::answered;
 
 /// Lists or forgets; exit code 1 when a fact was not there.
 pub(crate) async fn run(options: Memory) -> anyhow::Result<ExitCode> {
@@ -14,20 +16,20 @@ pub(crate) async fn run(options: Memory) -> anyhow::Result<ExitCode> {
 }
 
 async fn list(options: ListMemory) -> anyhow::Result<ExitCode> {
-    let (url, secret) = options.target.gateway()?;
+    let gateway = options.target.gateway()?;
     let workspace = options.workspace.map(|workspace| {
         // As the workers name it, where it is on this machine.
         std::fs::canonicalize(&workspace).map_or(workspace, |path| path.display().to_string())
     });
     let given = [("user_id", options.user), ("workspace", workspace), ("limit", Some(options.limit.to_string()))];
-    let mut address = reqwest::Url::parse(&format!("{url}/internal/memory"))?;
+    let mut address = Url::parse(&format!("{}/internal/memory", gateway.url))?;
     for (name, value) in given {
         if let Some(value) = value {
             address.query_pairs_mut().append_pair(name, &value);
         }
     }
-    let request = reqwest::Client::new().get(address).header("X-Internal-Auth", secret);
-    let Some(answer) = answered(request, &url).await? else { return Ok(ExitCode::from(1)) };
+    let path = address.as_str().strip_prefix(&gateway.url).unwrap_or(address.path());
+    let Some(answer) = gateway.answered(Method::GET, path, None).await? else { return Ok(ExitCode::from(1)) };
     if options.json {
         println!("{answer}");
         return Ok(ExitCode::SUCCESS);
@@ -53,12 +55,10 @@ async fn list(options: ListMemory) -> anyhow::Result<ExitCode> {
 }
 
 async fn forget(options: ForgetMemory) -> anyhow::Result<ExitCode> {
-    let (url, secret) = options.target.gateway()?;
-    let client = reqwest::Client::new();
+    let gateway = options.target.gateway()?;
     let mut code = ExitCode::SUCCESS;
     for id in options.ids {
-        let request = client.delete(format!("{url}/internal/memory/{id}")).header("X-Internal-Auth", &secret);
-        match answered(request, &url).await? {
+        match gateway.answered(Method::DELETE, &format!("/internal/memory/{id}"), None).await? {
             Some(_) => println!("forgot {id}"),
             None => code = ExitCode::from(1),
         }

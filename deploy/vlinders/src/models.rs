@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use reqwest::{Method, StatusCode};
+use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::cli::{ChangeOptions, Models, ModelsWhat, Target};
 use crate::client::{escaped, report};
+use crate::gateway_client::GatewayClient;
 
 /// How often a change is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -199,25 +200,15 @@ impl Line {
     }
 }
 
-struct Gateway {
-    url: String,
-    secret: String,
-    client: reqwest::Client,
-}
+struct Gateway(GatewayClient);
 
 impl Gateway {
     fn of(target: &Target) -> anyhow::Result<Self> {
-        let (url, secret) = target.gateway()?;
-        Ok(Self { url, secret, client: reqwest::Client::new() })
+        target.gateway().map(Self)
     }
 
     async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<(StatusCode, Value)> {
-        let mut request = self.client.request(method, format!("{}{path}", self.url));
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let response = request.header("X-Internal-Auth", &self.secret).send().await;
-        let response = response.with_context(|| format!("reach the gateway at {}", self.url))?;
+        let response = self.0.ask(method, path, body).await?;
         Ok((response.status(), response.json().await.unwrap_or_default()))
     }
 }

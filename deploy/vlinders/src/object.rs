@@ -18,10 +18,8 @@ pub(crate) async fn run(options: Object) -> anyhow::Result<ExitCode> {
             Usage(format!("{said:?} is no object: say the SHA-256 of its bytes, 64 lower-case hex digits")).into()
         );
     }
-    let (url, secret) = options.target.gateway()?;
-    let request = reqwest::Client::new().get(format!("{url}/internal/objects/{}", options.sha256));
-    let response = request.header("X-Internal-Auth", secret).send().await;
-    let response = response.with_context(|| format!("reach the gateway at {url}"))?;
+    let gateway = options.target.gateway()?;
+    let response = gateway.get(&format!("/internal/objects/{}", options.sha256)).await?;
     let status = response.status();
     if !status.is_success() {
         report(&response.json().await.unwrap_or_default(), &status.to_string());

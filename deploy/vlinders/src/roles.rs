@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gateway::Secrets;
 use runtime::probe::Probe;
-use runtime::{Bus, Runtime, Tasks, bus, telemetry};
+use runtime::{Bus, Cache, Runtime, Tasks, bus, telemetry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::endpoint::Ready;
@@ -84,6 +84,7 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
         settings.projection.data = Some(settings::default_data());
         settings.projection.check().map_err(Usage)?;
     }
+    settings.cache.check().map_err(Usage)?;
     match role {
         Role::Orchestrator => settings.orchestrator.check(),
         Role::Inference => settings.inference.check(),
@@ -107,7 +108,8 @@ pub(crate) async fn run(role: Role, options: crate::cli::Role) -> anyhow::Result
 /// Connects, and serves one role; returns when it is ready.
 async fn begin(role: Role, settings: Settings) -> anyhow::Result<(Runtime, Ready)> {
     let bus = Bus::connect(&settings.nats, role.name()).await?;
-    let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
+    let cache = Cache::open(&settings.cache, bus.clone()).map_err(Usage)?;
+    let runtime = Runtime { cache, ..Runtime::new(bus) };
     runtime.bus.register_metrics(&runtime.metrics)?;
     let probe = probe(&settings.telemetry, role.name(), &runtime).await?;
     bus::provision(&runtime.bus).await?;

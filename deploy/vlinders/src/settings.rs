@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use gateway::Secrets;
 use runtime::config::{Layers, Origin, Secret};
-use runtime::{bus, telemetry};
+use runtime::{bus, cache, telemetry};
 
 /// Sections a configuration may have, one for each service and what they share.
-const SECTIONS: [&str; 8] =
-    ["nats", "telemetry", "gateway", "orchestrator", "projection", "inference", "tools", "analysis"];
+const SECTIONS: [&str; 9] =
+    ["nats", "cache", "telemetry", "gateway", "orchestrator", "projection", "inference", "tools", "analysis"];
 
 /// The configuration or the command line is wrong: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,7 @@ pub(crate) struct Usage(pub(crate) String);
 /// The configuration of every service.
 pub(crate) struct Settings {
     pub(crate) nats: bus::Config,
+    pub(crate) cache: cache::Config,
     pub(crate) telemetry: telemetry::Config,
     pub(crate) gateway: gateway::Config,
     pub(crate) orchestrator: orchestrator::Config,
@@ -37,6 +38,7 @@ impl Settings {
         let layers = Layers::load(file, std::env::vars(), flags, &SECTIONS).map_err(usage)?;
         Ok(Self {
             nats: layers.section("nats").map_err(usage)?,
+            cache: layers.section("cache").map_err(usage)?,
             telemetry: layers.section("telemetry").map_err(usage)?,
             gateway: layers.section("gateway").map_err(usage)?,
             orchestrator: layers.section("orchestrator").map_err(usage)?,
@@ -52,6 +54,7 @@ impl Settings {
     pub(crate) fn all(&self) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
         let sections = [
             ("nats", serde_json::to_value(&self.nats)?),
+            ("cache", serde_json::to_value(&self.cache)?),
             ("telemetry", serde_json::to_value(&self.telemetry)?),
             ("gateway", serde_json::to_value(&self.gateway)?),
             ("orchestrator", serde_json::to_value(&self.orchestrator)?),
@@ -75,6 +78,7 @@ impl Settings {
 
     /// What each service checks when it starts.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.cache.check().map_err(Usage)?;
         self.gateway.check().map_err(Usage)?;
         self.orchestrator.check().map_err(Usage)?;
         self.projection.check().map_err(Usage)?;
@@ -101,7 +105,10 @@ impl Settings {
 pub(crate) fn shown(key: &str, value: &toml::Value) -> toml::Value {
     match value {
         // The URL of a database has its password in it.
-        _ if key.ends_with("password") || key.ends_with("api_key") || key == "projection.url" => {
+        _ if key.ends_with("password")
+            || key.ends_with("api_key")
+            || ["projection.url", "cache.redis"].contains(&key) =>
+        {
             toml::Value::String("…".to_owned())
         }
         // Variables of programs hold keys under any name.
@@ -287,6 +294,8 @@ mod tests {
         assert!(!shown.contains("sk-"), "{shown}");
         assert!(shown.contains("http://gpu/v1") && shown.contains("/run/key"), "{shown}");
         assert_eq!(super::shown("nats.password", &value).to_string(), "\"…\"");
-        assert_eq!(super::shown("projection.url", &value).to_string(), "\"…\"");
+        for key in ["projection.url", "cache.redis"] {
+            assert_eq!(super::shown(key, &value).to_string(), "\"…\"");
+        }
     }
 }

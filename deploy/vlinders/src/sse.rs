@@ -3,14 +3,16 @@
 use anyhow::Context;
 use serde_json::Value;
 
+use crate::gateway_client::Answer;
+
 /// The events of one response, in order.
 pub(crate) struct Events {
-    response: reqwest::Response,
+    response: Answer,
     buffer: Vec<u8>,
 }
 
 impl Events {
-    pub(crate) fn new(response: reqwest::Response) -> Self {
+    pub(crate) fn new(response: Answer) -> Self {
         Self { response, buffer: Vec::new() }
     }
 

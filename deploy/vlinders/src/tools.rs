@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+use http::Method;
 use schemas::agent::Refused;
 use schemas::api::ToolAnswer;
 use schemas::rpc::Tool;
 use serde_json::{Value, json};
 
 use crate::cli::{ListTools, RunTool, Tools, ToolsWhat};
-use crate::client::report;
 use crate::settings::Usage;
 
 /// Lists or calls; exit code 1 when a call gave no result.
@@ -21,9 +21,10 @@ pub(crate) async fn run(options: Tools) -> anyhow::Result<ExitCode> {
 }
 
 async fn list(options: ListTools) -> anyhow::Result<ExitCode> {
-    let (url, secret) = options.target.gateway()?;
-    let request = reqwest::Client::new().get(format!("{url}/internal/tools")).header("X-Internal-Auth", secret);
-    let Some(mut answer) = answered(request, &url).await? else { return Ok(ExitCode::from(1)) };
+    let gateway = options.target.gateway()?;
+    let Some(mut answer) = gateway.answered(Method::GET, "/internal/tools", None).await? else {
+        return Ok(ExitCode::from(1));
+    };
     if options.json {
         println!("{answer}");
         return Ok(ExitCode::SUCCESS);
@@ -65,10 +66,9 @@ async fn call(options: RunTool) -> anyhow::Result<ExitCode> {
         "user_id": options.user,
         "cache": !options.fresh,
     });
-    let (url, secret) = options.target.gateway()?;
-    let request = reqwest::Client::new().post(format!("{url}/internal/tools/execute"));
-    let request = request.header("X-Internal-Auth", secret).json(&body);
-    let Some(answer) = answered(request, &url).await? else { return Ok(ExitCode::from(1)) };
+    let gateway = options.target.gateway()?;
+    let asked = gateway.answered(Method::POST, "/internal/tools/execute", Some(&body)).await?;
+    let Some(answer) = asked else { return Ok(ExitCode::from(1)) };
     let said: ToolAnswer = serde_json::from_value(answer.clone()).context("read the answer")?;
     if options.json {
         println!("{answer}");
@@ -79,16 +79,4 @@ async fn call(options: RunTool) -> anyhow::Result<ExitCode> {
         eprintln!("vlinders: {}", said.error.unwrap_or_default());
     }
     Ok(ExitCode::from(u8::from(!said.success)))
-}
-
-/// The answer as JSON; none when it is a problem, which is reported.
-pub(crate) async fn answered(request: reqwest::RequestBuilder, url: &str) -> anyhow::Result<Option<Value>> {
-    let response = request.send().await.with_context(|| format!("reach the gateway at {url}"))?;
-    let status = response.status();
-    let body: Value = response.json().await.unwrap_or_default();
-    if status.is_success() {
-        return Ok(Some(body));
-    }
-    report(&body, &status.to_string());
-    Ok(None)
 }

@@ -49,7 +49,8 @@ async fn serve(
     let nats = bus::Config { url: server.url.clone(), ..settings.nats.clone() };
     let bus = Bus::connect(&nats, "up").await?;
     bus::provision(&bus).await?;
-    let runtime = Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() };
+    let cache = Cache::open(&settings.cache, bus.clone()).map_err(Usage)?;
+    let runtime = Runtime { cache, ..Runtime::new(bus) };
     runtime.bus.register_metrics(&runtime.metrics)?;
     let probe = roles::probe(&settings.telemetry, "up", &runtime).await?;
     let models = settings.inference.model_names();

@@ -76,7 +76,7 @@ impl House {
         let nats = bus::Config { url: server.url.clone(), ..bus::Config::default() };
         let bus = Bus::connect(&nats, "test").await.unwrap();
         bus::provision(&bus).await.unwrap();
-        let runtime = Runtime { bus, tasks: Tasks::new(), metrics: Default::default() };
+        let runtime = Runtime::new(bus);
         let scheme = if config.tls.is_some() { "https" } else { "http" };
         let config = gateway::Config { http: "127.0.0.1:0".into(), ..config };
         let edge = gateway::serve(config, secrets, runtime.clone()).await.unwrap();

@@ -44,6 +44,7 @@ async fn who_works_what_is_held_and_what_waits_is_told() {
         sandbox: None,
         refused: vec![],
         vectors: None,
+        cache: None,
     };
     let bucket = bus.bucket(stream::BUCKET_WORKERS).await.unwrap();
     bucket.put(&worker.id, encode(&worker).into()).await.unwrap();

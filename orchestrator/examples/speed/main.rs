@@ -58,7 +58,7 @@ async fn serve(url: &str) -> anyhow::Result<()> {
 async fn connect(url: &str, role: &str) -> anyhow::Result<Runtime> {
     let bus = Bus::connect(&bus::Config { url: url.to_owned(), ..bus::Config::default() }, role).await?;
     bus::provision(&bus).await?;
-    Ok(Runtime { bus, tasks: Tasks::new(), metrics: prometheus::Registry::new() })
+    Ok(Runtime::new(bus))
 }
 
 fn number(text: &str) -> anyhow::Result<usize> {

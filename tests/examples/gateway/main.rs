@@ -60,7 +60,7 @@ async fn connect(nats: &str) -> anyhow::Result<Runtime> {
     let config = bus::Config { url: nats.to_owned(), ..bus::Config::default() };
     let bus = Bus::connect(&config, "bench").await?;
     bus::provision(&bus).await?;
-    Ok(Runtime { bus, tasks: Tasks::new(), metrics: Default::default() })
+    Ok(Runtime::new(bus))
 }
 
 async fn serve(nats: &str, open_max: Option<usize>) -> anyhow::Result<()> {

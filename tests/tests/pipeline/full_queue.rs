@@ -27,7 +27,7 @@ async fn an_execution_that_was_cancelled_while_its_queue_was_full_is_left_alone(
     context.publish(subject::inference_job("other", clock::execution_id()), "taken".into()).await?.await?;
 
     let (metrics, tasks) = (Registry::new(), Tasks::new());
-    let runtime = Runtime { bus: system.bus().await?, tasks: tasks.clone(), metrics: metrics.clone() };
+    let runtime = Runtime { tasks: tasks.clone(), metrics: metrics.clone(), ..Runtime::new(system.bus().await?) };
     orchestrator::serve(orchestrator::Config::default(), runtime).await?;
     let exec = system.submit("hello").await?;
     system.log_until(exec, |messages| messages.len() == 2).await?;

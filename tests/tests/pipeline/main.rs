@@ -3,6 +3,7 @@
 mod agent_types;
 mod agents;
 mod audit;
+mod cache;
 mod commands;
 mod configuration;
 mod context;
@@ -10,6 +11,7 @@ mod crowd;
 mod dead_letters;
 mod deployed;
 mod embeddings;
+mod encrypted;
 mod full_queue;
 mod generation;
 mod grpc;
