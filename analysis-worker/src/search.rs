@@ -1,5 +1,6 @@
 //! Finding pieces of an indexed workspace: by meaning (vectors), by words (BM25), or both, fused by the reciprocals of
-//! their ranks. Where vectors cannot be had, words still find, and the answer says so.
+//! their ranks: those of the piece, and of the best piece of its file, for the two ways often see different pieces of the right
+//! file. Where vectors cannot be had, words still find, and the answer says so.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,8 +20,12 @@ use crate::vectors::{Filter, LIMIT_MAX, VectorStore};
 const LIMIT: usize = 50;
 /// Pieces that each way of searching offers to the other.
 const OFFERED: usize = 60;
-/// How slowly a worse rank counts less; the constant of the paper on reciprocal rank fusion (Cormack et al., 2009).
-const RANK_CONSTANT: f64 = 60.0;
+/// How slowly a worse rank counts less. The paper on reciprocal rank fusion (Cormack et al., 2009) takes 60, for many long
+/// lists; of two short ones, the first of either would lose to what stands in the middle of both.
+const RANK_CONSTANT: f64 = 10.0;
+/// The two ways.
+const MEANING: usize = 0;
+const WORDS: usize = 1;
 /// Bytes of a query that are looked at.
 const QUERY_BYTES_MAX: usize = 8 << 10;
 /// Globs of one question.
@@ -202,22 +207,33 @@ impl Search {
 /// The pieces of both ways in one order.
 fn fused(by_meaning: Vec<(PieceOf, f32)>, by_words: Vec<(PieceOf, f32, Vec<String>)>, by: By) -> Vec<Ranked> {
     let mut ranked: BTreeMap<(String, usize), Ranked> = BTreeMap::new();
-    let mut see = |piece: PieceOf, rank: usize, own: f32, has_words: bool, why: String| {
-        let seen = ranked.entry((piece.file.entry.path.clone(), piece.number)).or_default();
+    let reciprocal = |rank: usize| 1.0 / (RANK_CONSTANT + rank as f64);
+    // By way, where a file's best piece stands.
+    let mut files: [BTreeMap<String, usize>; 2] = Default::default();
+    let mut see = |way: usize, piece: PieceOf, rank: usize, own: f32, why: String| {
+        let path = piece.file.entry.path.clone();
+        files[way].entry(path.clone()).or_insert(rank);
+        let seen = ranked.entry((path, piece.number)).or_default();
         seen.score += match by {
-            By::Both => 1.0 / (RANK_CONSTANT + rank as f64),
+            By::Both => reciprocal(rank),
             By::Meaning | By::Words => f64::from(own),
         };
-        seen.has_words |= has_words;
+        seen.has_words |= way == WORDS;
         seen.why.push(why);
         seen.piece = Some(piece);
     };
     for (rank, (piece, score)) in (1..).zip(by_meaning) {
-        see(piece, rank, score, false, format!("meaning #{rank} ({score:.2})"));
+        see(MEANING, piece, rank, score, format!("meaning #{rank} ({score:.2})"));
     }
     for (rank, (piece, score, words)) in (1..).zip(by_words) {
         let words = words.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
-        see(piece, rank, score, true, format!("words #{rank} ({words})"));
+        see(WORDS, piece, rank, score, format!("words #{rank} ({words})"));
+    }
+    // One way alone keeps its own order.
+    if files.iter().all(|of_way| !of_way.is_empty()) {
+        for ((path, _), seen) in &mut ranked {
+            seen.score += files.iter().filter_map(|of_way| of_way.get(path)).map(|rank| reciprocal(*rank)).sum::<f64>();
+        }
     }
     let mut ranked: Vec<((String, usize), Ranked)> = ranked.into_iter().collect();
     // Of two that are equal, one of each way, the words are there, and the meaning is a guess.
