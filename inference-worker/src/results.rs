@@ -125,7 +125,7 @@ impl Results {
                     promise.keep(Arc::clone(&outcome));
                     ("hit_memory", Found::Known(outcome))
                 }
-                (None, promise) => match self.of_others(&key, attempt == 1).await {
+                (None, promise) => match Box::pin(self.of_others(&key, attempt == 1)).await {
                     Ok((how, outcome)) => {
                         self.memory.insert(key, Arc::clone(&outcome));
                         promise.keep(Arc::clone(&outcome));
@@ -176,7 +176,8 @@ impl Results {
     }
 
     async fn look_up(&self, key: &Key) -> Option<Arc<Outcome>> {
-        let found = self.runtime.cache.get(Space::Results, &hex::encode(key));
+        let key = hex::encode(key);
+        let found = self.runtime.cache.get(Space::Results, &key);
         let bytes = tokio::time::timeout(LOOK_UP_MAX, found).await.ok()??;
         let entry: Entry = decode(&bytes).ok()?;
         let kept_for = i64::try_from(self.kept_for.as_nanos()).unwrap_or(i64::MAX);

@@ -7,7 +7,7 @@ mod nats;
 use std::{path::Path, time::Duration};
 
 use inference_worker::{Config, serve};
-use runtime::{Bus, Runtime, Tasks, clock};
+use runtime::{Bus, Runtime, clock};
 use schemas::{
     EffectId, FactBody, Frame, InferenceJob, Message, Role, Sampling, fact::InferenceCompleted, job::Job,
     token::FrameKind, wire::Schema,

@@ -243,7 +243,8 @@ impl Results {
     }
 
     async fn look_up(&self, key: &Key) -> Option<Kept> {
-        let found = self.runtime.cache.get(Space::ToolResults, &hex::encode(key));
+        let key = hex::encode(key);
+        let found = self.runtime.cache.get(Space::ToolResults, &key);
         let bytes = tokio::time::timeout(LOOK_UP_MAX, found).await.ok()??;
         let kept: Kept = decode(&bytes).ok()?;
         let kept_for = Nanos::try_from(TOOL_RESULT_TTL.as_nanos()).unwrap_or(Nanos::MAX);

@@ -60,7 +60,7 @@ struct Shared {
 }
 
 enum Means {
-    Buckets(Buckets),
+    Buckets(Box<Buckets>),
     Redis(Box<Redis>),
 }
 
@@ -105,7 +105,7 @@ impl Cache {
     /// Keeps everything in buckets of the bus.
     #[must_use]
     pub fn on_bus(bus: Bus) -> Self {
-        Self::of(Means::Buckets(Buckets::new(bus)))
+        Self::of(Means::Buckets(Box::new(Buckets::new(bus))))
     }
 
     /// Keeps it where the configuration says. Nothing is connected before it is needed, and a server that is away is asked
@@ -167,11 +167,14 @@ impl Cache {
     }
 
     /// Renews a lease until it is dropped, and gives it back.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "ends with the lease; who ends at once leaves one behind that lapses"
+    )]
     fn held(&self, space: Space, key: &str, number: u64) -> Lease {
         let (held, mut dropped) = oneshot::channel::<()>();
         let is_lost = Arc::new(AtomicBool::new(false));
         let (this, key, lost) = (self.clone(), key.to_owned(), Arc::clone(&is_lost));
-        // Beside the tracked tasks: who ends at once leaves a lease behind that lapses.
         tokio::spawn(async move {
             loop {
                 if tokio::time::timeout(LEASE_TTL / RENEWALS, &mut dropped).await.is_ok() {

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::cli::{Approve, Cancel, Fork, Grant, Pause, Resume, Say, Tell};

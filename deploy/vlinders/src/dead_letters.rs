@@ -3,7 +3,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use http::Method;
 use serde_json::{Value, json};
 

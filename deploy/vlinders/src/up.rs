@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use runtime::config::Secret;
-use runtime::{Bus, Runtime, Tasks, bus, telemetry};
+use runtime::{Bus, Cache, Runtime, bus, telemetry};
 
 use crate::cli::Up;
 use crate::endpoint::Ready;

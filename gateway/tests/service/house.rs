@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gateway::Secrets;
 use runtime::bus::{self, Bus};
-use runtime::{Runtime, Tasks};
+use runtime::Runtime;
 use schemas::decision::{Draft, ExecutionCompleted, ExecutionStarted, FactsDigest, InferenceRequested};
 use schemas::fact::InferenceCompleted;
 use schemas::rpc::{AgentType, Model, Reply, Tool};

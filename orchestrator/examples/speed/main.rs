@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use runtime::bus::{self, Bus};
-use runtime::{Runtime, Tasks, clock};
+use runtime::{Runtime, clock};
 use schemas::ExecutionId;
 use serde_json::{Value, json};
 

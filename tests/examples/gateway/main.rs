@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use runtime::bus::{self, Bus};
-use runtime::{Runtime, Tasks};
+use runtime::Runtime;
 
 /// The secret of measured gateways.
 const SECRET: &str = "bench";
