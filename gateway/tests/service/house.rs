@@ -4,8 +4,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use gateway::Secrets;
-use runtime::bus::{self, Bus};
 use runtime::Runtime;
+use runtime::bus::{self, Bus};
 use schemas::decision::{Draft, ExecutionCompleted, ExecutionStarted, FactsDigest, InferenceRequested};
 use schemas::fact::InferenceCompleted;
 use schemas::rpc::{AgentType, Model, Reply, Tool};

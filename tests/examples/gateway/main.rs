@@ -20,8 +20,8 @@ mod stub;
 use std::time::Duration;
 
 use anyhow::bail;
-use runtime::bus::{self, Bus};
 use runtime::Runtime;
+use runtime::bus::{self, Bus};
 
 /// The secret of measured gateways.
 const SECRET: &str = "bench";
