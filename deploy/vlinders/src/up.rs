@@ -53,7 +53,10 @@ async fn serve(
     let runtime = Runtime { cache, ..Runtime::new(bus) };
     runtime.bus.register_metrics(&runtime.metrics)?;
     let probe = roles::probe(&settings.telemetry, "up", &runtime).await?;
-    let models = settings.inference.model_names();
+    let models = match options.without.contains(&Role::Inference) {
+        true => Vec::new(),
+        false => settings.inference.model_names(),
+    };
     let secrets = settings::secrets(secret, secret_file.as_deref());
     let mut edge = None;
     for role in Role::ALL.into_iter().filter(|role| !options.without.contains(role)) {

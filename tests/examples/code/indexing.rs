@@ -1,6 +1,7 @@
 //! How long indexing takes, from the request to its answer.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -39,15 +40,28 @@ pub(crate) async fn words(sources: &Path, files: usize) -> anyhow::Result<Value>
         ensure!(report["report"]["done"]["files"] == 0, "something changed: {report}");
         unchanged.push(ms(time));
     }
-    let mut searched = Vec::new();
+    let (mut searched, mut by_rg) = (Vec::new(), Vec::new());
     for query in SEARCHES.iter().cycle().take(30) {
         searched.push(ms(search(&system, &tree, query, By::Words).await?.0));
+        by_rg.push(ms(rg(&tree, query)?));
     }
     let done = &report["report"]["done"];
     Ok(json!({
         "files": done["files"], "bytes": bytes, "pieces": done["pieces"], "symbols": done["symbols"],
         "cold_ms": ms(cold), "unchanged_ms": median(&mut unchanged), "search_ms": median(&mut searched),
+        "rg_ms": median(&mut by_rg),
     }))
+}
+
+/// The lines in which `rg` finds any of a query's words, as whoever has no index looks for them.
+fn rg(tree: &Path, query: &str) -> anyhow::Result<Duration> {
+    let mut command = Command::new("rg");
+    query.split(' ').filter(|word| word.len() > 3).for_each(|word| drop(command.args(["-e", word])));
+    let since = clock::instant();
+    let found = command.args(["--ignore-case", "--word-regexp", "--line-number"]).arg(tree).output();
+    let found = found.context("ripgrep is missing: deploy/install installs it")?;
+    ensure!(found.status.success() && !found.stdout.is_empty(), "rg finds nothing of {query:?}");
+    Ok(clock::instant() - since)
 }
 
 /// With vectors: what embedding costs, and how soon a change is found.
