@@ -22,6 +22,8 @@ def rows(cells: Cells) -> list[dict]:
         name = f"streamed tokens/s, {concurrent} at once"
         found.append(row(name, ours, dynamo, DYNAMO, goals[0], met(goals[0], ours >= 2.5 * dynamo)))
         found.append(row(name, ours, stub, "the floor", goals[1], met(goals[1], ours >= 0.45 * stub)))
+        pieces, peer = (cells(f"{who} {concurrent}", "pieces_per_answer") for who in ("ours", "dynamo"))
+        found.append(row(f"pieces in which an answer's 64 tokens come, {concurrent} at once", pieces, peer, DYNAMO))
         for which, title in (("ttft_ms", "first token"), ("gap_ms", "longest gap")):
             for at in ("p50", "p99"):
                 ours, dynamo = (cells(f"{who} {concurrent}", which, at) for who in ("ours", "dynamo"))

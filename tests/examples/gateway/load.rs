@@ -38,6 +38,8 @@ pub(crate) struct Answered {
     /// The longest time between two pieces of text.
     pub(crate) gap: Duration,
     pub(crate) tokens: u64,
+    /// Pieces of text in which they came: what has piled up may come as one.
+    pieces: u64,
 }
 
 /// A request was told to come again.
@@ -85,7 +87,7 @@ impl Options {
         let words = "Tell me in plain words how a river finds its way to the sea, what it carries along, what it leaves \
             behind, and why no two rivers are ever quite alike, in sixty-four words.";
         let body = json!({
-            "model": self.model, "stream": true, "max_tokens": self.tokens.unwrap_or(64),
+            "model": self.model, "stream": true, "stream_options": {"include_usage": true}, "max_tokens": self.tokens.unwrap_or(64),
             "messages": [{"role": "user", "content": words}],
         });
         let (body, key, address) = (body.to_string(), &self.key, &self.address);
@@ -150,6 +152,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<Value> {
         "requests": answered.len(),
         "requests_per_s": answered.len() as f64 / elapsed,
         "tokens_per_s": tokens as f64 / elapsed,
+        "pieces_per_answer": answered.iter().map(|answer| answer.pieces).sum::<u64>() as f64 / answered.len() as f64,
         "ttft_ms": spread(|a| a.first),
         "answer_ms": spread(|a| a.whole),
         "gap_ms": spread(|a| a.gap),
@@ -200,26 +203,28 @@ impl Connection {
         let since = clock::instant();
         self.stream.write_all(request).await?;
         let mut reader = Reader::default();
-        let mut answered = Answered { first: Duration::ZERO, whole: Duration::ZERO, gap: Duration::ZERO, tokens: 0 };
+        let mut answered = Answered { first: Duration::ZERO, whole: Duration::ZERO, gap: Duration::ZERO, tokens: 0, pieces: 0 };
         let mut newest: Option<Instant> = None;
         loop {
             self.buffer.clear();
             let read = tokio::time::timeout(SILENCE_MAX, self.stream.read_buf(&mut self.buffer)).await;
             ensure!(read.context("the stream is silent")?? > 0, "the connection closed in mid-answer");
             let now = clock::instant();
-            let tokens = reader.take(&self.buffer)?;
+            let pieces = reader.take(&self.buffer)?;
             if let Some(retry_after) = reader.refused {
                 return Ok(Err(Refused { told_after: now.duration_since(since), retry_after }));
             }
-            if tokens > 0 {
+            if pieces > 0 {
                 match newest.replace(now) {
                     None => answered.first = now.duration_since(since),
                     Some(before) => answered.gap = answered.gap.max(now.duration_since(before)),
                 }
-                answered.tokens += tokens;
+                answered.pieces += pieces;
             }
             if reader.ended {
-                ensure!(reader.done && answered.tokens > 0, "the stream ended without [DONE]");
+                ensure!(reader.done && answered.pieces > 0, "the stream ended without [DONE]");
+                // Who does not say how many there were sends them one by one.
+                answered.tokens = reader.usage.unwrap_or(answered.pieces);
                 answered.whole = now.duration_since(since);
                 return Ok(Ok(answered));
             }
@@ -237,12 +242,14 @@ struct Reader {
     text: Vec<u8>,
     done: bool,
     ended: bool,
+    /// Tokens of the answer, as its end tells.
+    usage: Option<u64>,
     /// Refused with 429, and when to come again.
     refused: Option<Option<Duration>>,
 }
 
 impl Reader {
-    /// Takes bytes; how many tokens became whole with them.
+    /// Takes bytes; how many pieces of text became whole with them.
     fn take(&mut self, bytes: &[u8]) -> anyhow::Result<u64> {
         self.raw.extend_from_slice(bytes);
         if !self.in_body {
@@ -291,16 +298,20 @@ impl Reader {
     }
 
     fn events(&mut self) -> u64 {
-        let (mut tokens, mut at) = (0, 0);
+        let (mut pieces, mut at) = (0, 0);
         while let Some(end) = find(&self.text[at..], b"\n\n") {
             let event = &self.text[at..at + end];
             let content = find(event, b"\"content\":\"").map(|from| event[from + 11..].first());
-            tokens += u64::from(content.is_some_and(|first| first != Some(&b'"')));
+            pieces += u64::from(content.is_some_and(|first| first != Some(&b'"')));
+            if let Some(from) = find(event, b"\"completion_tokens\":") {
+                let digits = event[from + 20..].iter().take_while(|byte| byte.is_ascii_digit());
+                self.usage = Some(digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0')));
+            }
             self.done |= find(event, b"data: [DONE]").is_some();
             at += end + 2;
         }
         self.text.drain(..at);
-        tokens
+        pieces
     }
 }
 
