@@ -1,6 +1,6 @@
 """Asks a gateway over gRPC for its health, which needs no secret, and which services it has, which does.
 
-    grpc_health.py ADDRESS SECRET
+    ask_health.py ADDRESS SECRET
 
 Prints what it said; ends with an error where that is not enough.
 """
