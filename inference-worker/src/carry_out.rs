@@ -42,6 +42,7 @@ impl Service {
         self.unfinished.answered(backend.name(), job.exec, &body);
         let now = clock::now();
         traced::record(job, &self.id, taken_at, now, &body);
+        tracing::debug!(effect = %job.effect, attempt = job.attempt, outcome = body.name(), "an inference has ended");
         let mut fact = Fact::new(job.exec, now, body);
         fact.cause = Some(self.id.clone());
         fact.trace = job.trace.clone();

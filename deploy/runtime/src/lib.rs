@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`config`] | layers of configuration, with the origin of each value |
 //! | [`telemetry`] | logs, and where traces go |
+//! | [`lines`] | to which trace and execution a log line belongs |
 //! | [`spans`] | spans of traces, recorded when their work is done |
 //! | [`bus`] | the log, job queues, tokens, buckets and questions over NATS |
 //! | [`manifests`] | directories of TOML files that are followed |
@@ -16,6 +17,7 @@
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod lines;
 pub mod manifests;
 pub mod probe;
 pub mod spans;
