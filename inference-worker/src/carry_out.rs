@@ -261,6 +261,7 @@ fn request(job: &InferenceJob, messages: &[Message], produced: Produced) -> Requ
         tokens_max: tokens_max.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
         stop: job.sampling.stop.clone(),
         tool_choice: job.sampling.tool_choice.clone(),
+        one_call: job.sampling.parallel_tool_calls == Some(false),
         response_format: job.sampling.response_format.clone(),
         produced: produced.ids,
         produced_logprobs: produced.logprobs,

@@ -133,6 +133,7 @@ impl ChatCompletion {
             stop: self.stop,
             response_format: self.response_format,
             tool_choice: self.tool_choice,
+            parallel_tool_calls: self.parallel_tool_calls,
             n: self.n,
             priority: Default::default(),
             truncation: Default::default(),
@@ -169,14 +170,6 @@ impl ChatCompletion {
         if let Some((field, _, next)) = unsupported.into_iter().find(|(_, given, _)| *given) {
             let detail = format!("`{field}` is not carried out here");
             return Err(Failure::new(400, "unsupported_parameter", detail, next));
-        }
-        // A named function is called once; nothing else bounds a free answer to one call.
-        let one_anyway = self.tools.as_ref().is_none_or(Vec::is_empty)
-            || self.tool_choice.as_ref().is_some_and(|choice| choice.is_object() || choice == "none");
-        if self.parallel_tool_calls == Some(false) && !one_anyway {
-            let detail =
-                "`parallel_tool_calls` is false, which is carried out only where `tool_choice` names a function";
-            return Err(Failure::new(400, "unsupported_parameter", detail, "leave it out, or name the function"));
         }
         Ok(())
     }
@@ -328,7 +321,7 @@ mod tests {
             ],
             "stream": true, "stream_options": {"include_usage": true}, "max_completion_tokens": 5, "seed": -1,
             "logit_bias": {}, "user": "ann", "top_logprobs": 0, "stop": null, "reasoning_effort": null,
-            "metadata": {"a": "b"}, "store": false, "modalities": ["text"], "parallel_tool_calls": true,
+            "metadata": {"a": "b"}, "store": false, "modalities": ["text"], "parallel_tool_calls": false,
         }))
         .expect("a chat");
         assert_eq!(wanted, Wanted { stream: true, usage: true });
@@ -337,6 +330,7 @@ mod tests {
         assert_eq!(chat.messages[2].tool_call_id.as_deref(), Some("a"));
         assert_eq!((chat.max_tokens, chat.seed), (Some(5.into()), Some(u64::MAX.into())));
         assert_eq!((chat.user_id.as_deref(), chat.top_logprobs), (Some("ann"), None));
+        assert_eq!(chat.parallel_tool_calls, Some(false));
     }
 
     #[test]
@@ -350,10 +344,6 @@ mod tests {
         unsupported(&json!({"functions": []}), "functions");
         unsupported(&json!({"modalities": ["text", "audio"]}), "modalities");
         unsupported(&json!({"reasoning_effort": "high"}), "reasoning_effort");
-        let tools = json!([{"type": "function", "function": {"name": "f"}}]);
-        unsupported(&json!({"tools": tools, "parallel_tool_calls": false}), "parallel_tool_calls");
-        let named = json!({"type": "function", "function": {"name": "f"}});
-        chat(&json!({"tools": tools, "parallel_tool_calls": false, "tool_choice": named})).expect("one call anyway");
 
         let (code, detail) = refused(&json!({"temprature": 1}));
         assert!(code == "unknown_field" && detail.contains("temprature"), "{detail}");
