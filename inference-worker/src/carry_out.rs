@@ -47,7 +47,10 @@ impl Service {
         fact.cause = Some(self.id.clone());
         fact.trace = job.trace.clone();
         let verdict = match self.runtime.bus.append_fact(&fact).await {
-            Ok(_) => delivery.done().await,
+            Ok(_) => {
+                self.metrics.answered(backend.name(), &fact.body);
+                delivery.done().await
+            }
             Err(error) => {
                 tracing::warn!(%error, exec = %key.0, "a result did not reach the log; the job comes again");
                 delivery.retry(RETRY_AFTER).await

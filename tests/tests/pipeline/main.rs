@@ -10,6 +10,7 @@ mod crowd;
 mod dead_letters;
 mod deployed;
 mod embeddings;
+mod figures;
 mod full_queue;
 mod generation;
 mod grpc;
