@@ -9,6 +9,7 @@ mod context;
 mod crowd;
 mod dead_letters;
 mod deployed;
+mod doctor;
 mod embeddings;
 mod figures;
 mod full_queue;
