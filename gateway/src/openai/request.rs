@@ -6,27 +6,37 @@ use schemas::api::{ChatRequest, OneOrMany};
 use schemas::{Message, Role, ToolCall, ToolSpec};
 use serde::Deserialize;
 use serde_json::{Number, Value};
+use utoipa::ToSchema;
 
 use crate::problem::Failure;
 
 /// `POST /v1/chat/completions`. Everything may be null, as clients write what they leave out.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ChatCompletion {
     pub(crate) model: Option<String>,
     messages: Vec<Said>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
+    #[schema(value_type = Option<f64>)]
     temperature: Option<Number>,
+    #[schema(value_type = Option<f64>)]
     top_p: Option<Number>,
+    #[schema(value_type = Option<u64>)]
     n: Option<Number>,
     stop: Option<OneOrMany>,
+    #[schema(value_type = Option<u64>)]
     max_tokens: Option<Number>,
+    #[schema(value_type = Option<u64>)]
     max_completion_tokens: Option<Number>,
+    #[schema(value_type = Option<f64>)]
     presence_penalty: Option<Number>,
+    #[schema(value_type = Option<f64>)]
     frequency_penalty: Option<Number>,
+    #[schema(value_type = Option<i64>)]
     seed: Option<Number>,
     logprobs: Option<bool>,
+    #[schema(value_type = Option<u64>)]
     top_logprobs: Option<Number>,
     tools: Option<Vec<ToolSpec>>,
     tool_choice: Option<Value>,
@@ -35,8 +45,11 @@ pub(crate) struct ChatCompletion {
     user: Option<String>,
     safety_identifier: Option<String>,
     // Not OpenAI's, but what other servers of open models take under these names.
+    #[schema(value_type = Option<u64>)]
     top_k: Option<Number>,
+    #[schema(value_type = Option<f64>)]
     min_p: Option<Number>,
+    #[schema(value_type = Option<f64>)]
     repetition_penalty: Option<Number>,
     // Nothing in the answer depends on these.
     #[serde(rename = "metadata")]
@@ -49,20 +62,29 @@ pub(crate) struct ChatCompletion {
     _service_tier: Option<Value>,
     #[serde(rename = "store")]
     _store: Option<bool>,
-    // Refused, unless they say what is so anyway.
+    // Refused, unless they say what is so anyway; so they are not described.
+    #[schema(ignore)]
     audio: Option<Value>,
+    #[schema(ignore)]
     function_call: Option<Value>,
+    #[schema(ignore)]
     functions: Option<Value>,
+    #[schema(ignore)]
     logit_bias: Option<Value>,
+    #[schema(ignore)]
     modalities: Option<Value>,
+    #[schema(ignore)]
     prediction: Option<Value>,
+    #[schema(ignore)]
     reasoning_effort: Option<Value>,
+    #[schema(ignore)]
     verbosity: Option<Value>,
+    #[schema(ignore)]
     web_search_options: Option<Value>,
 }
 
 /// What a stream says beside the text.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct StreamOptions {
     include_usage: Option<bool>,
@@ -71,7 +93,7 @@ struct StreamOptions {
 }
 
 /// A message as clients write it, answers of ours that they send back included.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Said {
     role: String,
@@ -80,7 +102,9 @@ struct Said {
     tool_calls: Option<Vec<ToolCall>>,
     tool_call_id: Option<String>,
     refusal: Option<String>,
+    #[schema(ignore)]
     function_call: Option<Value>,
+    #[schema(ignore)]
     audio: Option<Value>,
     #[serde(rename = "annotations")]
     _annotations: Option<Value>,
@@ -247,10 +271,11 @@ fn whole_seed(seed: Number) -> Number {
 }
 
 /// `POST /v1/embeddings`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Embeddings {
     pub(crate) model: Option<String>,
+    #[schema(value_type = OneOrMany)]
     input: Value,
     encoding_format: Option<String>,
     pub(crate) dimensions: Option<u64>,

@@ -13,6 +13,7 @@ mod doctor;
 mod embeddings;
 mod figures;
 mod full_queue;
+mod fuzz;
 mod generation;
 mod grpc;
 mod idempotency;
