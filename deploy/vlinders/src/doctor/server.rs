@@ -47,10 +47,12 @@ fn judge(url: &str, server: &ServerState) -> Finding {
     let ServerState { version, file_bytes, file_bytes_max, memory_bytes, memory_bytes_max, .. } = server;
     let of = |bytes: u64, max: Option<u64>| match max {
         Some(max) => format!("{} of {} MiB", bytes >> 20, max >> 20),
-        None => format!("{} MiB, of as much as the server may have", bytes >> 20),
+        None => format!("{} MiB", bytes >> 20),
     };
     let (files, memory) = (of(*file_bytes, *file_bytes_max), of(*memory_bytes, *memory_bytes_max));
-    let found = format!("{url}, version {version}, keeps {files} in files and {memory} in memory");
+    let bounded = file_bytes_max.or(*memory_bytes_max).is_some();
+    let limits = if bounded { "" } else { "; it has no limits but the server's own" };
+    let found = format!("{url}, version {version}, keeps {files} in files and {memory} in memory{limits}");
     let filled = |bytes: u64, max: Option<u64>| max.is_some_and(|max| bytes as f64 > FILLED_MAX * max as f64);
     let state = match (filled(*file_bytes, *file_bytes_max), filled(*memory_bytes, *memory_bytes_max)) {
         (false, false) => return Finding::fine("jetstream", found),
