@@ -136,7 +136,11 @@ fn a_call_ends_as_a_valid_call() {
 
 #[test]
 fn an_answer_with_one_call_at_most_ends_behind_it() {
-    let asked = |text: &str, one_call| Request { tools: tools(), tokens_max: None, one_call, ..ask(text) };
+    let asked = |text: &str, one_call| {
+        let system = json!({"role": "system", "content": "You are Vlinder, a code assistant."});
+        let messages = vec![system, json!({"role": "user", "content": text})];
+        Request { messages, tools: tools(), one_call, ..Request::default() }
+    };
     let texts = ["Find TokenReader and Liveness.", "Where are TokenReader and Liveness defined?"];
     let both = texts.map(|text| (text, run(asked(text, false)).unwrap().1));
     let (text, both) = both.into_iter().find(|(_, both)| both.tool_calls.len() == 2).expect("the model calls twice");
