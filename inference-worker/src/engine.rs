@@ -24,7 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     answer::{Answer, FinishReason},
-    constraint::Constraint,
+    constraint::{CALLS_MAX, Constraint},
     kernels::team::Team,
     kv::BLOCK,
     model::{Batch, Scratch},
@@ -66,6 +66,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Whether tools may or must be called.
     pub tool_choice: Option<ToolChoice>,
+    /// At most one call: behind it the answer ends.
+    pub one_call: bool,
     /// What form the text must have.
     pub response_format: Option<ResponseFormat>,
     /// At most this many tokens; the window bounds it as well.
@@ -138,6 +140,14 @@ pub struct Outcome {
     pub total: Duration,
     /// The other answers, if any were asked for; these have none.
     pub alternatives: Vec<Outcome>,
+}
+
+impl Outcome {
+    /// Leaves out all calls but the first; what should have been one only where there is no other.
+    pub(crate) fn keep_one_call(&mut self) {
+        self.malformed.truncate(usize::from(self.tool_calls.is_empty()));
+        self.tool_calls.truncate(1);
+    }
 }
 
 /// Why a request is not taken.
@@ -387,7 +397,7 @@ impl Engine {
                 priority: request.priority,
                 prompt: prompt.to_vec(),
                 dropped_messages,
-                answer: Answer::new(request.stop.clone(), self.family(&request)),
+                answer: Answer::new(request.stop.clone(), self.family(&request), request.one_call),
                 tokens_max,
                 seen: if sampling.penalises() { Seen::new(prompt, &[]) } else { Seen::default() },
                 constraint: self.constraint(&request)?,
@@ -419,15 +429,13 @@ impl Engine {
         if tools.is_empty() && request.response_format.is_none() {
             return Ok(Constraint::free());
         }
-        let choice = request.tool_choice.as_ref();
-        let made = self
-            .model
-            .grammars()
-            .and_then(|grammars| grammars.constrain(&tools, choice, request.response_format.as_ref()));
+        let (choice, form) = (request.tool_choice.as_ref(), request.response_format.as_ref());
+        let calls_max = if request.one_call { 1 } else { CALLS_MAX };
+        let made = self.model.grammars().and_then(|grammars| grammars.constrain(&tools, choice, form, calls_max));
         match made {
             Ok(constraint) => Ok(constraint),
             // Nothing was demanded: calls are read as they come.
-            Err(why) if choice.is_none() && request.response_format.is_none() => {
+            Err(why) if choice.is_none() && form.is_none() => {
                 tracing::debug!(model = self.model.name, %why, "calls are not bound to their schemas");
                 Ok(Constraint::free())
             }

@@ -28,6 +28,7 @@ mod identity;
 pub mod kernels;
 pub mod kv;
 mod marks;
+mod metrics;
 pub mod model;
 pub mod model_directory;
 mod models;
