@@ -2,6 +2,8 @@
 
 use std::process::{Command, ExitCode};
 
+use inference_worker::config::Device;
+use inference_worker::cuda::{driver, modules};
 use serde_json::json;
 use tool_worker::Sandbox;
 use tool_worker::sandbox::Choice;
@@ -18,7 +20,7 @@ struct Finding {
 /// Looks and reports; exit code 1 when something needed is missing.
 pub(crate) async fn run(options: Doctor) -> anyhow::Result<ExitCode> {
     let data = options.target.data.clone().unwrap_or_else(settings::default_data);
-    let mut findings = vec![nats_server(), models(&data), gpus()];
+    let mut findings = vec![nats_server(), models(&data), gpus(), device(&options)];
     findings.extend(Box::pin(sandboxes(&options)).await?);
     findings.extend(remotes(&options).await);
     findings.push(gateway(&options).await);
@@ -139,6 +141,38 @@ fn gpus() -> Finding {
         }
     };
     Finding { what: "gpus", ok: true, found }
+}
+
+/// What chat models compute on, as a worker with this configuration would choose.
+fn device(options: &Doctor) -> Finding {
+    let what = "device";
+    let config = match settings::Settings::load(options.config.as_deref(), Vec::new()) {
+        Ok(settings) => settings.inference,
+        Err(error) => return Finding { what, ok: false, found: error.to_string() },
+    };
+    if config.device == Device::Cpu {
+        return Finding { what, ok: true, found: "the CPUs, as inference.device says".to_owned() };
+    }
+    match driver::find() {
+        Ok(found) => {
+            let allowed = |gpu: &&driver::Found| config.gpus.is_empty() || config.gpus.contains(&gpu.id);
+            let each = found.iter().filter(allowed).map(|gpu| {
+                let kernels = if modules::shipped(gpu.capability) { "shipped" } else { "built by NVRTC" };
+                let (major, minor) = gpu.capability;
+                let memory = gpu.memory >> 20;
+                format!("GPU {} ({}, {memory} MiB, capability {major}.{minor}, kernels {kernels})", gpu.id, gpu.name)
+            });
+            let each = each.collect::<Vec<_>>().join(", ");
+            match each.is_empty() {
+                true => Finding { what, ok: false, found: "inference.gpus names no GPU of this machine".to_owned() },
+                false => Finding { what, ok: true, found: format!("{each}; the CPUs for models that do not fit") },
+            }
+        }
+        Err(why) if config.device == Device::Cuda => {
+            Finding { what, ok: false, found: format!("inference.device is \"cuda\", and no GPU can be used: {why}") }
+        }
+        Err(why) => Finding { what, ok: true, found: format!("the CPUs: {why}") },
+    }
 }
 
 async fn gateway(options: &Doctor) -> Finding {
