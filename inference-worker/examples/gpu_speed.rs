@@ -210,8 +210,9 @@ fn check() -> Result<Value, Failure> {
     for (name, a) in small_shapes() {
         let host = Decoder::load(&a, &Random)?;
         let device = Arc::new(DeviceDecoder::load(&gpu, &a, &Random)?);
-        let prompts: Vec<Vec<u32>> =
-            [1, 2, 15, 16, 17, 60, 129, 300, 1_100].map(|length| (0..length).map(|at| (at * 37 + length) % 1_000).collect()).into();
+        let prompts: Vec<Vec<u32>> = [1, 2, 15, 16, 17, 60, 129, 300, 1_100]
+            .map(|length| (0..length).map(|at| (at * 37 + length) % 1_000).collect())
+            .into();
         let config = EngineConfig { slots: prompts.len(), ..EngineConfig::default() };
         let mut steps = Steps::new(device, &config)?;
         let mut scheduler = Scheduler::new(Limits { step_tokens: 700, running: prompts.len() }, steps.blocks());
@@ -269,8 +270,7 @@ fn decode(a: &Architecture, batch: usize, context: usize, count: usize, graphs: 
     let limits = GpuLimits { cache_bytes_max: Some(blocks * block), memory_part: 1.0, graphs, ..GpuLimits::default() };
     let config = EngineConfig { slots: batch, gpu: limits, ..EngineConfig::default() };
     let mut steps = Steps::new(decoder, &config)?;
-    let mut scheduler =
-        Scheduler::new(Limits { step_tokens: limits.step_tokens, running: batch }, steps.blocks());
+    let mut scheduler = Scheduler::new(Limits { step_tokens: limits.step_tokens, running: batch }, steps.blocks());
     for id in 0..batch as u32 {
         let prompt = (0..context as u32).map(|at| (at * 131 + id * 7_919) % a.vocabulary as u32).collect();
         scheduler.add(u64::from(id), 0, Priority::Normal, prompt);
@@ -369,7 +369,9 @@ fn compare(directory: &Path, reference: &Path) -> Result<Value, Failure> {
             scheduler.complete(0, Some(*token));
         }
     }
-    Ok(json!({"worst": worst, "same": same, "of": all, "tolerance": TOLERANCE, "ok": worst <= TOLERANCE && same * 100 >= all * 98}))
+    Ok(
+        json!({"worst": worst, "same": same, "of": all, "tolerance": TOLERANCE, "ok": worst <= TOLERANCE && same * 100 >= all * 98}),
+    )
 }
 
 /// Requests at once through the engine, and how busy the card was meanwhile.

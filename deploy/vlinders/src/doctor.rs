@@ -165,7 +165,10 @@ fn device(options: &Doctor) -> Finding {
             let each = each.collect::<Vec<_>>().join(", ");
             match each.is_empty() {
                 true => Finding { what, ok: false, found: "inference.gpus names no GPU of this machine".to_owned() },
-                false => Finding { what, ok: true, found: format!("{each}; the CPUs for models that do not fit") },
+                false => {
+                    let slow = if driver::has_blas() { String::new() } else { format!("; {}", driver::NO_BLAS) };
+                    Finding { what, ok: true, found: format!("{each}; the CPUs for models that do not fit{slow}") }
+                }
             }
         }
         Err(why) if config.device == Device::Cuda => {

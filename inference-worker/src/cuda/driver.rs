@@ -7,7 +7,7 @@
 //! that made them, addresses come from `allocate`, and what a call writes to outlives it.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     ffi::c_void,
     fmt,
     ptr::NonNull,
@@ -39,6 +39,10 @@ const UPLOADS_MAX: usize = 16;
 /// Shared memory a kernel gets without asking for more.
 const SHARED_BY_DEFAULT: u32 = 48 << 10;
 
+/// What is said where cuBLASLt is missing.
+pub const NO_BLAS: &str = "cuBLASLt is not found (libcublasLt.so.13), so products are computed by slower kernels: install \
+                           CUDA 13's libraries, or name their folder in LD_LIBRARY_PATH";
+
 /// Why no GPU computes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Absent {
@@ -54,11 +58,6 @@ pub enum Absent {
         /// What it is for, as CUDA counts: 12080 is 12.8.
         version: i32,
     },
-    /// There is no library for matrix products.
-    #[error(
-        "cuBLASLt is not found (libcublasLt.so.13): install CUDA 13's libraries, or name their folder in LD_LIBRARY_PATH"
-    )]
-    NoBlas,
     /// There is no GPU, or not this one.
     #[error("{0}")]
     NoGpu(String),
@@ -139,7 +138,7 @@ pub fn free_memory(id: u32) -> Result<usize, Absent> {
     context.mem_get_info().map(|(free, _)| free).map_err(absent)
 }
 
-/// Whether the driver and cuBLASLt are here and new enough.
+/// Whether the driver is here and new enough.
 fn libraries() -> Result<(), Absent> {
     #[expect(unsafe_code, reason = "opens libraries, and asks the driver for its version")]
     // SAFETY: NVIDIA's libraries run no code of others when they are opened; the version is written where it is wanted.
@@ -152,11 +151,17 @@ fn libraries() -> Result<(), Absent> {
         if version < CUDA_VERSION {
             return Err(Absent::OldDriver { version });
         }
-        if !blas_sys::is_culib_present() {
-            return Err(Absent::NoBlas);
-        }
     }
     Ok(())
+}
+
+/// Whether cuBLASLt multiplies. Without it kernels of our own do, which are slower.
+pub fn has_blas() -> bool {
+    #[expect(unsafe_code, reason = "opens a library")]
+    // SAFETY: NVIDIA's library runs no code of others when it is opened.
+    unsafe {
+        blas_sys::is_culib_present()
+    }
 }
 
 fn absent(error: DriverError) -> Absent {
@@ -185,7 +190,8 @@ pub struct Cuda {
     modules: Modules<Arc<CudaModule>>,
     /// Kernels that were started, and the shared memory each may have.
     functions: Mutex<BTreeMap<&'static str, (CudaFunction, u32)>>,
-    blas: Blas,
+    /// None where cuBLASLt is not installed.
+    blas: Option<Blas>,
     /// Memory of the host for copies, which nobody uses now.
     pinned: Mutex<Vec<Pinned>>,
     /// What is still read from, oldest first.
@@ -217,7 +223,12 @@ impl Cuda {
         let modules = Modules::load(cubins, load).map_err(absent)?;
         let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let processors = context.attribute(attribute).map_err(absent)?.max(1) as usize;
-        let blas = Blas::new(&context).map_err(|fault| Absent::Failed(fault.to_string()))?;
+        let blas = if has_blas() {
+            Some(Blas::new(&context).map_err(|fault| Absent::Failed(fault.to_string()))?)
+        } else {
+            tracing::warn!("{NO_BLAS}");
+            None
+        };
         Ok(Self {
             id,
             name: gpu.name,
@@ -262,12 +273,14 @@ impl Cuda {
 
     fn function(&self, kernel: &'static str, shared: u32) -> Result<CudaFunction, Fault> {
         let mut functions = lock(&self.functions);
-        if !functions.contains_key(kernel) {
-            let module = self.modules.of(kernel);
-            let module = module.ok_or_else(|| Fault::Refused(format!("there is no kernel {kernel}")))?;
-            functions.insert(kernel, (module.load_function(kernel).map_err(fault)?, SHARED_BY_DEFAULT));
-        }
-        let (function, largest) = functions.get_mut(kernel).expect("it was just put there");
+        let (function, largest) = match functions.entry(kernel) {
+            Entry::Occupied(function) => function.into_mut(),
+            Entry::Vacant(place) => {
+                let module = self.modules.of(kernel);
+                let module = module.ok_or_else(|| Fault::Refused(format!("there is no kernel {kernel}")))?;
+                place.insert((module.load_function(kernel).map_err(fault)?, SHARED_BY_DEFAULT))
+            }
+        };
         if shared > *largest {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, shared as i32).map_err(fault)?;
@@ -423,7 +436,16 @@ impl Device for Cuda {
     }
 
     fn multiply(&self, product: &Product) -> Result<(), Fault> {
-        self.ask(|| self.blas.multiply(product, &self.stream))
+        if let Some(blas) = &self.blas {
+            return self.ask(|| blas.multiply(product, &self.stream));
+        }
+        let Product { weights, inputs, outputs, rows, width, depth, wide } = *product;
+        let [weights, inputs, outputs] = [weights, inputs, outputs].map(Argument::Address);
+        let [count, from, to] = [rows, depth, width].map(Argument::size);
+        let kernel = if wide { "product_f32" } else { "product_bf16" };
+        let grid = [width.div_ceil(32) as u32, rows.div_ceil(32) as u32, 1];
+        let arguments = &[inputs, weights, outputs, count, from, to];
+        self.launch(&Launch { kernel, grid, threads: 256, shared: 0, arguments })
     }
 
     fn record(&self) -> Result<(), Fault> {
@@ -587,16 +609,13 @@ impl Blas {
         let Product { rows, width, depth, wide, .. } = *product;
         let mut plans = lock(&self.plans);
         let key = [rows, width, depth, usize::from(wide)];
-        if !plans.contains_key(&key) {
-            plans.insert(
-                key,
-                self.plan(product).map_err(|fault| match fault {
-                    Fault::Refused(why) => Fault::Refused(format!("multiply {product:?}: {why}")),
-                    other => other,
-                })?,
-            );
-        }
-        let plan = plans.get(&key).expect("it was just put there");
+        let plan = match plans.entry(key) {
+            Entry::Occupied(plan) => plan.into_mut(),
+            Entry::Vacant(place) => place.insert(self.plan(product).map_err(|fault| match fault {
+                Fault::Refused(why) => Fault::Refused(format!("multiply {product:?}: {why}")),
+                other => other,
+            })?),
+        };
         let (one, zero) = (1.0_f32, 0.0_f32);
         #[expect(unsafe_code, reason = "multiplies")]
         // SAFETY: the plan is for these dimensions, and the caller's buffers have them.
