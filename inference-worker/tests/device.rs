@@ -32,8 +32,9 @@ use serde_json::{Value, json};
 
 #[path = "device/emulated.rs"]
 mod emulated;
-#[path = "device/emulation.rs"]
-mod emulation;
+#[path = "cuda/emulated.rs"]
+#[allow(dead_code, reason = "tests of single kernels use more of it")]
+mod kernels;
 
 use emulated::Emulated;
 

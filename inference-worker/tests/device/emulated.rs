@@ -16,7 +16,7 @@ use std::{
 use half::bf16;
 use inference_worker::cuda::device::{Address, Argument, Device, Fault, Launch, Memory, Product};
 
-use crate::emulation;
+use crate::kernels::{self, Order};
 
 /// The device.
 #[derive(Debug)]
@@ -128,7 +128,10 @@ impl State {
                         Argument::Float(value) => std::ptr::from_mut(value).cast(),
                     })
                     .collect();
-                emulation::launch(kernel, grid, threads, shared, &mut pointers).map_err(Fault::Refused)?;
+                let launched = kernels::Emulated::get();
+                launched
+                    .launch(kernel, grid, threads, shared, &mut pointers, Order::Forward)
+                    .map_err(Fault::Refused)?;
             }
             Asked::Multiply(product) => self.multiply(&product),
         }
@@ -196,7 +199,7 @@ impl Device for Emulated {
         if bytes > free {
             return Err(Fault::Memory { wanted: bytes, free });
         }
-        let address = emulation::allocate(bytes) as Address;
+        let address = kernels::Emulated::get().allocate(bytes, true) as Address;
         let mut state = self.lock();
         assert!(state.recording.is_none(), "memory cannot be taken in a recording");
         state.allocated.insert(address, bytes);
@@ -210,7 +213,11 @@ impl Device for Emulated {
             self.lock().queue.clear();
         }
         let bytes = self.lock().allocated.remove(&address).expect("it is given back once");
-        emulation::release(address as *mut c_void, bytes);
+        #[expect(unsafe_code, reason = "gives memory back")]
+        // SAFETY: it was allocated with so many bytes, and everything that was asked of it is done.
+        unsafe {
+            kernels::Emulated::get().release(address as *mut c_void, bytes);
+        }
     }
 
     fn upload(&self, bytes: &[u8], to: Address) -> Result<(), Fault> {
