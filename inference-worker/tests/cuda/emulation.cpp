@@ -2,6 +2,7 @@
 
 #include "emulation.h"
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -16,7 +17,10 @@
 
 // The bounds of the section of shared memory, named by the linker.
 extern "C" unsigned char __start_vlinders_shared[], __stop_vlinders_shared[];
-__shared__ unsigned char at_least_something[16];
+extern "C" {
+// So that there is such a section.
+__attribute__((section("vlinders_shared"), aligned(16), used)) unsigned char vlinders_shared_first[16];
+}
 
 namespace emulated {
 
@@ -179,6 +183,20 @@ void report_fault(int) {
     fail("an access outside of every buffer");
 }
 
+// The handler has a stack of its own, for each thread that launches: a fiber's may be what has no room.
+void report_faults() {
+    static thread_local std::vector<unsigned char> room;
+    if (!room.empty()) return;
+    room.resize(64 << 10);
+    stack_t stack = {};
+    stack.ss_sp = room.data();
+    stack.ss_size = room.size();
+    struct sigaction action = {};
+    action.sa_handler = report_fault;
+    action.sa_flags = SA_ONSTACK;
+    if (sigaltstack(&stack, nullptr) != 0 || sigaction(SIGSEGV, &action, nullptr) != 0) abort();
+}
+
 }  // namespace
 
 Entry::Entry(const char* name, unsigned threads, void (*start)(void**)) : name(name), threads(threads), start(start), next(entries) {
@@ -240,6 +258,7 @@ extern "C" const char* emulated_launch(const char* name, const unsigned grid[3],
     if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[1] > 65535 || grid[2] > 65535)
         return (wrong = std::string("a grid of no blocks, or of too many, for ") + name).c_str();
     if (shared > SHARED_MOST) return (wrong = std::string("more shared memory than a block can have, for ") + name).c_str();
+    report_faults();
     launched = entry;
     launched_arguments = arguments;
     grid_size = {grid[0], grid[1], grid[2]};
@@ -271,15 +290,6 @@ extern "C" const char* emulated_launch(const char* name, const unsigned grid[3],
 // Memory of which the bytes before (or, `at_end`, behind) are not there: whoever touches them ends the process. The block
 // is filled with 0xff.
 extern "C" void* emulated_allocate(size_t bytes, bool at_end) {
-    static const bool reports = [] {
-        static unsigned char other_stack[64 << 10];
-        const stack_t stack = {other_stack, 0, sizeof other_stack};
-        struct sigaction action = {};
-        action.sa_handler = report_fault;
-        action.sa_flags = SA_ONSTACK;
-        return sigaltstack(&stack, nullptr) == 0 && sigaction(SIGSEGV, &action, nullptr) == 0;
-    }();
-    (void)reports;
     const size_t page = size_t(sysconf(_SC_PAGESIZE));
     const size_t padded = (bytes + 15) / 16 * 16, inner = (padded + page - 1) / page * page;
     auto* whole = static_cast<unsigned char*>(

@@ -22,10 +22,11 @@
 // All of shared memory lies in one section, so that it can be filled before each block.
 #define __shared__ static __attribute__((section("vlinders_shared"), aligned(16)))
 #define DYNAMIC_SHARED(name) unsigned char* const name = emulated::dynamic_shared
-#define KERNEL(name, threads, blocks, ...)                                                                      \
-    extern "C" void name(__VA_ARGS__);                                                                          \
-    static emulated::Entry entry_of_##name(#name, threads, &emulated::call<name>);                              \
-    extern "C" void name(__VA_ARGS__)
+// Static, so that no library's function of the same name is called in its place.
+#define KERNEL(name, threads, blocks, ...)                                      \
+    static void name(__VA_ARGS__);                                              \
+    static emulated::Entry entry_of_##name(#name, threads, &emulated::call<name>); \
+    static void name(__VA_ARGS__)
 
 struct uint2 {
     unsigned x, y;

@@ -4,7 +4,7 @@
 // left, those of at least min_p, and then walks to the token at which the running sum passes a random part of the total.
 // Each of these cuts is a beginning of one and the same order (heavier first, ties to the lower id), so what is left after
 // all of them is the shortest, and is known by its sum of weights alone. Nothing is sorted: a position in the order, by
-// count or by sum of weights, is found as the digits of a weight's bits, from the highest down, by histograms of 2048 bins
+// count or by sum of weights, is found as the digits of a weight's bits, from the highest down, by histograms of 1024 bins
 // over the whole row. The first histogram serves all searches; each search reads the row twice more. A row of
 // 152 k logits is 608 KB, which one SM reads from L2 in some 6 us: 1 reading for the likeliest token, 5 for a plain draw,
 // 9 with top_k and top_p.
@@ -13,8 +13,8 @@
 // draw is the same each time. They differ from the f32 sums of the host by rounding only.
 
 #define THREADS 1024
-#define BINS 2048
-#define LOG2_BINS 11
+// A weight is at most 1, so that the sign and the highest bit of its exponent are 0, and three digits of 10 bits name it.
+#define BINS 1024
 
 // How a row is sampled: 32 bytes, in this order. temperature 0 (or top_k 1) picks the likeliest.
 struct Sampling {
@@ -59,7 +59,7 @@ __device__ __forceinline__ void for_each(const float* row, const u32* allowed, u
         if (is_finite(logit) && (!allowed || allowed[id / 32] >> id % 32 & 1)) with(id, logit);
     };
     if (vocabulary % 4 == 0) {
-#pragma unroll 4
+#pragma unroll 2
         for (u32 id = threadIdx.x * 4; id < vocabulary; id += THREADS * 4) {
             const float4 four = *(const float4*)(row + id);
             one(id, four.x), one(id + 1, four.y), one(id + 2, four.z), one(id + 3, four.w);
@@ -141,14 +141,14 @@ __device__ __forceinline__ u64 sum_of(const Room& room, u32 level, u32 bin) {
 }
 
 // The bin in which, from the highest bin down, the count or the sum (whichever `by_count` says) passes `target`: the first
-// whose end is beyond it. `bins` is at most 2048. All threads come with the same arguments.
+// whose end is beyond it. All threads come with the same arguments.
 __device__ __forceinline__ void find_bin(Room& room, u32 level, bool by_count, u64 target, u32 count_before, u64 sum_before) {
-    // A thread looks after two neighbouring bins, the first thread after the highest two.
-    const u32 high = BINS - 1 - 2 * threadIdx.x, low = high - 1, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const u64 high_sum = sum_of(room, level, high), low_sum = sum_of(room, level, low);
-    const u32 high_count = room.counts[level][high], low_count = room.counts[level][low];
-    u64 sum = high_sum + low_sum;
-    u32 count = high_count + low_count;
+    // A thread looks after one bin, the first thread after the highest.
+    const u32 bin = BINS - 1 - threadIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const u64 own_sum = sum_of(room, level, bin);
+    const u32 own_count = room.counts[level][bin];
+    u64 sum = own_sum;
+    u32 count = own_count;
 #pragma unroll
     for (u32 apart = 1; apart < WARP; apart *= 2) {
         const u64 other_sum = __shfl_up_sync(ALL_LANES, sum, apart);
@@ -159,43 +159,33 @@ __device__ __forceinline__ void find_bin(Room& room, u32 level, bool by_count, u
     __syncthreads();
     sum += sum_before, count += count_before;
     for (u32 other = 0; other < warp; other++) sum += room.warps[other], count += room.ids[other];
-    // `sum` and `count` now reach to the end of the lower bin.
-    const u64 low_end = by_count ? count : sum, high_end = by_count ? count - low_count : sum - low_sum;
-    const u64 start = by_count ? high_end - high_count : high_end - high_sum;
-    if (start <= target && target < low_end) {
-        const bool in_high = target < high_end;
-        room.bin = in_high ? high : low;
-        room.count_before = count - low_count - (in_high ? high_count : 0);
-        room.sum_before = sum - low_sum - (in_high ? high_sum : 0);
-    }
+    // `sum` and `count` now reach to the end of the bin.
+    const u64 end = by_count ? count : sum, start = end - (by_count ? own_count : own_sum);
+    if (start <= target && target < end) room.bin = bin, room.count_before = count - own_count, room.sum_before = sum - own_sum;
     __syncthreads();
 }
 
 // The place at which count or sum pass `target`, which lies below the whole count or sum. The histogram of the highest
 // bits is at level 0.
 __device__ __forceinline__ Place find(const Weights& weights, Room& room, bool by_count, u64 target) {
-    // A positive f32's bits below the sign: 11 and 11 and 9.
     find_bin(room, 0, by_count, target, 0, 0);
-    const u32 first = room.bin;
+    u32 bits = room.bin;
     u32 count_before = room.count_before;
     u64 sum_before = room.sum_before;
-    clear(room, 1);
-    weights.for_each([&](u32, float weight) {
-        const u32 bits = __float_as_uint(weight);
-        if (bits >> 20 == first) add(room, 1, bits >> 9 & (BINS - 1), in_units(weight));
-    });
-    __syncthreads();
-    find_bin(room, 1, by_count, target, count_before, sum_before);
-    const u32 second = first << LOG2_BINS | room.bin;
-    count_before = room.count_before, sum_before = room.sum_before;
-    clear(room, 1);
-    weights.for_each([&](u32, float weight) {
-        const u32 bits = __float_as_uint(weight);
-        if (bits >> 9 == second) add(room, 1, bits & 511, in_units(weight));
-    });
-    __syncthreads();
-    find_bin(room, 1, by_count, target, count_before, sum_before);
-    const Place place = {second << 9 | room.bin, room.count_before, room.sum_before, room.counts[1][room.bin]};
+    // The loop stays one: two copies of a reading of the row would only fill the instruction cache.
+#pragma unroll 1
+    for (u32 shift = 10;; shift = 0) {
+        clear(room, 1);
+        weights.for_each([&](u32, float weight) {
+            const u32 own = __float_as_uint(weight) >> shift;
+            if (own / BINS == bits) add(room, 1, own % BINS, in_units(weight));
+        });
+        __syncthreads();
+        find_bin(room, 1, by_count, target, count_before, sum_before);
+        bits = bits * BINS + room.bin, count_before = room.count_before, sum_before = room.sum_before;
+        if (shift == 0) break;
+    }
+    const Place place = {bits, count_before, sum_before, room.counts[1][bits % BINS]};
     __syncthreads();
     return place;
 }
