@@ -58,14 +58,15 @@ pub fn rms_norm(x: &[f64], weight: &[f32], epsilon: f32) -> Vec<f64> {
     x.iter().zip(weight).map(|(x, weight)| x * scale * f64::from(*weight)).collect()
 }
 
-/// The first half of a row's values gates the second: `silu(gate) * up`.
+/// `silu(gate) * up`.
+pub fn gated(gate: f64, up: f64) -> f64 {
+    gate / (1.0 + (-gate).exp()) * up
+}
+
+/// The first half of a row's values gates the second.
 pub fn silu_multiply(gate_up: &[bf16]) -> Vec<f64> {
     let (gates, ups) = gate_up.split_at(gate_up.len() / 2);
-    let gated = |(gate, up): (&bf16, &bf16)| {
-        let (gate, up) = (f64::from(*gate), f64::from(*up));
-        gate / (1.0 + (-gate).exp()) * up
-    };
-    gates.iter().zip(ups).map(gated).collect()
+    gates.iter().zip(ups).map(|(gate, up)| gated(f64::from(*gate), f64::from(*up))).collect()
 }
 
 /// Turns the pairs `(i, i + half)` of a head by the angles of a position. The angle is rounded to `f32`, as the decoder on

@@ -212,6 +212,41 @@ fn products_equal_sums_of_products() {
 }
 
 #[test]
+fn products_of_few_tokens_equal_sums_of_products() {
+    // Rows that end within a part, a warp's turn and a round of the warps; outputs that fill no tile.
+    let shapes = [(1, 8, 5), (8, 128, 16), (3, 1_000, 40), (5, 2_048, 33), (7, 2_056, 8), (2, 3_080, 50)];
+    for (seed, (count, inputs, outputs)) in (1..).zip(shapes) {
+        let mut random = Random(seed);
+        let what = format!("seed {seed}, {count} x {inputs} x {outputs}");
+        let (x, weight) = (random.brains(count * inputs, 1.0), random.brains(2 * outputs * inputs, 0.1));
+        let run = |bench: Bench| {
+            let (x, weight) = (bench.holding(&x), bench.holding(&weight[..outputs * inputs]));
+            let (rounded, whole) = (bench.empty::<bf16>(count * outputs), bench.empty::<f32>(count * outputs));
+            let grid = [outputs.div_ceil(16), 1, 1];
+            bench.launch("skinny_product_bf16", grid, 256, 0, &[&x, &weight, &rounded, &count, &inputs, &outputs]);
+            bench.launch("skinny_product_f32", grid, 256, 0, &[&x, &weight, &whole, &count, &inputs, &outputs]);
+            (rounded.values(), whole.values())
+        };
+        let (rounded, whole) = in_every_order(run);
+        let gated = in_every_order(|bench| {
+            let (x, weight, out) = (bench.holding(&x), bench.holding(&weight), bench.empty::<bf16>(count * outputs));
+            let arguments: [&dyn crate::Argument; 6] = [&x, &weight, &out, &count, &inputs, &outputs];
+            bench.launch("skinny_gated", [outputs.div_ceil(8), 1, 1], 256, 0, &arguments);
+            out.values()
+        });
+        for (token, x) in x.chunks_exact(inputs).enumerate() {
+            let own = token * outputs..(token + 1) * outputs;
+            let twin = twins::product(x, &weight);
+            assert_rounded(&rounded[own.clone()], &twin[..outputs], 1e-4, &what);
+            assert_close(&whole[own.clone()], &twin[..outputs], 1e-5, &what);
+            let twin: Vec<f64> =
+                twin[..outputs].iter().zip(&twin[outputs..]).map(|(gate, up)| twins::gated(*gate, *up)).collect();
+            assert_rounded(&gated[own], &twin, 1e-4, &what);
+        }
+    }
+}
+
+#[test]
 fn blocks_of_files_become_their_weights() {
     let mut random = Random(5);
     let count = 19_usize;

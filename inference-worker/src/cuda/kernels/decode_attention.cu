@@ -14,8 +14,9 @@
 // split (gridDim.y = 1) it need not be launched, and parts and sums may be null.
 //
 // Grid (kv_heads * ceil(heads / kv_heads / 8), splits, sequences), block 128.
-// A good number of splits: clamp(ceil(396 / (gridDim.x * sequences)), 1, 64) with blocks_least = 8; 396 blocks fill
-// an H200 (132 SMs of 3 blocks each).
+// A good number of splits: clamp(ceil(396 / (gridDim.x * sequences)), 1, 64), since 396 blocks fill an H200 (132 SMs of 3
+// blocks each), with blocks_least = 4, one for each warp: a single sequence of 1024 positions and 8 KV heads then has all
+// its keys and values in flight at once, from 128 SMs, where 8 would leave half of them idle.
 //
 // How it works. Decoding is bound by the bytes of keys and values, so each is read once, 16 bytes a lane, straight into
 // the registers from which the tensor cores take it: nothing passes through shared memory. Eight query heads that share

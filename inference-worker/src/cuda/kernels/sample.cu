@@ -244,10 +244,8 @@ KERNEL(sample, 1024, 1, const float* logits, const Sampling* samplings, const u3
     Weights weights = {logits + (u64)row * vocabulary, allowed ? allowed + (u64)row * ((vocabulary + 31) / 32) : 0, vocabulary,
                        0.0f, how.temperature};
     const u32 best = likeliest(weights.row, weights.allowed, vocabulary, room, weights.largest);
-    if (best == NONE || !(how.temperature > 0.0f) || how.top_k == 1) {
-        if (threadIdx.x == 0) tokens[row] = best;
-        return;
-    }
+    if (threadIdx.x == 0) tokens[row] = best;
+    if (best == NONE || !(how.temperature > 0.0f) || how.top_k == 1) return;
     clear(room, 0);
     // Those of at least min_p, and all.
     u64 likely = 0;
