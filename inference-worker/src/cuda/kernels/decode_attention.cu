@@ -137,7 +137,10 @@ __device__ __forceinline__ void attend(const u16* qkv, u32 stride, const u16* ke
     float mixed[pieces][4];
 #pragma unroll
     for (u32 j = 0; j < pieces; j++) mixed[j][0] = mixed[j][1] = mixed[j][2] = mixed[j][3] = 0.0f;
-    float largest[2] = {LOWEST, LOWEST}, totals[2] = {0.0f, 0.0f};
+    // The sums of weights are those of their rounded values, so that a weight which outdoes all others divides by itself:
+    // ones times the weights, so that all rows are the same.
+    float largest[2] = {LOWEST, LOWEST}, totals[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    const u32 ones[4] = {ONES, ONES, ONES, ONES};
     const float scale2 = scale * LOG2_E;
 
     for (; block < end; block += WARPS) {
@@ -183,12 +186,10 @@ __device__ __forceinline__ void attend(const u16* qkv, u32 stride, const u16* ke
         }
         float weights[4];
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            weights[i] = scores[i] == LOWEST ? 0.0f : exp2_fast(scores[i] - largest[i % 2]);
-            totals[i % 2] += weights[i];
-        }
+        for (u32 i = 0; i < 4; i++) weights[i] = scores[i] == LOWEST ? 0.0f : exp2_fast(scores[i] - largest[i % 2]);
         // By position and query until here; as the right factor of a product a lane holds pairs of positions of a query.
         const u32 b0 = transpose(pack_bf16(weights[0], weights[1])), b1 = transpose(pack_bf16(weights[2], weights[3]));
+        multiply_tile(totals, ones, b0, b1);
 
         if (at_border) {
 #pragma unroll
@@ -216,11 +217,9 @@ __device__ __forceinline__ void attend(const u16* qkv, u32 stride, const u16* ke
         if (more) load_values<width>(own_values, values + next * block_stride, g, t);
     }
 
-    // The lanes of a query add up their positions, and the warps their blocks.
+    // The warps add up their blocks.
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
-#pragma unroll
-        for (u32 apart = 4; apart < WARP; apart *= 2) totals[i] += __shfl_xor_sync(ALL_LANES, totals[i], apart);
         if (g == 0) {
             shares->largest[warp][2 * t + i] = largest[i];
             shares->totals[warp][2 * t + i] = totals[i];

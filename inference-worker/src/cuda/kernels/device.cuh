@@ -21,6 +21,8 @@ typedef unsigned long long u64;
 #define WARP 32
 // Positions in one block of the cache, as in `kv.rs`.
 #define BLOCK 16
+// Two ones in bf16.
+#define ONES 0x3f803f80u
 #define LOWEST __uint_as_float(0xff800000u)
 
 #ifndef VLINDERS_EMULATED
