@@ -1,7 +1,7 @@
 //! Measures the decoder on a GPU, and holds it against the CPU's: one JSON line for each question. `deploy/bench/run gpu` asks
 //! them all.
 //!
-//! `gpu_speed devices` · `gpu_speed ceilings` · `gpu_speed check` · `gpu_speed decode SHAPE BATCH CONTEXT STEPS [plain]` ·
+//! `gpu_speed devices` · `gpu_speed ceilings` · `gpu_speed check` · `gpu_speed decode SHAPE BATCH CONTEXT STEPS [plain] [blas]` ·
 //! `gpu_speed prefill SHAPE TOKENS` · `gpu_speed compare DIRECTORY REFERENCE` · `gpu_speed together DIRECTORY REQUESTS IN OUT`
 //!
 //! SHAPE is `0.6b` or `8b`: random weights in the shapes of Qwen3's models. Exit code 3: there is no GPU to measure.
@@ -70,9 +70,10 @@ fn answer(arguments: &[String]) -> Result<Value, Failure> {
         ["devices"] => devices(),
         ["ceilings"] => ceilings(),
         ["check"] => check(),
-        ["decode", shape, batch, context, steps, graphs @ ..] => {
-            let graphs = !graphs.contains(&"plain");
-            decode(&named(shape)?, batch.parse()?, context.parse()?, steps.parse()?, graphs)
+        ["decode", shape, batch, context, steps, without @ ..] => {
+            let (graphs, skinny) = (!without.contains(&"plain"), !without.contains(&"blas"));
+            let limits = GpuLimits { graphs, skinny, ..GpuLimits::default() };
+            decode(&named(shape)?, batch.parse()?, context.parse()?, steps.parse()?, &limits)
         }
         ["prefill", shape, tokens] => prefill(&named(shape)?, tokens.parse()?),
         ["compare", directory, reference] => compare(Path::new(directory), Path::new(reference)),
@@ -224,7 +225,7 @@ fn check() -> Result<Value, Failure> {
             let chunks = scheduler.schedule();
             let ids: Vec<u64> = chunks.iter().filter(|chunk| chunk.yields).map(|chunk| chunk.sequence).collect();
             steps.begin(Step { wanted: vec![Wanted::Logits; ids.len()], chunks })?;
-            for (id, row) in ids.into_iter().zip(steps.finish()?) {
+            for (id, row) in ids.into_iter().zip(steps.finish(&mut |_| None)?) {
                 let Row::Logits(row) = row else { return Err("logits were wanted".into()) };
                 let wanted = host_logits(&host, &known[id as usize]);
                 off = off.max(difference(row, &wanted));
@@ -260,14 +261,14 @@ fn difference(ours: &[f32], theirs: &[f32]) -> f32 {
 }
 
 /// Steps that continue as many sequences, each with so many tokens before it.
-fn decode(a: &Architecture, batch: usize, context: usize, count: usize, graphs: bool) -> Result<Value, Failure> {
+fn decode(a: &Architecture, batch: usize, context: usize, count: usize, limits: &GpuLimits) -> Result<Value, Failure> {
     let gpu = open()?;
     let decoder = Arc::new(DeviceDecoder::load(&gpu, a, &Random)?);
     // Of an embedding that is not the output layer, too, a step reads a few rows.
     let weights = decoder.bytes() - if a.tied_embeddings { 0 } else { a.vocabulary * a.hidden * 2 };
     let block = inference_worker::cuda::decoder::block_bytes(a);
     let blocks = batch * ((context + count + 40) / inference_worker::kv::BLOCK + 2);
-    let limits = GpuLimits { cache_bytes_max: Some(blocks * block), memory_part: 1.0, graphs, ..GpuLimits::default() };
+    let limits = GpuLimits { cache_bytes_max: Some(blocks * block), memory_part: 1.0, ..*limits };
     let config = EngineConfig { slots: batch, gpu: limits, ..EngineConfig::default() };
     let mut steps = Steps::new(decoder, &config)?;
     let mut scheduler = Scheduler::new(Limits { step_tokens: limits.step_tokens, running: batch }, steps.blocks());
@@ -284,7 +285,7 @@ fn decode(a: &Architecture, batch: usize, context: usize, count: usize, graphs: 
         steps.begin(Step { chunks, wanted: vec![Wanted::Token(Sampling::default()); ids.len()] })?;
         ids.iter().for_each(|id| scheduler.promise(*id));
         if let Some(older) = under_way.replace(ids) {
-            for (id, row) in older.into_iter().zip(steps.finish()?) {
+            for (id, row) in older.into_iter().zip(steps.finish(&mut |_| None)?) {
                 let Row::Token(token) = row else { return Err("tokens were wanted".into()) };
                 scheduler.complete(id, token);
             }
@@ -303,7 +304,7 @@ fn decode(a: &Architecture, batch: usize, context: usize, count: usize, graphs: 
     let step = (now() - began) / count as u32;
     let cache = batch * (context + count / 2) * block / inference_worker::kv::BLOCK;
     Ok(json!({
-        "batch": batch, "context": context, "graphs": graphs, "recordings": steps.recordings(),
+        "batch": batch, "context": context, "graphs": limits.graphs, "skinny": limits.skinny, "recordings": steps.recordings(),
         "step_ms": step.as_secs_f64() * 1e3, "tokens_per_second": batch as f64 / step.as_secs_f64(),
         // What a step reads at least.
         "weights_bytes": weights, "cache_bytes": cache,
@@ -330,7 +331,7 @@ fn prefill(a: &Architecture, tokens: usize) -> Result<Value, Failure> {
             let yields = chunks.iter().any(|chunk| chunk.yields);
             let wanted = if yields { vec![Wanted::Token(Sampling::default())] } else { Vec::new() };
             steps.begin(Step { chunks, wanted })?;
-            steps.finish()?;
+            steps.finish(&mut |_| None)?;
             if yields {
                 break;
             }
@@ -359,7 +360,7 @@ fn compare(directory: &Path, reference: &Path) -> Result<Value, Failure> {
         for (token, wanted) in greedy.iter().zip(wanted.iter().map(Some).chain(std::iter::repeat(None))) {
             let chunks = scheduler.schedule();
             steps.begin(Step { chunks, wanted: vec![Wanted::Logits] })?;
-            let rows = steps.finish()?;
+            let rows = steps.finish(&mut |_| None)?;
             let Some(Row::Logits(row)) = rows.first() else { return Err("logits were wanted".into()) };
             if let Some(wanted) = wanted {
                 worst = worst.max(difference(row, wanted));

@@ -32,7 +32,13 @@ pub enum Wanted {
     Logits,
     /// The token, picked like this, for the position behind the chunk.
     Token(Sampling),
+    /// The same among those that are allowed, which is said when the step is finished.
+    Allowed(Sampling),
 }
+
+/// The tokens that are allowed for a row, by its number among those that yield: a bit for each token, the lowest of a word
+/// first; none where all are.
+pub type Allowed<'a> = dyn FnMut(usize) -> Option<Vec<u32>> + 'a;
 
 /// What a chunk yielded.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -54,11 +60,12 @@ pub trait Compute: Send {
     /// The device refuses it or is lost; then nothing more can be computed.
     fn begin(&mut self, step: Step) -> Result<(), Fault>;
 
-    /// Finishes the step that was begun first, and gives a row for each of its chunks that yield.
+    /// Finishes the step that was begun first, and gives a row for each of its chunks that yield. `allowed` is asked for rows
+    /// that want it, while the device computes; such a step is finished before the next is begun.
     ///
     /// # Errors
     /// The device is lost; then nothing more can be computed.
-    fn finish(&mut self) -> Result<Vec<Row<'_>>, Fault>;
+    fn finish(&mut self, allowed: &mut Allowed<'_>) -> Result<Vec<Row<'_>>, Fault>;
 
     /// Nothing is under way, and nobody will find again what these blocks hold: memory that can be given back is.
     fn rest(&mut self, unused: &[u32]);
@@ -97,7 +104,7 @@ impl Compute for Cpu {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<Vec<Row<'_>>, Fault> {
+    fn finish(&mut self, _: &mut Allowed<'_>) -> Result<Vec<Row<'_>>, Fault> {
         let step = self.begun.take().expect("a step was begun");
         let vocabulary = self.decoder().architecture().vocabulary;
         let logits = self.model.decoder.forward(&self.team, &batch(&step.chunks), &mut self.cache, &mut self.scratch);

@@ -117,6 +117,8 @@ impl Default for Config {
     }
 }
 
+/// A step of more is slower for everyone, and a launch has its bounds.
+const GPU_STEP_TOKENS_MAX: usize = 32_768;
 /// Longer than any worker lives.
 const CACHE_RESULTS_S_MAX: u64 = 365 * 24 * 3_600;
 
@@ -137,6 +139,12 @@ impl Config {
         let embedding: Vec<String> = self.embedding_models.iter().map(|path| model_directory::name_of(path)).collect();
         if let Some(name) = chat.clone().find(|name| embedding.contains(name)) {
             return Err(format!("inference.embedding_models: a chat model is named {name}, too; rename one of them"));
+        }
+        if self.gpu_step_tokens > GPU_STEP_TOKENS_MAX {
+            return Err(format!(
+                "inference.gpu_step_tokens is {}; take at most {GPU_STEP_TOKENS_MAX}",
+                self.gpu_step_tokens
+            ));
         }
         // Jobs are queued under the name's token: two models of one token would take each other's.
         let mut taken: Vec<(String, String)> =
@@ -197,7 +205,7 @@ impl Config {
             step_tokens: self.gpu_step_tokens.max(1),
             memory_part: self.gpu_memory_part,
             cache_bytes_max: self.gpu_cache_bytes_max,
-            graphs: true,
+            ..Limits::default()
         }
     }
 

@@ -31,11 +31,13 @@ pub struct Limits {
     pub cache_bytes_max: Option<usize>,
     /// Whether steps that only continue answers are recorded once and replayed.
     pub graphs: bool,
+    /// Whether products of a few rows are computed by kernels of our own, and not by cuBLASLt.
+    pub skinny: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { step_tokens: 2_048, memory_part: 0.9, cache_bytes_max: None, graphs: true }
+        Self { step_tokens: 2_048, memory_part: 0.9, cache_bytes_max: None, graphs: true, skinny: true }
     }
 }
 

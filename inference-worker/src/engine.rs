@@ -8,7 +8,7 @@
 //!
 //! - At most two steps are under way, and a token of the older is the only one that the newer may use without anyone here
 //!   knowing it. The scheduler was promised that token, and has taken blocks for it.
-//! - A step that yields anything that is picked here is finished before the next is planned.
+//! - A step that yields anything that is picked here, or among what a grammar allows, is finished before the next is planned.
 //! - A token that was drawn too early is thrown away: its sequence had ended, or, behind the mark of a call, was bound by
 //!   then. What it wrote is behind everything that is known of its sequence, and is written again before it is read.
 //! - Steps are done in the order in which they are begun, so blocks may change hands while a step that uses them is under
@@ -24,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
 use schemas::{
     ToolSpec,
     chat::{FunctionCall, Priority, ResponseFormat, TokenLogprob, ToolChoice, TopLogprob},
@@ -516,8 +517,13 @@ impl Active {
 
     /// What a step shall yield for it: the token, if what computes can pick it as this would.
     fn wants(&self, picks: bool) -> Wanted {
-        let here = self.sampling.penalises() || self.constraint.binds() || self.sampling.logprobs.is_some();
-        if picks && !here { Wanted::Token(self.sampling.clone()) } else { Wanted::Logits }
+        if !picks || self.sampling.penalises() || self.sampling.logprobs.is_some() {
+            Wanted::Logits
+        } else if self.constraint.binds() {
+            Wanted::Allowed(self.sampling.clone())
+        } else {
+            Wanted::Token(self.sampling.clone())
+        }
     }
 
     /// What has come of it, when it has ended; so many tokens of its prompt had been found in the cache.
@@ -571,7 +577,7 @@ struct Worker {
 /// A step that was begun: what it will yield, in order.
 struct UnderWay {
     rows: Vec<Expected>,
-    /// Something of it is picked here.
+    /// Something of it is picked here, or among what is said when it is finished.
     waits: bool,
 }
 
@@ -733,7 +739,7 @@ impl Worker {
             });
             request.under_way += 1;
             match wants {
-                Wanted::Logits => begun.waits = true,
+                Wanted::Logits | Wanted::Allowed(_) => begun.waits = true,
                 Wanted::Token(_) => {
                     // One that reaches its limit has surely ended.
                     if request.answer.ids.len() + request.under_way < request.tokens_max {
@@ -757,13 +763,23 @@ impl Worker {
             .filter(|(id, request)| request.constraint.binds() && yields.contains(id))
             .map(|(_, request)| &mut request.constraint)
             .collect();
-        let rows = std::thread::scope(|scope| {
-            if !bound.is_empty() {
-                // Masks are ready by the time the logits are.
-                scope.spawn(|| bound.iter_mut().for_each(|constraint| constraint.prepare()));
-            }
-            computer.finish()
-        })?;
+        let rows = if computer.picks() {
+            // The device computes meanwhile.
+            bound.par_iter_mut().for_each(|constraint| constraint.prepare());
+            let vocabulary = self.model.decoder.architecture().vocabulary;
+            let requests = &mut self.requests;
+            computer.finish(&mut |row| {
+                requests.get_mut(&step.rows[row].sequence).and_then(|request| request.constraint.allowed(vocabulary))
+            })
+        } else {
+            std::thread::scope(|scope| {
+                if !bound.is_empty() {
+                    // Masks are ready by the time the logits are.
+                    scope.spawn(|| bound.iter_mut().for_each(|constraint| constraint.prepare()));
+                }
+                computer.finish(&mut |_| None)
+            })
+        }?;
         assert_eq!(rows.len(), step.rows.len(), "one row for every chunk that yields");
         for (expected, row) in step.rows.iter().zip(rows) {
             self.token(expected, row);
@@ -783,7 +799,10 @@ impl Worker {
         request.under_way -= 1;
         let picked = match row {
             Row::Logits(logits) => request.pick(logits, expected.position),
-            Row::Token(token) => token.ok_or_else(no_number),
+            Row::Token(token) => match request.constraint.stuck() {
+                Some(why) => Err(Event::Refused(why)),
+                None => token.ok_or_else(no_number),
+            },
         };
         let token = match picked {
             Ok(token) => token,

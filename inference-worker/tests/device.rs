@@ -27,7 +27,7 @@ use inference_worker::{
     scheduler::{Chunk, Limits, Scheduler},
     weights::{Progress, SafetensorsFiles, Weights},
 };
-use schemas::chat::Priority;
+use schemas::chat::{Priority, ResponseFormat};
 use serde_json::{Value, json};
 
 #[path = "device/emulated.rs"]
@@ -180,7 +180,8 @@ fn config(step_tokens: usize, slots: usize, blocks: usize, both: &Both) -> Engin
         * BLOCK
         * both.host.architecture().head_width
         * 2;
-    let gpu = GpuLimits { step_tokens, memory_part: 1.0, cache_bytes_max: Some(blocks * block), graphs: true };
+    let gpu =
+        GpuLimits { step_tokens, memory_part: 1.0, cache_bytes_max: Some(blocks * block), ..GpuLimits::default() };
     EngineConfig { slots, gpu, ..EngineConfig::default() }
 }
 
@@ -232,7 +233,7 @@ fn logits_are_those_of_the_cpu_but_for_rounding() {
             assert_eq!(chunks.len(), prompts.len());
             let ids: Vec<u64> = chunks.iter().map(|chunk| chunk.sequence).collect();
             steps.begin(Step { wanted: vec![Wanted::Logits; chunks.len()], chunks }).unwrap();
-            let rows = steps.finish().unwrap();
+            let rows = steps.finish(&mut |_| None).unwrap();
             for (id, row) in ids.into_iter().zip(rows) {
                 let Row::Logits(row) = row else { panic!("logits were wanted") };
                 let tokens = &mut known[id as usize];
@@ -290,7 +291,8 @@ fn run(both: &Both, prompts: &[Vec<u32>], step_tokens: usize, slots: usize, bloc
         }
         assert!(newer.is_some() || under_way.is_some(), "progress");
         let older = std::mem::replace(&mut under_way, newer);
-        for (id, row) in older.iter().flatten().zip(if older.is_some() { steps.finish().unwrap() } else { Vec::new() })
+        for (id, row) in
+            older.iter().flatten().zip(if older.is_some() { steps.finish(&mut |_| None).unwrap() } else { Vec::new() })
         {
             let Row::Token(token) = row else { panic!("tokens were wanted") };
             let answer: &mut Vec<u32> = &mut answers[*id as usize];
@@ -419,6 +421,12 @@ fn tools() -> Vec<Value> {
         "required": ["query"], "additionalProperties": false}}})]
 }
 
+fn schema() -> ResponseFormat {
+    let schema = json!({"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"],
+        "additionalProperties": false});
+    ResponseFormat::JsonSchema { schema }
+}
+
 #[test]
 fn the_engine_says_the_same_on_a_gpu_as_on_the_cpu() {
     let emulated = Emulated::new(MEMORY);
@@ -428,6 +436,7 @@ fn the_engine_says_the_same_on_a_gpu_as_on_the_cpu() {
         ask("hello"),
         // Its calls are bound, once they begin.
         Request { tools: tools(), ..ask("find the function that parses the configuration") },
+        Request { response_format: Some(schema()), ..ask("hello") },
         Request { stop: vec!["e code in t".to_owned()], ..ask("hello") },
         Request { sampling: Sampling { logprobs: Some(2), ..Sampling::default() }, ..ask("hello") },
         Request { sampling: Sampling { repetition_penalty: 1.1, ..Sampling::default() }, ..ask("hello") },

@@ -29,7 +29,9 @@ const DECODE_GROUP: usize = 8;
 /// Blocks of threads of the decode kernel that a processor runs side by side.
 const DECODE_BLOCKS: usize = 3;
 /// The least blocks of the cache that are worth a split of their own.
-const SPLIT_BLOCKS_LEAST: usize = 8;
+const SPLIT_BLOCKS_LEAST: usize = 4;
+/// The most rows of a product that kernels of our own compute at the speed of memory.
+const SKINNY_ROWS: usize = 8;
 /// The most splits of one context.
 const SPLITS_MAX: usize = 64;
 
@@ -89,6 +91,8 @@ pub struct Frame {
     pub outputs: usize,
     /// All rows are wanted, in their order: there is no list of them.
     pub all: bool,
+    /// Products of few rows are computed by kernels of our own.
+    pub skinny: bool,
     /// Entries in a row of the block tables.
     pub table_stride: usize,
     /// What was picked by the step before.
@@ -324,10 +328,18 @@ impl<D: Device> Decoder<D> {
             let grid = grid.map(|size| u32::try_from(size).expect("sizes of launches are bounded"));
             device.launch(&Launch { kernel, grid, threads, shared, arguments })
         };
-        let multiply = |weights: &Buffer<D>, inputs: &Buffer<D>, outputs: &Buffer<D>, rows, width, depth, wide| {
-            let (weights, inputs, outputs) = (weights.address(), inputs.address(), outputs.address());
-            device.multiply(&Product { weights, inputs, outputs, rows, width, depth, wide })
-        };
+        let skinny = |rows: usize| frame.skinny && rows <= SKINNY_ROWS;
+        let multiply =
+            |weights: &Buffer<D>, inputs: &Buffer<D>, outputs: &Buffer<D>, rows, width: usize, depth, wide| {
+                if skinny(rows) {
+                    let kernel = if wide { "skinny_product_f32" } else { "skinny_product_bf16" };
+                    let [count, from, to] = [rows, depth, width].map(Argument::size);
+                    let arguments = [at(inputs), at(weights), at(outputs), count, from, to];
+                    return launch(kernel, [width.div_ceil(16), 1, 1], 256, 0, &arguments);
+                }
+                let (weights, inputs, outputs) = (weights.address(), inputs.address(), outputs.address());
+                device.multiply(&Product { weights, inputs, outputs, rows, width, depth, wide })
+            };
         let none = Argument::Address(0);
         let (inputs, sources) = (Argument::Address(frame.inputs), Argument::Address(frame.sources));
         let fed = [Argument::Address(frame.picked), sources, inputs, Argument::size(count)];
@@ -365,9 +377,15 @@ impl<D: Device> Decoder<D> {
             self.attend(frame, s, cache, index)?;
             multiply(&layer.attention_output, &s.mixed, &s.projected, count, a.hidden, query, false)?;
             add_and_norm(optional(&layer.attention_output_bias), none, &layer.feed_forward_norm, count)?;
-            multiply(&layer.gate_up, &s.normed, &s.gate_up, count, 2 * a.intermediate, a.hidden, false)?;
-            let gated = [at(&s.gate_up), at(&s.gated), Argument::size(a.intermediate)];
-            launch("silu_multiply", [a.intermediate.div_ceil(2_048), count, 1], 256, 0, &gated)?;
+            if skinny(count) {
+                let [count, from, to] = [count, a.hidden, a.intermediate].map(Argument::size);
+                let gated = [at(&s.normed), at(&layer.gate_up), at(&s.gated), count, from, to];
+                launch("skinny_gated", [a.intermediate.div_ceil(8), 1, 1], 256, 0, &gated)?;
+            } else {
+                multiply(&layer.gate_up, &s.normed, &s.gate_up, count, 2 * a.intermediate, a.hidden, false)?;
+                let gated = [at(&s.gate_up), at(&s.gated), Argument::size(a.intermediate)];
+                launch("silu_multiply", [a.intermediate.div_ceil(2_048), count, 1], 256, 0, &gated)?;
+            }
             multiply(&layer.down, &s.gated, &s.projected, count, a.hidden, a.intermediate, false)?;
             match self.layers.get(index + 1) {
                 Some(next) => add_and_norm(none, none, &next.attention_norm, count)?,
@@ -427,7 +445,7 @@ impl<D: Device> Decoder<D> {
                 [Argument::Address(frame.tables), table_stride, Argument::Address(frame.tile_list), scale, window];
             let last = [Argument::Address(s.mixed.address())];
             let arguments = [&first[..], &stored, &seen, &shape, &last].concat();
-            launch(kernel, [frame.tiles, a.kv_heads, 1], 256, shared, &arguments)?;
+            launch(kernel, [frame.tiles, a.kv_heads, 1], 128, shared, &arguments)?;
         }
         Ok(())
     }

@@ -115,16 +115,10 @@ pub fn find() -> Result<Vec<Found>, Absent> {
     };
     let found: Vec<Found> = (0..count).map(one).collect::<Result<_, _>>().map_err(absent)?;
     let first = found.first().ok_or_else(|| Absent::NoGpu("the NVIDIA driver knows no GPU".to_owned()))?;
-    for gpu in &found {
-        if !modules::shipped(gpu.capability) && !modules::can_build() {
-            let (gpu, capability) = (gpu.name.clone(), gpu.capability);
-            // One that can compute is enough.
-            if found.iter().all(|gpu| !modules::shipped(gpu.capability)) {
-                return Err(Absent::NoKernels { gpu, capability });
-            }
-        }
+    // One that can compute is enough.
+    if !found.iter().any(|gpu| modules::shipped(gpu.capability)) && !modules::can_build() {
+        return Err(Absent::NoKernels { gpu: first.name.clone(), capability: first.capability });
     }
-    debug_assert!(!first.name.is_empty(), "a GPU has a name");
     Ok(found)
 }
 

@@ -33,7 +33,7 @@ macro_rules! sources {
         &[$(Source {
             name: $name,
             text: include_str!(concat!("kernels/", $name, ".cu")),
-            cubin: &[],
+            cubin: include_bytes!(concat!("cubins/", $name, ".cubin")),
         }),*]
     };
 }
@@ -51,6 +51,7 @@ pub const SOURCES: &[Source] = sources![
     "rotate",
     "sample",
     "silu",
+    "skinny_product",
 ];
 
 impl Source {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     architecture::Architecture,
-    compute::{Compute, Row, Step, Wanted},
+    compute::{Allowed, Compute, Row, Step, Wanted},
     engine::EngineConfig,
     kv::{BLOCK, Blocks},
     prefixes::Prefixes,
@@ -47,8 +47,11 @@ pub struct Steps<D: Device> {
     cache: Cache<D>,
     inputs: Buffer<D>,
     picked: Buffer<D>,
+    /// A bit for each token of each row.
+    allowed: Buffer<D>,
     blocks: usize,
     graphs: bool,
+    skinny: bool,
     recorded: BTreeMap<Shape, Recording<D::Graph>>,
     under_way: VecDeque<UnderWay<D::Download>>,
     /// Where the step that was begun last leaves the token of each sequence.
@@ -70,9 +73,20 @@ enum Recording<G> {
 
 struct UnderWay<L> {
     wanted: Vec<Wanted>,
+    pick: Pick,
     picked: Option<L>,
     /// For each row whose logits are wanted.
     logits: Vec<L>,
+}
+
+/// How the tokens of a step are picked.
+#[derive(Debug, Clone, Copy)]
+struct Pick {
+    rows: usize,
+    /// All rows want the likeliest.
+    greedy: bool,
+    draws: Address,
+    positions: Address,
 }
 
 /// The input of a step as it is uploaded, and where each part of it lies.
@@ -173,6 +187,7 @@ impl<D: Device> Steps<D> {
         let activations = Activations::new(&decoder, tokens, rows)?;
         let inputs = Buffer::zeros(&device, input_bytes(&a, tokens, rows))?;
         let picked = Buffer::zeros(&device, rows * INT)?;
+        let allowed = Buffer::zeros(&device, allowed_bytes(&a, rows))?;
         let free = device.memory()?.free;
         let part = (free as f64 * config.gpu.memory_part.clamp(0.0, 1.0)) as usize;
         let most = config.gpu.cache_bytes_max.unwrap_or(usize::MAX).min(part) / block_bytes(&a);
@@ -188,8 +203,10 @@ impl<D: Device> Steps<D> {
             cache,
             inputs,
             picked,
+            allowed,
             blocks,
             graphs: config.gpu.graphs,
+            skinny: config.gpu.skinny,
             recorded: BTreeMap::new(),
             under_way: VecDeque::new(),
             places: BTreeMap::new(),
@@ -290,6 +307,7 @@ impl<D: Device> Steps<D> {
             tiles: tile_count,
             outputs,
             all: plain,
+            skinny: self.skinny,
             table_stride: stride,
             picked: self.picked.address(),
             sources: place(sources),
@@ -343,16 +361,30 @@ impl<D: Device> Steps<D> {
         asked.and(graph)
     }
 
-    /// Asks for the tokens of all rows.
-    fn pick(&self, rows: usize, greedy: bool, draws: Address, positions: Address) -> Result<(), Fault> {
+    /// Asks for the tokens of all rows, and for their copy.
+    fn pick(&self, pick: &Pick, allowed: Address) -> Result<D::Download, Fault> {
         let vocabulary = Argument::size(self.decoder.architecture().vocabulary);
         let logits = Argument::Address(self.activations.logits.address());
-        let (nothing, tokens) = (Argument::Address(0), Argument::Address(self.picked.address()));
-        let (draws, positions) = (Argument::Address(draws), Argument::Address(positions));
-        let sampled = [logits, draws, positions, Argument::Int(0), nothing, tokens, vocabulary];
-        let likeliest = [logits, nothing, tokens, vocabulary];
-        let (kernel, arguments) = if greedy { ("argmax", &likeliest[..]) } else { ("sample", &sampled[..]) };
-        self.device().launch(&Launch { kernel, grid: [rows as u32, 1, 1], threads: 1_024, shared: 0, arguments })
+        let (allowed, tokens) = (Argument::Address(allowed), Argument::Address(self.picked.address()));
+        let (draws, positions) = (Argument::Address(pick.draws), Argument::Address(pick.positions));
+        let sampled = [logits, draws, positions, Argument::Int(0), allowed, tokens, vocabulary];
+        let likeliest = [logits, allowed, tokens, vocabulary];
+        let (kernel, arguments) = if pick.greedy { ("argmax", &likeliest[..]) } else { ("sample", &sampled[..]) };
+        let grid = [pick.rows as u32, 1, 1];
+        self.device().launch(&Launch { kernel, grid, threads: 1_024, shared: 0, arguments })?;
+        self.device().download(self.picked.address(), pick.rows * INT)
+    }
+
+    /// Says which tokens are allowed: those that are asked for, and all of the other rows.
+    fn allow(&self, wanted: &[Wanted], allowed: &mut Allowed<'_>) -> Result<(), Fault> {
+        let words = self.decoder.architecture().vocabulary.div_ceil(32);
+        let row = |(row, wanted): (usize, &Wanted)| match wanted {
+            Wanted::Allowed(_) => allowed(row),
+            Wanted::Token(_) | Wanted::Logits => None,
+        };
+        let rows = wanted.iter().enumerate().map(row).map(|row| row.unwrap_or_else(|| vec![u32::MAX; words]));
+        let bytes: Vec<u8> = rows.flatten().flat_map(u32::to_le_bytes).collect();
+        self.allowed.write(0, &bytes)
     }
 }
 
@@ -366,7 +398,6 @@ impl<D: Device> Compute for Steps<D> {
         let (frame, mut packed) = self.lay_out(&chunks);
         let yielding: Vec<&Chunk> = chunks.iter().filter(|chunk| chunk.yields).collect();
         assert_eq!(yielding.len(), wanted.len(), "something is wanted of every chunk that yields");
-        let drawn = |wanted: &Wanted| matches!(wanted, Wanted::Token(_));
         let rows = wanted.len();
         let positions = packed.numbers(yielding.iter().map(|chunk| (chunk.start + chunk.tokens.len()) as u32));
         // Of those that are picked elsewhere the likeliest is as good as any.
@@ -374,7 +405,7 @@ impl<D: Device> Compute for Steps<D> {
         let described: Vec<&Sampling> = wanted
             .iter()
             .map(|wanted| match wanted {
-                Wanted::Token(sampling) => sampling,
+                Wanted::Token(sampling) | Wanted::Allowed(sampling) => sampling,
                 Wanted::Logits => &likeliest,
             })
             .collect();
@@ -382,27 +413,30 @@ impl<D: Device> Compute for Steps<D> {
         let draws = packed.draws(described);
         self.inputs.write(0, &packed.bytes)?;
         self.compute(&frame)?;
-        let picked = if wanted.iter().any(drawn) {
-            self.pick(rows, greedy, self.inputs.at(draws), self.inputs.at(positions))?;
-            Some(self.device().download(self.picked.address(), rows * INT)?)
-        } else {
-            None
-        };
+        let pick = Pick { rows, greedy, draws: self.inputs.at(draws), positions: self.inputs.at(positions) };
+        // What is allowed is known when the step is finished.
+        let later = wanted.iter().any(|wanted| matches!(wanted, Wanted::Allowed(_)));
+        let now = !later && wanted.iter().any(|wanted| matches!(wanted, Wanted::Token(_)));
+        let picked = now.then(|| self.pick(&pick, 0)).transpose()?;
         let row_bytes = self.decoder.architecture().vocabulary * size_of::<f32>();
-        let asked = (0..rows).filter(|row| !drawn(&wanted[*row]));
+        let asked = (0..rows).filter(|row| wanted[*row] == Wanted::Logits);
         let logits = asked.map(|row| self.device().download(self.activations.logits.at(row * row_bytes), row_bytes));
         let logits = logits.collect::<Result<_, _>>()?;
         self.places = yielding.iter().map(|chunk| chunk.sequence).zip(0..).collect();
-        self.under_way.push_back(UnderWay { wanted, picked, logits });
+        self.under_way.push_back(UnderWay { wanted, pick, picked, logits });
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<Vec<Row<'_>>, Fault> {
-        let UnderWay { wanted, picked, logits } = self.under_way.pop_front().expect("a step was begun");
+    fn finish(&mut self, allowed: &mut Allowed<'_>) -> Result<Vec<Row<'_>>, Fault> {
+        let UnderWay { wanted, pick, mut picked, logits } = self.under_way.pop_front().expect("a step was begun");
+        if wanted.iter().any(|wanted| matches!(wanted, Wanted::Allowed(_))) {
+            assert!(self.under_way.is_empty(), "the logits are still those of this step");
+            self.allow(&wanted, allowed)?;
+            picked = Some(self.pick(&pick, self.allowed.address())?);
+        }
         let device = Arc::clone(self.device());
-        let picked = picked.map(|picked| device.finish(picked)).transpose()?;
-        let picked: Vec<u32> =
-            picked.iter().flat_map(|bytes| bytes.as_chunks::<INT>().0).map(|b| u32::from_le_bytes(*b)).collect();
+        let picked = picked.map(|picked| device.finish(picked)).transpose()?.unwrap_or_default();
+        let picked: Vec<u32> = picked.as_chunks::<INT>().0.iter().map(|token| u32::from_le_bytes(*token)).collect();
         self.logits.clear();
         for row in logits {
             let bytes = device.finish(row)?;
@@ -410,7 +444,7 @@ impl<D: Device> Compute for Steps<D> {
         }
         let mut logits = self.logits.iter();
         let row = |(index, wanted): (usize, &Wanted)| match wanted {
-            Wanted::Token(_) => Row::Token(Some(picked[index]).filter(|token| *token != NONE)),
+            Wanted::Token(_) | Wanted::Allowed(_) => Row::Token(Some(picked[index]).filter(|token| *token != NONE)),
             Wanted::Logits => Row::Logits(logits.next().expect("one for each that is wanted")),
         };
         Ok(wanted.iter().enumerate().map(row).collect())
@@ -433,8 +467,16 @@ impl<D: Device> Drop for Steps<D> {
     }
 }
 
+/// Bytes of the masks of so many rows.
+fn allowed_bytes(a: &Architecture, rows: usize) -> usize {
+    rows * a.vocabulary.div_ceil(32) * INT
+}
+
 /// Bytes that an engine takes on a device beside its weights, keys and values.
 pub(super) fn working_bytes(a: &Architecture, processors: usize, step_tokens: usize, slots: usize) -> usize {
     let (tokens, rows) = (tokens_max(step_tokens, slots), rows_max(slots));
-    decoder::Sizes::of(a, processors, tokens, rows).total() + input_bytes(a, tokens, rows) + rows * INT
+    decoder::Sizes::of(a, processors, tokens, rows).total()
+        + input_bytes(a, tokens, rows)
+        + rows * INT
+        + allowed_bytes(a, rows)
 }
