@@ -3,7 +3,8 @@
 use half::bf16;
 
 use crate::{
-    Argument, Random, assert_rounded, in_every_order,
+    Parameter, Random, assert_rounded,
+    bench::everywhere,
     twins::{self, BLOCK, Cached, Heads, NONE},
 };
 
@@ -59,10 +60,12 @@ impl Stored {
     }
 }
 
-fn kernel(kind: &str, width: usize) -> String {
+/// Of kernels for a width of 64, of 128 and of any, the one for this.
+fn kernel(width: usize, which: [&'static str; 3]) -> &'static str {
     match width {
-        64 | 128 => format!("{kind}_attention_{width}"),
-        _ => format!("{kind}_attention_any"),
+        64 => which[0],
+        128 => which[1],
+        _ => which[2],
     }
 }
 
@@ -87,7 +90,7 @@ fn decode(
     let qkv = random.brains(count * stride, sharpness);
     let scale = 1.0 / (width as f32).sqrt();
     let lengths: Vec<u32> = contexts.iter().map(|context| *context as u32).collect();
-    let out = in_every_order(|bench| {
+    for out in everywhere(|bench| {
         let (qkv, tables) = (bench.holding(&qkv), bench.holding(&stored.tables));
         let (keys, values) = (bench.holding(&stored.keys), bench.holding(&stored.values));
         let contexts = bench.holding(&lengths);
@@ -95,7 +98,7 @@ fn decode(
         let parts = (room > 0).then(|| bench.empty::<f32>(room * width));
         let sums = (room > 0).then(|| bench.empty::<f32>(room * 2));
         let out = bench.empty::<bf16>(count * all * width);
-        let arguments: [&dyn Argument; 16] = [
+        let arguments: [&dyn Parameter; 16] = [
             &qkv,
             &stride,
             &keys,
@@ -114,21 +117,23 @@ fn decode(
             &out,
         ];
         let grid = [kv_heads * (all / kv_heads).div_ceil(8), splits, count];
-        bench.launch(&kernel("decode", width), grid, 128, 0, &arguments);
+        let which = ["decode_attention_64", "decode_attention_128", "decode_attention_any"];
+        bench.launch(kernel(width, which), grid, 128, 0, &arguments);
         if splits > 1 {
-            let arguments: [&dyn Argument; 9] =
+            let arguments: [&dyn Parameter; 9] =
                 [&parts, &sums, &contexts, &window, &all, &width, &blocks_least, &splits, &out];
             bench.launch("merge_splits", [all, count, 1], 128, 0, &arguments);
         }
         out.values().into_iter().map(bf16::to_bits).collect::<Vec<_>>()
-    });
-    let out: Vec<bf16> = out.into_iter().map(bf16::from_bits).collect();
-    for (sequence, (context, out)) in contexts.iter().zip(out.chunks_exact(all * width)).enumerate() {
-        let twin = match context {
-            0 => vec![0.0; all * width],
-            context => stored.twin(&qkv[sequence * stride..], sequence, context - 1, window, scale),
-        };
-        assert_rounded(out, &twin, SLACK, &format!("{what}, context {context}"));
+    }) {
+        let out: Vec<bf16> = out.into_iter().map(bf16::from_bits).collect();
+        for (sequence, (context, out)) in contexts.iter().zip(out.chunks_exact(all * width)).enumerate() {
+            let twin = match context {
+                0 => vec![0.0; all * width],
+                context => stored.twin(&qkv[sequence * stride..], sequence, context - 1, window, scale),
+            };
+            assert_rounded(out, &twin, SLACK, &format!("{what}, context {context}"));
+        }
     }
 }
 
@@ -207,20 +212,21 @@ fn prefill(seed: u64, heads: Heads, runs: &[Run], window: usize, of_one: bool) {
         }
         places.extend((*start..start + tokens).map(|position| (sequence, position)));
     }
+    let which = ["prefill_attention_64", "prefill_attention_128", "prefill_attention_any"];
     let (name, shared) = (
-        kernel("prefill", width),
+        kernel(width, which),
         match width {
             64 => 32 << 10,
             128 => 64 << 10,
             _ => 0,
         },
     );
-    let out = in_every_order(|bench| {
+    for out in everywhere(|bench| {
         let (qkv, tables) = (bench.holding(&qkv), bench.holding(&stored.tables));
         let (keys, values) = (bench.holding(&stored.keys), bench.holding(&stored.values));
         // A row more than there are tokens: it stays as it is.
         let (list, out) = (bench.holding(tiles.as_flattened()), bench.empty::<u16>((count + 1) * all * width));
-        let arguments: [&dyn Argument; 13] = [
+        let arguments: [&dyn Parameter; 13] = [
             &qkv,
             &stride,
             &keys,
@@ -235,15 +241,16 @@ fn prefill(seed: u64, heads: Heads, runs: &[Run], window: usize, of_one: bool) {
             &width,
             &out,
         ];
-        bench.launch(&name, [tiles.len(), kv_heads, 1], 128, shared, &arguments);
+        bench.launch(name, [tiles.len(), kv_heads, 1], 128, shared, &arguments);
         out.values()
-    });
-    let (rows, rest) = out.split_at(count * all * width);
-    assert!(rest.iter().all(|bits| *bits == u16::MAX), "{what}: a row that no tile names was written");
-    for (token, ((sequence, position), out)) in places.iter().zip(rows.chunks_exact(all * width)).enumerate() {
-        let twin = stored.twin(&qkv[token * stride..], *sequence, *position, window, scale);
-        let out: Vec<bf16> = out.iter().map(|bits| bf16::from_bits(*bits)).collect();
-        assert_rounded(&out, &twin, SLACK, &format!("{what}, position {position} of sequence {sequence}"));
+    }) {
+        let (rows, rest) = out.split_at(count * all * width);
+        assert!(rest.iter().all(|bits| *bits == u16::MAX), "{what}: a row that no tile names was written");
+        for (token, ((sequence, position), out)) in places.iter().zip(rows.chunks_exact(all * width)).enumerate() {
+            let twin = stored.twin(&qkv[token * stride..], *sequence, *position, window, scale);
+            let out: Vec<bf16> = out.iter().map(|bits| bf16::from_bits(*bits)).collect();
+            assert_rounded(&out, &twin, SLACK, &format!("{what}, position {position} of sequence {sequence}"));
+        }
     }
 }
 
@@ -265,6 +272,31 @@ fn a_window_hides_what_lies_before_it_from_every_token_of_a_run() {
         for window in [1, 20, 64, 100] {
             prefill(seed, Heads { heads, kv_heads, width }, &runs, window, false);
         }
+    }
+}
+
+#[test]
+fn what_lies_just_within_a_border_is_seen_and_what_lies_just_beyond_is_not() {
+    let (one, two) = (Heads { heads: 2, kv_heads: 2, width: 64 }, Heads { heads: 4, kv_heads: 2, width: 64 });
+    // The last of 64 positions is hidden from the first row of a warp only; the first is hidden from its last row only; the
+    // last is all that its first row sees of them.
+    prefill(80, one, &[(62, 40), (126, 3)], 0, false);
+    prefill(81, one, &[(0, 128)], 95, false);
+    prefill(82, one, &[(0, 128)], 127, false);
+    prefill(83, two, &[(100, 64)], 22, false);
+}
+
+#[test]
+fn shapes_from_anywhere_are_computed() {
+    let mut random = Random(90);
+    for seed in 91..99 {
+        let (kv_heads, group) = (1 + random.below(2), 1 + random.below(12));
+        let heads = Heads { heads: kv_heads * group, kv_heads, width: [64, 128, 24][random.below(3)] };
+        let window = [0, 0, 1 + random.below(150)][random.below(3)];
+        let contexts: Vec<usize> = (0..3).map(|_| random.below(260)).collect();
+        decode(seed, heads, &contexts, window, 1 + random.below(6), 1 + random.below(9), 3.0);
+        let runs: Vec<Run> = (0..2).map(|_| (random.below(130), 1 + random.below(50))).collect();
+        prefill(seed, heads, &runs, window, false);
     }
 }
 

@@ -4,7 +4,6 @@
 
 use std::{
     ffi::{CStr, CString, c_char, c_void},
-    marker::PhantomData,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -100,79 +99,6 @@ impl Emulated {
     pub unsafe fn release(&self, memory: *mut c_void, bytes: usize) {
         // SAFETY: the caller's part.
         unsafe { (self.release)(memory, bytes) }
-    }
-}
-
-/// Values in guarded memory.
-#[derive(Debug)]
-pub struct Buffer<T> {
-    memory: *mut c_void,
-    length: usize,
-    of: PhantomData<T>,
-}
-
-impl<T: Copy> Buffer<T> {
-    /// Room for so many, all of whose bits are set: a NaN, where they are floats.
-    pub fn empty(length: usize, at_end: bool) -> Self {
-        let memory = Emulated::get().allocate(length * size_of::<T>(), at_end);
-        Self { memory, length, of: PhantomData }
-    }
-
-    /// A copy of values.
-    pub fn of(values: &[T], at_end: bool) -> Self {
-        let buffer = Self::empty(values.len(), at_end);
-        // SAFETY: there is room for them.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), buffer.memory.cast(), values.len()) };
-        buffer
-    }
-
-    /// What is in it. `T` is a number, which any bits are.
-    pub fn values(&self) -> Vec<T> {
-        // SAFETY: so many were written, if only as set bits.
-        unsafe { std::slice::from_raw_parts(self.memory.cast::<T>(), self.length) }.to_vec()
-    }
-}
-
-impl<T> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        // SAFETY: it was allocated with this size.
-        unsafe { Emulated::get().release(self.memory, self.length * size_of::<T>()) }
-    }
-}
-
-/// What a kernel takes.
-pub trait Argument {
-    /// Its bits, the lowest first.
-    fn bits(&self) -> u64;
-}
-
-impl<T> Argument for Buffer<T> {
-    fn bits(&self) -> u64 {
-        self.memory as u64
-    }
-}
-
-impl<T> Argument for Option<Buffer<T>> {
-    fn bits(&self) -> u64 {
-        self.as_ref().map_or(0, Argument::bits)
-    }
-}
-
-impl Argument for u32 {
-    fn bits(&self) -> u64 {
-        u64::from(*self)
-    }
-}
-
-impl Argument for usize {
-    fn bits(&self) -> u64 {
-        *self as u64
-    }
-}
-
-impl Argument for f32 {
-    fn bits(&self) -> u64 {
-        u64::from(self.to_bits())
     }
 }
 

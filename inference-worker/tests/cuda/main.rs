@@ -1,52 +1,21 @@
 //! The kernels for GPUs against their twins, on the host: every kernel is run as it is, thread by thread, over random
-//! values of many shapes, and in several orders of its threads, which must change nothing.
-//!
-//! What this cannot show is speed, and what a compiler for GPUs or a GPU do wrong.
+//! values of many shapes, and in several orders of its threads, which must change nothing. What this cannot show is what a
+//! compiler for GPUs or a GPU do: where there is one, every kernel runs there, too.
 
 mod attention;
+mod bench;
 mod emulated;
 mod rows;
 mod sampling;
 #[path = "../../src/cuda/twins.rs"]
 mod twins;
 
-use std::ffi::c_void;
-
-use emulated::{Argument, Buffer, Emulated, Order};
+use bench::Parameter;
+use emulated::{Emulated, Order};
 use half::bf16;
 
-/// One order of threads, and one side at which buffers are guarded.
-#[derive(Debug, Clone, Copy)]
-struct Bench {
-    order: Order,
-    guarded_at_end: bool,
-}
-
-impl Bench {
-    fn holding<T: Copy>(self, values: &[T]) -> Buffer<T> {
-        Buffer::of(values, self.guarded_at_end)
-    }
-
-    fn empty<T: Copy>(self, length: usize) -> Buffer<T> {
-        Buffer::empty(length, self.guarded_at_end)
-    }
-
-    fn launch(self, kernel: &str, grid: [usize; 3], threads: u32, shared: u32, arguments: &[&dyn Argument]) {
-        let mut bits: Vec<u64> = arguments.iter().map(|argument| argument.bits()).collect();
-        let mut pointers: Vec<*mut c_void> = bits.iter_mut().map(|bits| std::ptr::from_mut(bits).cast()).collect();
-        let grid = grid.map(|size| u32::try_from(size).unwrap());
-        Emulated::get().launch(kernel, grid, threads, shared, &mut pointers, self.order).unwrap();
-    }
-}
-
-/// Runs something in several orders, and returns what came of all of them.
-fn in_every_order<T: PartialEq + std::fmt::Debug>(run: impl Fn(Bench) -> T) -> T {
-    let forward = run(Bench { order: Order::Forward, guarded_at_end: true });
-    for order in [Order::Backward, Order::Shuffled(7)] {
-        assert!(run(Bench { order, guarded_at_end: false }) == forward, "the order {order:?} changes what comes out");
-    }
-    forward
-}
+/// A pointer to nothing.
+const NULL: Option<bench::Buffer<u8>> = None;
 
 /// Random numbers that a seed decides.
 #[derive(Debug)]

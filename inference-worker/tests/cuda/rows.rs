@@ -3,7 +3,8 @@
 use half::bf16;
 
 use crate::{
-    Bench, Random, assert_close, assert_rounded, in_every_order,
+    NULL, Parameter, Random, assert_close, assert_rounded,
+    bench::{Bench, everywhere},
     twins::{self, Decoding, Heads, NONE},
 };
 
@@ -18,14 +19,15 @@ fn embeddings_are_those_of_the_tokens() {
         let vocabulary = 50;
         let table = random.brains(vocabulary * hidden, 1.0);
         let tokens = [0, 49, 7, 50, NONE];
-        let x = in_every_order(|bench| {
+        for x in everywhere(|bench| {
             let x = bench.empty::<f32>(tokens.len() * hidden);
             let (table, tokens) = (bench.holding(&table), bench.holding(&tokens));
             bench.launch("embed", [tokens.values().len(), 1, 1], 256, 0, &[&table, &tokens, &x, &vocabulary, &hidden]);
             x.values()
-        });
-        for (row, token) in x.chunks_exact(hidden).zip(tokens) {
-            assert_close(row, &twins::embed(&table, token, hidden), 0.0, &format!("token {token}, width {hidden}"));
+        }) {
+            for (row, token) in x.chunks_exact(hidden).zip(tokens) {
+                assert_close(row, &twins::embed(&table, token, hidden), 0.0, &format!("token {token}, width {hidden}"));
+            }
         }
     }
 }
@@ -41,39 +43,40 @@ fn norms_equal_their_formula() {
         let picked: Vec<u32> = random.permutation(rows)[..rows.div_ceil(2)].to_vec();
         let epsilon = 1e-5_f32;
 
-        let normed = in_every_order(|bench| {
+        for normed in everywhere(|bench| {
             let (x, weight, out) = (bench.holding(&x), bench.holding(&weight), bench.empty::<bf16>(rows * hidden));
-            bench.launch("rms_norm", [rows, 1, 1], 256, 0, &[&x, &0_usize, &weight, &epsilon, &out, &hidden]);
+            bench.launch("rms_norm", [rows, 1, 1], 256, 0, &[&x, &NULL, &weight, &epsilon, &out, &hidden]);
             out.values()
-        });
-        for (row, out) in x.chunks_exact(hidden).zip(normed.chunks_exact(hidden)) {
-            let row: Vec<f64> = row.iter().copied().map(f64::from).collect();
-            assert_rounded(out, &twins::rms_norm(&row, &weight, epsilon), 1e-6, &what);
+        }) {
+            for (row, out) in x.chunks_exact(hidden).zip(normed.chunks_exact(hidden)) {
+                let row: Vec<f64> = row.iter().copied().map(f64::from).collect();
+                assert_rounded(out, &twins::rms_norm(&row, &weight, epsilon), 1e-6, &what);
+            }
         }
 
         for (bias, listed) in [(None, false), (Some(&bias), true), (Some(&bias), false), (None, true)] {
             let list: Vec<u32> = if listed { picked.clone() } else { (0..rows as u32).collect() };
-            let (sums, normed) = in_every_order(|bench| {
+            for (sums, normed) in everywhere(|bench| {
                 let (x, projected) = (bench.holding(&x), bench.holding(&projected));
                 let (weight, bias) = (bench.holding(&weight), bias.map(|bias| bench.holding(bias)));
                 let rows = listed.then(|| bench.holding(&list));
                 let out = bench.empty::<bf16>(list.len() * hidden);
-                let arguments: [&dyn crate::Argument; 8] =
-                    [&x, &projected, &bias, &rows, &weight, &epsilon, &out, &hidden];
+                let arguments: [&dyn Parameter; 8] = [&x, &projected, &bias, &rows, &weight, &epsilon, &out, &hidden];
                 bench.launch("add_rms_norm", [list.len(), 1, 1], 256, 0, &arguments);
                 (x.values(), out.values())
-            });
-            for row in 0..rows {
-                let whole = row * hidden..(row + 1) * hidden;
-                let added =
-                    |at: usize| f64::from(projected[at]) + bias.map_or(0.0, |bias| f64::from(bias[at % hidden]));
-                let place = list.iter().position(|listed| *listed as usize == row);
-                let sum: Vec<f64> =
-                    whole.clone().map(|at| f64::from(x[at]) + place.map_or(0.0, |_| added(at))).collect();
-                assert_close(&sums[whole], &sum, 1e-6, &what);
-                if let Some(place) = place {
-                    let out = &normed[place * hidden..][..hidden];
-                    assert_rounded(out, &twins::rms_norm(&sum, &weight, epsilon), 1e-6, &what);
+            }) {
+                for row in 0..rows {
+                    let whole = row * hidden..(row + 1) * hidden;
+                    let added =
+                        |at: usize| f64::from(projected[at]) + bias.map_or(0.0, |bias| f64::from(bias[at % hidden]));
+                    let place = list.iter().position(|listed| *listed as usize == row);
+                    let sum: Vec<f64> =
+                        whole.clone().map(|at| f64::from(x[at]) + place.map_or(0.0, |_| added(at))).collect();
+                    assert_close(&sums[whole], &sum, 1e-6, &what);
+                    if let Some(place) = place {
+                        let out = &normed[place * hidden..][..hidden];
+                        assert_rounded(out, &twins::rms_norm(&sum, &weight, epsilon), 1e-6, &what);
+                    }
                 }
             }
         }
@@ -88,13 +91,14 @@ fn the_gate_equals_its_formula() {
         // Where the exponential overflows on either side.
         gate_up[0] = bf16::from_f32(-200.0);
         gate_up[1] = bf16::from_f32(200.0);
-        let out = in_every_order(|bench| {
+        for out in everywhere(|bench| {
             let (gate_up, out) = (bench.holding(&gate_up), bench.empty::<bf16>(rows * width));
             bench.launch("silu_multiply", [width.div_ceil(2_048), rows, 1], 256, 0, &[&gate_up, &out, &width]);
             out.values()
-        });
-        for (row, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact(width)) {
-            assert_rounded(out, &twins::silu_multiply(row), 1e-6, &format!("seed {seed}, width {width}"));
+        }) {
+            for (row, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact(width)) {
+                assert_rounded(out, &twins::silu_multiply(row), 1e-6, &format!("seed {seed}, width {width}"));
+            }
         }
     }
 }
@@ -123,13 +127,13 @@ fn heads_are_normalised_rotated_and_stored() {
         let frequencies: Vec<f32> =
             (0..width / 2).map(|pair| 1.0 / 1e6_f32.powf(2.0 * pair as f32 / width as f32)).collect();
         let (amplitude, epsilon, cached) = (1.25_f32, 1e-6_f32, 3 * kv_heads * twins::BLOCK * width);
-        let (after, keys, values) = in_every_order(|bench| {
+        for (after, keys, values) in everywhere(|bench| {
             let qkv = bench.holding(&qkv);
             let bias = biased.then(|| bench.holding(&bias));
             let [query_norm, key_norm] = norms.each_ref().map(|norm| normed.then(|| bench.holding(norm)));
             let (frequencies, positions) = (bench.holding(&frequencies), bench.holding(&positions));
             let (slots, keys, values) = (bench.holding(&slots), bench.empty::<u16>(cached), bench.empty::<u16>(cached));
-            let arguments: [&dyn crate::Argument; 14] = [
+            let arguments: [&dyn Parameter; 14] = [
                 &qkv,
                 &bias,
                 &query_norm,
@@ -148,43 +152,44 @@ fn heads_are_normalised_rotated_and_stored() {
             bench.launch("rotate_and_store", [count, all.div_ceil(4), 1], 128, 0, &arguments);
             let bits: Vec<u16> = qkv.values().iter().map(|value| value.to_bits()).collect();
             (bits, keys.values(), values.values())
-        });
-        let brains = |bits: &[u16]| bits.iter().map(|bits| bf16::from_bits(*bits)).collect::<Vec<_>>();
-        let mut written = 0;
-        for token in 0..count {
-            for head in 0..all {
-                let place = (token * all + head) * width..(token * all + head + 1) * width;
-                let mut vector = wide(&qkv[place.clone()]);
-                if biased {
-                    let own = &bias[head * width..];
-                    vector.iter_mut().zip(own).for_each(|(value, bias)| *value += f64::from(*bias));
-                }
-                let (is_query, is_value) = (head < queries, head >= queries + kv_heads);
-                if !is_value {
-                    if normed {
-                        vector = twins::rms_norm(&vector, &norms[usize::from(!is_query)], epsilon);
+        }) {
+            let brains = |bits: &[u16]| bits.iter().map(|bits| bf16::from_bits(*bits)).collect::<Vec<_>>();
+            let mut written = 0;
+            for token in 0..count {
+                for head in 0..all {
+                    let place = (token * all + head) * width..(token * all + head + 1) * width;
+                    let mut vector = wide(&qkv[place.clone()]);
+                    if biased {
+                        let own = &bias[head * width..];
+                        vector.iter_mut().zip(own).for_each(|(value, bias)| *value += f64::from(*bias));
                     }
-                    vector = twins::rotate(&vector, &frequencies, amplitude, positions[token]);
-                }
-                // A rotation adds two products, so it may cancel.
-                let slack = 1e-5;
-                if is_query {
-                    assert_rounded(&brains(&after[place]), &vector, slack, &what);
-                    continue;
-                }
-                let same: Vec<u16> = qkv[place.clone()].iter().map(|value| value.to_bits()).collect();
-                assert_eq!(after[place], same, "{what}: keys and values stay in the row");
-                if slots[token] != NONE {
-                    let kv_head = (head - queries) % kv_heads;
-                    let line = twins::line(heads, kv_head, slots[token] as usize);
-                    let stored = if is_value { &values[line] } else { &keys[line] };
-                    assert_rounded(&brains(stored), &vector, slack, &what);
-                    written += width;
+                    let (is_query, is_value) = (head < queries, head >= queries + kv_heads);
+                    if !is_value {
+                        if normed {
+                            vector = twins::rms_norm(&vector, &norms[usize::from(!is_query)], epsilon);
+                        }
+                        vector = twins::rotate(&vector, &frequencies, amplitude, positions[token]);
+                    }
+                    // A rotation adds two products, so it may cancel.
+                    let slack = 1e-5;
+                    if is_query {
+                        assert_rounded(&brains(&after[place]), &vector, slack, &what);
+                        continue;
+                    }
+                    let same: Vec<u16> = qkv[place.clone()].iter().map(|value| value.to_bits()).collect();
+                    assert_eq!(after[place], same, "{what}: keys and values stay in the row");
+                    if slots[token] != NONE {
+                        let kv_head = (head - queries) % kv_heads;
+                        let line = twins::line(heads, kv_head, slots[token] as usize);
+                        let stored = if is_value { &values[line] } else { &keys[line] };
+                        assert_rounded(&brains(stored), &vector, slack, &what);
+                        written += width;
+                    }
                 }
             }
+            let untouched = keys.iter().chain(&values).filter(|bits| **bits == u16::MAX).count();
+            assert_eq!(untouched, 2 * cached - written, "{what}: nothing else is written");
         }
-        let untouched = keys.iter().chain(&values).filter(|bits| **bits == u16::MAX).count();
-        assert_eq!(untouched, 2 * cached - written, "{what}: nothing else is written");
     }
 }
 
@@ -202,11 +207,12 @@ fn products_equal_sums_of_products() {
             bench.launch("product_f32", grid, 256, 0, &[&x, &weight, &whole, &count, &inputs, &outputs]);
             (rounded.values(), whole.values())
         };
-        let (rounded, whole) = in_every_order(run);
-        for (token, x) in x.chunks_exact(inputs).enumerate() {
-            let twin = twins::product(x, &weight);
-            assert_rounded(&rounded[token * outputs..][..outputs], &twin, 1e-4, &what);
-            assert_close(&whole[token * outputs..][..outputs], &twin, 1e-5, &what);
+        for (rounded, whole) in everywhere(run) {
+            for (token, x) in x.chunks_exact(inputs).enumerate() {
+                let twin = twins::product(x, &weight);
+                assert_rounded(&rounded[token * outputs..][..outputs], &twin, 1e-4, &what);
+                assert_close(&whole[token * outputs..][..outputs], &twin, 1e-5, &what);
+            }
         }
     }
 }
@@ -227,21 +233,23 @@ fn products_of_few_tokens_equal_sums_of_products() {
             bench.launch("skinny_product_f32", grid, 256, 0, &[&x, &weight, &whole, &count, &inputs, &outputs]);
             (rounded.values(), whole.values())
         };
-        let (rounded, whole) = in_every_order(run);
-        let gated = in_every_order(|bench| {
+        let gated = |bench: Bench| {
             let (x, weight, out) = (bench.holding(&x), bench.holding(&weight), bench.empty::<bf16>(count * outputs));
-            let arguments: [&dyn crate::Argument; 6] = [&x, &weight, &out, &count, &inputs, &outputs];
+            let arguments: [&dyn Parameter; 6] = [&x, &weight, &out, &count, &inputs, &outputs];
             bench.launch("skinny_gated", [outputs.div_ceil(8), 1, 1], 256, 0, &arguments);
             out.values()
-        });
-        for (token, x) in x.chunks_exact(inputs).enumerate() {
-            let own = token * outputs..(token + 1) * outputs;
-            let twin = twins::product(x, &weight);
-            assert_rounded(&rounded[own.clone()], &twin[..outputs], 1e-4, &what);
-            assert_close(&whole[own.clone()], &twin[..outputs], 1e-5, &what);
-            let twin: Vec<f64> =
-                twin[..outputs].iter().zip(&twin[outputs..]).map(|(gate, up)| twins::gated(*gate, *up)).collect();
-            assert_rounded(&gated[own], &twin, 1e-4, &what);
+        };
+        let all = |bench: Bench| (run(bench), gated(bench));
+        for ((rounded, whole), gated) in everywhere(all) {
+            for (token, x) in x.chunks_exact(inputs).enumerate() {
+                let own = token * outputs..(token + 1) * outputs;
+                let twin = twins::product(x, &weight);
+                assert_rounded(&rounded[own.clone()], &twin[..outputs], 1e-4, &what);
+                assert_close(&whole[own.clone()], &twin[..outputs], 1e-5, &what);
+                let twin: Vec<f64> =
+                    twin[..outputs].iter().zip(&twin[outputs..]).map(|(gate, up)| twins::gated(*gate, *up)).collect();
+                assert_rounded(&gated[own], &twin, 1e-4, &what);
+            }
         }
     }
 }
@@ -265,8 +273,8 @@ fn blocks_of_files_become_their_weights() {
     // A scale below the smallest normal one, and none.
     eights[0][..2].copy_from_slice(&[0x11, 0x82]);
     eights[1][..2].copy_from_slice(&[0, 0]);
-    let unpacked = |kernel: &str, bytes: &[u8], weights: usize| {
-        in_every_order(|bench| {
+    let unpacked = |kernel: &'static str, bytes: &[u8], weights: usize| {
+        everywhere(|bench| {
             let (blocks, out) = (bench.holding(bytes), bench.empty::<bf16>(count * weights));
             bench.launch(kernel, [count.div_ceil(8), 1, 1], 256, 0, &[&blocks, &out, &count]);
             out.values()
@@ -274,9 +282,13 @@ fn blocks_of_files_become_their_weights() {
     };
     let rounded = |weights: Vec<f64>| weights.into_iter().map(|weight| bf16::from_f32(weight as f32));
     let twin: Vec<bf16> = eights.iter().flat_map(|block| rounded(twins::dequantise_q8_0(block))).collect();
-    assert_eq!(unpacked("dequantise_q8_0", eights.as_flattened(), 32), twin);
+    for out in unpacked("dequantise_q8_0", eights.as_flattened(), 32) {
+        assert_eq!(out, twin);
+    }
     let twin: Vec<bf16> = fours.iter().flat_map(|block| rounded(twins::dequantise_q4_k(block))).collect();
-    assert_eq!(unpacked("dequantise_q4_k", fours.as_flattened(), 256), twin);
+    for out in unpacked("dequantise_q4_k", fours.as_flattened(), 256) {
+        assert_eq!(out, twin);
+    }
 }
 
 #[test]
@@ -296,21 +308,36 @@ fn decoding_goes_on_where_it_stands() {
     let column =
         |of: &dyn Fn(&(Decoding, u32, [u32; 3])) -> u32| (0..count).map(|at| of(row(at))).collect::<Vec<u32>>();
     let tables: Vec<u32> = (0..count).flat_map(|at| row(at).2).collect();
-    let after = in_every_order(|bench| {
+    for after in everywhere(|bench| {
         let picked = bench.holding(&column(&|row| row.1));
         let inputs = bench.holding(&column(&|row| row.0.input));
         let positions = bench.holding(&column(&|row| row.0.position));
         let slots = bench.holding(&column(&|row| row.0.slot));
         let contexts = bench.holding(&column(&|row| row.0.context));
         let tables = bench.holding(&tables);
-        let arguments: [&dyn crate::Argument; 8] =
+        let arguments: [&dyn Parameter; 8] =
             [&picked, &inputs, &positions, &slots, &contexts, &tables, &table_stride, &count];
         bench.launch("advance", [count.div_ceil(128), 1, 1], 128, 0, &arguments);
         [inputs.values(), positions.values(), slots.values(), contexts.values()]
-    });
-    for at in 0..count {
-        let [input, position, slot, context] = [0, 1, 2, 3].map(|column: usize| after[column][at]);
-        let (now, picked, table) = row(at);
-        assert_eq!(Decoding { input, position, slot, context }, twins::advance(*now, *picked, table), "{now:?}");
+    }) {
+        for at in 0..count {
+            let [input, position, slot, context] = [0, 1, 2, 3].map(|column: usize| after[column][at]);
+            let (now, picked, table) = row(at);
+            assert_eq!(Decoding { input, position, slot, context }, twins::advance(*now, *picked, table), "{now:?}");
+        }
+    }
+}
+
+#[test]
+fn a_step_is_fed_with_what_the_one_before_picked() {
+    let (picked, inputs) = ([7_u32, 8, 9], [1_u32, 2, 3, 4, 5]);
+    let sources = [2, NONE, 0, 0, NONE];
+    let fed = |bench: Bench| {
+        let (picked, sources, inputs) = (bench.holding(&picked), bench.holding(&sources), bench.holding(&inputs));
+        bench.launch("feed", [1, 1, 1], 128, 0, &[&picked, &sources, &inputs, &5_u32]);
+        inputs.values()
+    };
+    for inputs in everywhere(fed) {
+        assert_eq!(inputs, [9, 2, 7, 7, 5]);
     }
 }

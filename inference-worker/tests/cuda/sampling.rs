@@ -3,7 +3,7 @@
 
 use inference_worker::sample::Sampling;
 
-use crate::{Argument, Random, in_every_order, twins::NONE};
+use crate::{NULL, Parameter, Random, bench::everywhere, twins::NONE};
 
 /// A row's parameters as the kernel takes them.
 fn words(sampling: &Sampling) -> [u32; 8] {
@@ -12,16 +12,16 @@ fn words(sampling: &Sampling) -> [u32; 8] {
     [temperature.to_bits(), sampling.top_k as u32, top_p.to_bits(), min_p.to_bits(), seed[0], seed[1], 0, 0]
 }
 
-/// The tokens of rows of logits, row `r` drawn for position `positions[r] + 1`.
-fn sample(logits: &[f32], samplings: &[Sampling], positions: &[u32], allowed: Option<&[u32]>) -> Vec<u32> {
+/// The tokens of rows of logits, row `r` drawn for position `positions[r] + 1`: from every place where kernels run.
+fn sample(logits: &[f32], samplings: &[Sampling], positions: &[u32], allowed: Option<&[u32]>) -> Vec<Vec<u32>> {
     let rows = samplings.len();
     let vocabulary = logits.len() / rows;
     let parameters: Vec<u32> = samplings.iter().flat_map(words).collect();
-    in_every_order(|bench| {
+    everywhere(|bench| {
         let (logits, parameters) = (bench.holding(logits), bench.holding(&parameters));
         let (positions, allowed) = (bench.holding(positions), allowed.map(|allowed| bench.holding(allowed)));
         let tokens = bench.empty::<u32>(rows);
-        let arguments: [&dyn Argument; 7] = [&logits, &parameters, &positions, &1_u32, &allowed, &tokens, &vocabulary];
+        let arguments: [&dyn Parameter; 7] = [&logits, &parameters, &positions, &1_u32, &allowed, &tokens, &vocabulary];
         bench.launch("sample", [rows, 1, 1], 1_024, 0, &arguments);
         tokens.values()
     })
@@ -79,23 +79,24 @@ fn assert_as_on_the_host(seed: u64, vocabulary: usize, spread: f32, samplings: &
         logits[at] = nothing;
     }
     let positions: Vec<u32> = (0..rows).map(|_| random.below(100_000) as u32).collect();
-    let tokens = sample(&logits, samplings, &positions, None);
-    let mut different = 0;
-    for (row, (token, sampling)) in tokens.iter().zip(samplings).enumerate() {
-        let own: Vec<f32> = logits[row * vocabulary..][..vocabulary]
-            .iter()
-            .map(|logit| if logit.is_finite() { *logit } else { f32::NAN })
-            .collect();
-        let position = positions[row] as usize + 1;
-        let wanted = sampling.pick(&own, position).unwrap();
-        if *token != wanted {
-            different += 1;
-            assert!(sampling.temperature > 0.0, "the likeliest of row {row} is {wanted}, not {token}");
-            let apart = distance(&own, sampling, position, *token);
-            assert!(apart < 3e-5, "row {row}, {sampling:?}: {token} instead of {wanted}, {apart} apart");
+    for tokens in sample(&logits, samplings, &positions, None) {
+        let mut different = 0;
+        for (row, (token, sampling)) in tokens.iter().zip(samplings).enumerate() {
+            let own: Vec<f32> = logits[row * vocabulary..][..vocabulary]
+                .iter()
+                .map(|logit| if logit.is_finite() { *logit } else { f32::NAN })
+                .collect();
+            let position = positions[row] as usize + 1;
+            let wanted = sampling.pick(&own, position).unwrap();
+            if *token != wanted {
+                different += 1;
+                assert!(sampling.temperature > 0.0, "the likeliest of row {row} is {wanted}, not {token}");
+                let apart = distance(&own, sampling, position, *token);
+                assert!(apart < 3e-5, "row {row}, {sampling:?}: {token} instead of {wanted}, {apart} apart");
+            }
         }
+        assert!(different <= 1 + rows / 20, "{different} of {rows} tokens are others than on the host");
     }
-    assert!(different <= 1 + rows / 20, "{different} of {rows} tokens are others than on the host");
 }
 
 fn samplings(count: u64) -> Vec<Sampling> {
@@ -139,29 +140,31 @@ fn equal_tokens_are_drawn_by_their_ids() {
     let samplings: Vec<Sampling> =
         (0..rows).map(|seed| Sampling { temperature: 1.0, top_k: 1_000, seed, ..Sampling::default() }).collect();
     let positions = vec![3; rows as usize];
-    let tokens = sample(&vec![1.5; rows as usize * vocabulary], &samplings, &positions, None);
-    for (token, sampling) in tokens.iter().zip(&samplings) {
-        let wanted = sampling.pick(&vec![1.5; vocabulary], 4).unwrap();
-        assert!(token.abs_diff(wanted) <= 1, "{token} instead of {wanted}");
-        assert!(*token < 1_000, "only the first thousand are left");
+    for tokens in sample(&vec![1.5; rows as usize * vocabulary], &samplings, &positions, None) {
+        for (token, sampling) in tokens.iter().zip(&samplings) {
+            let wanted = sampling.pick(&vec![1.5; vocabulary], 4).unwrap();
+            assert!(token.abs_diff(wanted) <= 1, "{token} instead of {wanted}");
+            assert!(*token < 1_000, "only the first thousand are left");
+        }
     }
 }
 
 #[test]
 fn nothing_is_picked_of_nothing() {
+    let picks = |tokens: Vec<Vec<u32>>, wanted: u32| tokens.iter().for_each(|tokens| assert_eq!(tokens, &[wanted]));
     let nothing = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].repeat(100);
     let hot = Sampling { temperature: 1.0, ..Sampling::default() };
-    assert_eq!(sample(&nothing, &[hot.clone()], &[0], None), [NONE]);
-    assert_eq!(sample(&nothing, &[Sampling::default()], &[0], None), [NONE]);
+    picks(sample(&nothing, &[hot.clone()], &[0], None), NONE);
+    picks(sample(&nothing, &[Sampling::default()], &[0], None), NONE);
     // One number is enough, and tokens that are not allowed are as if they were none.
     let mut one = nothing.clone();
     one[123] = -3.0;
     one[50] = 7.0;
     let mut allowed = [u32::MAX; 10];
     allowed[1] &= !(1 << 18);
-    assert_eq!(sample(&one, &[hot.clone()], &[0], Some(&allowed)), [123]);
-    assert_eq!(sample(&one, &[Sampling::default()], &[0], Some(&allowed)), [123]);
-    assert_eq!(sample(&one, &[hot], &[0], Some(&[0; 10])), [NONE]);
+    picks(sample(&one, &[hot.clone()], &[0], Some(&allowed)), 123);
+    picks(sample(&one, &[Sampling::default()], &[0], Some(&allowed)), 123);
+    picks(sample(&one, &[hot], &[0], Some(&[0; 10])), NONE);
 }
 
 #[test]
@@ -173,13 +176,14 @@ fn the_likeliest_is_the_first_of_its_kind() {
         let mut logits: Vec<f32> = (0..rows * vocabulary).map(|_| random.below(50) as f32 - 25.0).collect();
         logits[0] = f32::INFINITY;
         logits[1] = f32::NAN;
-        let tokens = in_every_order(|bench| {
+        for tokens in everywhere(|bench| {
             let (logits, tokens) = (bench.holding(&logits), bench.empty::<u32>(rows));
-            bench.launch("argmax", [rows, 1, 1], 1_024, 0, &[&logits, &0_usize, &tokens, &vocabulary]);
+            bench.launch("argmax", [rows, 1, 1], 1_024, 0, &[&logits, &NULL, &tokens, &vocabulary]);
             tokens.values()
-        });
-        for (row, token) in logits.chunks_exact(vocabulary).zip(tokens) {
-            assert_eq!(Sampling::default().pick(row, 0), Some(token), "seed {seed}, vocabulary {vocabulary}");
+        }) {
+            for (row, token) in logits.chunks_exact(vocabulary).zip(tokens) {
+                assert_eq!(Sampling::default().pick(row, 0), Some(token), "seed {seed}, vocabulary {vocabulary}");
+            }
         }
     }
 }

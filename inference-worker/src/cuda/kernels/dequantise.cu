@@ -14,7 +14,7 @@ __device__ __forceinline__ float from_half(const u8* at) {
     return sign ? -small : small;
 }
 
-KERNEL(dequantise_q8_0, 256, 1, const u8* blocks, u16* out, u64 count) {
+KERNEL(dequantise_q8_0, 256, 1, const u8* blocks, u16* out, u32 count) {
     const u64 block = (u64)blockIdx.x * 8 + threadIdx.x / WARP;
     if (block >= count) return;
     const u32 lane = threadIdx.x % WARP;
@@ -22,7 +22,7 @@ KERNEL(dequantise_q8_0, 256, 1, const u8* blocks, u16* out, u64 count) {
     out[block * 32 + lane] = to_bf16(from_half(bytes) * (float)(signed char)bytes[2 + lane]);
 }
 
-KERNEL(dequantise_q4_k, 256, 1, const u8* blocks, u16* out, u64 count) {
+KERNEL(dequantise_q4_k, 256, 1, const u8* blocks, u16* out, u32 count) {
     const u64 block = (u64)blockIdx.x * 8 + threadIdx.x / WARP;
     if (block >= count) return;
     const u32 lane = threadIdx.x % WARP;
