@@ -7,6 +7,7 @@ mod bench;
 mod emulated;
 mod rows;
 mod sampling;
+mod shipped;
 #[path = "../../src/cuda/twins.rs"]
 mod twins;
 
