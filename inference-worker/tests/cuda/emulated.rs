@@ -102,13 +102,19 @@ impl Emulated {
     }
 }
 
-/// The folder of this crate's kernels, and that of their emulation.
-fn folders() -> (PathBuf, PathBuf) {
-    let here = Path::new(file!()).file_name().expect("this is a file");
-    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let emulation = crate_folder.join("tests/cuda");
-    assert!(emulation.join(here).exists(), "this file has moved");
-    (crate_folder.join("src/cuda/kernels"), emulation)
+/// The folder of this crate's kernels, and that of their emulation: where this was compiled, or, for a program that was
+/// carried to another machine, below where it runs.
+pub fn folders() -> (PathBuf, PathBuf) {
+    let places = [env!("CARGO_MANIFEST_DIR"), "inference-worker", "."];
+    let crate_folder = places.into_iter().map(Path::new).find(|place| place.join("tests/cuda/emulation.h").exists());
+    let crate_folder = crate_folder.unwrap_or_else(|| panic!("no sources lie in {places:?}"));
+    (crate_folder.join("src/cuda/kernels"), crate_folder.join("tests/cuda"))
+}
+
+/// A folder for what is compiled.
+fn working_folder() -> PathBuf {
+    let own = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    if own.exists() { own.to_owned() } else { std::env::temp_dir() }
 }
 
 /// Compiles what is not compiled yet, and returns the library.
@@ -127,12 +133,12 @@ fn build() -> PathBuf {
     for path in sources.iter().chain([&common, &header]) {
         hash.update(std::fs::read(path).unwrap());
     }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let folder = working_folder();
     let library = folder.join(format!("kernels-{}.so", hex::encode(&hash.finalize()[..8])));
     if library.exists() {
         return library;
     }
-    let work = tempfile::tempdir_in(folder).unwrap();
+    let work = tempfile::tempdir_in(&folder).unwrap();
     let object = |source: &Path| work.path().join(source.file_name().expect("a file")).with_extension("o");
     // Products and sums are rounded one by one: whether the device fuses them is its compiler's choice.
     let common_flags = ["-std=c++20", "-O2", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"];

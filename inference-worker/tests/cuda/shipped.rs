@@ -1,13 +1,14 @@
 //! What is compiled ahead of time, against its sources.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 #[test]
 fn shipped_machine_code_is_of_the_sources_beside_it() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda");
+    let (kernels, _) = crate::emulated::folders();
+    let folder = kernels.parent().unwrap();
     let read = |name: &str| fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
     let hash = |bytes: &[u8]| Value::from(hex::encode(Sha256::digest(bytes)));
     let manifest: Value = serde_json::from_slice(&read("cubins/manifest.json")).unwrap();

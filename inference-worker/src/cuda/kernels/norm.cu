@@ -1,8 +1,8 @@
 // RMS norms of the residual stream. Grid (rows), block 256: one block to a row.
 //
-// A row is read once: a thread keeps up to 8 x 4 values in registers between the sum and the scaling, enough for a hidden
-// width of 8192; what is wider is read again. All loads of a thread are independent, so a row costs two latencies
-// of memory and one barrier, whatever its width.
+// A row is read once: a thread keeps up to 8 x 4 values and their weights in registers between the sum and the scaling,
+// enough for a hidden width of 8192; what is wider is read again. All loads of a thread are independent and come before the
+// sum, so a row costs one latency of memory and one barrier, whatever its width: what counts with few rows.
 
 #define KEPT 8
 
@@ -10,12 +10,20 @@ template <bool adds>
 __device__ __forceinline__ void normalise(float* x, const u16* projected, const float* bias, const float* weight, float epsilon,
                                           u16* out, u32 hidden, float* room) {
     const u32 step = 256 * 4;
-    float4 kept[KEPT];
+    float4 kept[KEPT], weights[KEPT];
+    uint2 added[KEPT];
     float squares = 0.0f;
-    const auto load = [&](u32 at) {
-        float4 value = *(const float4*)(x + at);
+    // All loads come before the first store, behind which a compiler may not move them.
+#pragma unroll
+    for (u32 k = 0; k < KEPT; k++) {
+        const u32 at = k * step + threadIdx.x * 4;
+        if (at >= hidden) continue;
+        kept[k] = *(const float4*)(x + at);
+        weights[k] = *(const float4*)(weight + at);
+        if (adds) added[k] = *(const uint2*)(projected + at);
+    }
+    const auto take = [&](u32 at, float4 value, uint2 more) {
         if (adds) {
-            const uint2 more = *(const uint2*)(projected + at);
             value.x += low_bf16(more.x), value.y += high_bf16(more.x), value.z += low_bf16(more.y), value.w += high_bf16(more.y);
             if (bias) {
                 const float4 b = *(const float4*)(bias + at);
@@ -29,12 +37,14 @@ __device__ __forceinline__ void normalise(float* x, const u16* projected, const 
 #pragma unroll
     for (u32 k = 0; k < KEPT; k++) {
         const u32 at = k * step + threadIdx.x * 4;
-        if (at < hidden) kept[k] = load(at);
+        if (at < hidden) kept[k] = take(at, kept[k], added[k]);
     }
-    for (u32 at = KEPT * step + threadIdx.x * 4; at < hidden; at += step) load(at);
+    for (u32 at = KEPT * step + threadIdx.x * 4; at < hidden; at += step) {
+        const uint2 nothing = {0, 0};
+        take(at, *(const float4*)(x + at), adds ? *(const uint2*)(projected + at) : nothing);
+    }
     const float scale = 1.0f / sqrtf(block_sum<8>(squares, room) / (float)hidden + epsilon);
-    const auto store = [&](u32 at, float4 value) {
-        const float4 w = *(const float4*)(weight + at);
+    const auto store = [&](u32 at, float4 value, float4 w) {
         uint2 pairs;
         pairs.x = pack_bf16(value.x * scale * w.x, value.y * scale * w.y);
         pairs.y = pack_bf16(value.z * scale * w.z, value.w * scale * w.w);
@@ -43,10 +53,11 @@ __device__ __forceinline__ void normalise(float* x, const u16* projected, const 
 #pragma unroll
     for (u32 k = 0; k < KEPT; k++) {
         const u32 at = k * step + threadIdx.x * 4;
-        if (at < hidden) store(at, kept[k]);
+        if (at < hidden) store(at, kept[k], weights[k]);
     }
     // A thread reads again what it wrote itself.
-    for (u32 at = KEPT * step + threadIdx.x * 4; at < hidden; at += step) store(at, *(const float4*)(x + at));
+    for (u32 at = KEPT * step + threadIdx.x * 4; at < hidden; at += step)
+        store(at, *(const float4*)(x + at), *(const float4*)(weight + at));
 }
 
 // out[row] = bf16(x[source] / rms(x[source]) * weight), where source is rows[row], or row when `rows` is null.

@@ -11,11 +11,14 @@
 //
 // How it works. The 128 rows of a tile are pairs of token and query head that share a KV head, so that a group reads its
 // keys and values once whatever the number of tokens. Four warps hold 32 rows each: with two fragments of 16 rows a warp
-// uses each fragment of keys or values that it reads from shared memory twice. For 64 positions at a width of 128 a warp
-// reads 8 KiB of queries, 16 of keys and 16 of values, 320 clocks at 128 bytes a clock, beside 2 MFLOP of products, 410
-// clocks of the 2500 flops that mma.sync does on an SM: the tensor cores are the bound. From L2 an SM takes 32 KiB for
-// 128 rows x 64 positions, 128 flops a byte, a quarter of what L2 gives at 300 TFLOP/s.
-// Two blocks fit an SM (64 KiB and 255 registers each); while one waits at a barrier or weighs, the other multiplies.
+// uses each fragment of keys or values that it reads from shared memory twice. Two blocks fit an SM (64 KiB and 255
+// registers each): eight warps, two on each scheduler; while one waits at a barrier or weighs, the other multiplies.
+// For 64 positions at a width of 128, in clocks of an SM:
+// - products: 8 warps x 1 MFLOP / some 2500 flops that mma.sync does in a clock: 3300;
+// - shared memory: 8 warps x 40 KiB (8 of queries, 16 of keys, 16 of values) / 128 bytes: 2600;
+// - instructions: 2 warps x some 900: 1800 on each scheduler.
+// So the tensor cores are the bound. From L2 come 32 KiB for 128 rows, 128 flops a byte: 2.3 TB/s at 300 TFLOP/s, less than
+// half of what it gives.
 // Copies are asynchronous: values arrive while scores are computed, the next keys while weights and sums are.
 //
 // Rows of shared memory are `width` values long without padding; the place of 16 bytes within a row is exclusive-ored
