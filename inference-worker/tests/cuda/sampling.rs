@@ -135,6 +135,27 @@ fn a_large_vocabulary_is_no_other_case() {
 }
 
 #[test]
+fn what_weighs_next_to_nothing_counts_where_it_is_many() {
+    // Each weighs less than a millionth, and together they are a tenth of the whole.
+    let vocabulary = 100_000;
+    let mut random = Random(11);
+    let mut row: Vec<f32> = (0..vocabulary).map(|_| -14.2 + 0.3 * random.float()).collect();
+    row[777] = 0.0;
+    let hot = Sampling { temperature: 1.0, ..Sampling::default() };
+    let kinds = [hot.clone(), Sampling { top_k: 60_000, ..hot.clone() }, Sampling { top_p: 0.96, ..hot.clone() }];
+    let samplings: Vec<Sampling> = (0..36).map(|seed| Sampling { seed, ..kinds[seed as usize % 3].clone() }).collect();
+    let positions = vec![20; samplings.len()];
+    let wanted: Vec<u32> = samplings.iter().map(|sampling| sampling.pick(&row, 21).unwrap()).collect();
+    assert!(wanted.iter().any(|token| *token != 777), "some draws lead there");
+    for tokens in sample(&row.repeat(samplings.len()), &samplings, &positions, None) {
+        for ((token, wanted), sampling) in tokens.iter().zip(&wanted).zip(&samplings) {
+            let apart = if token == wanted { 0.0 } else { distance(&row, sampling, 21, *token) };
+            assert!(apart < 3e-5, "{sampling:?}: {token} instead of {wanted}, {apart} apart");
+        }
+    }
+}
+
+#[test]
 fn equal_tokens_are_drawn_by_their_ids() {
     let (rows, vocabulary) = (40, 2_500);
     let samplings: Vec<Sampling> =

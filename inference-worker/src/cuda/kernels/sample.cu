@@ -15,6 +15,8 @@
 #define THREADS 1024
 // A weight is at most 1, so that the sign and the highest bit of its exponent are 0, and three digits of 10 bits name it.
 #define BINS 1024
+// The least weight that the first histogram counts: 2^-20.
+#define LEAST 9.5367431640625e-7f
 
 // How a row is sampled: 32 bytes, in this order. temperature 0 (or top_k 1) picks the likeliest.
 struct Sampling {
@@ -134,12 +136,12 @@ __device__ __forceinline__ void clear(Room& room, u32 level) {
     __syncthreads();
 }
 
-__device__ __forceinline__ void add(Room& room, u32 level, u32 bin, u64 units) {
+__device__ __forceinline__ void add(Room& room, u32 level, u32 bin, u64 units, bool counts) {
     const u32 low = (u32)units;
     const u32 old = atomicAdd(&room.sums[level][bin], low);
     const u32 high = (u32)(units >> 32) + (old + low < old);
     if (high > 0) atomicAdd(&room.carries[level][bin], high);
-    atomicAdd(&room.counts[level][bin], 1u);
+    if (counts) atomicAdd(&room.counts[level][bin], 1u);
 }
 
 __device__ __forceinline__ u64 sum_of(const Room& room, u32 level, u32 bin) {
@@ -184,7 +186,7 @@ __device__ __forceinline__ Place find(const Weights& weights, Room& room, bool b
         clear(room, 1);
         weights.for_each([&](u32, float weight) {
             const u32 own = __float_as_uint(weight) >> shift;
-            if (own / BINS == bits) add(room, 1, own % BINS, in_units(weight));
+            if (own / BINS == bits) add(room, 1, own % BINS, in_units(weight), true);
         });
         __syncthreads();
         find_bin(room, 1, by_count, target, count_before, sum_before);
@@ -246,17 +248,6 @@ KERNEL(sample, 1024, 1, const float* logits, const Sampling* samplings, const u3
     const u32 best = likeliest(weights.row, weights.allowed, vocabulary, room, weights.largest);
     if (threadIdx.x == 0) tokens[row] = best;
     if (best == NONE || !(how.temperature > 0.0f) || how.top_k == 1) return;
-    clear(room, 0);
-    // Those of at least min_p, and all.
-    u64 likely = 0;
-    u32 own_count = 0;
-    u64 own_sum = 0;
-    weights.for_each([&](u32, float weight) {
-        const u64 units = in_units(weight);
-        add(room, 0, __float_as_uint(weight) >> 20, units);
-        if (weight >= how.min_p) likely += units;
-        own_count++, own_sum += units;
-    });
     const auto block_total = [&](u64 value) {
 #pragma unroll
         for (u32 apart = WARP / 2; apart > 0; apart /= 2) value += __shfl_xor_sync(ALL_LANES, value, apart);
@@ -269,30 +260,58 @@ KERNEL(sample, 1024, 1, const float* logits, const Sampling* samplings, const u3
         __syncthreads();
         return value;
     };
-    u64 sum = block_total(own_sum);
-    const u64 count = block_total(own_count);
-    likely = block_total(likely);
-    // What is kept after top_k, after top_p, and then the draw among it: one search each, in one loop, so that the code of
-    // a search is there once.
+
+    // What is kept after top_k, after top_p, and then the draw among it: one search each, all in one loop, so that their
+    // code is there once. The first histogram leaves out the many tokens of next to no weight, which would only stand in
+    // each other's way; it is made again with all of them if a search leads among them.
     Place place = {0, 0, 0, 0};
-    u64 target = 0;
+    u64 sum = 0, count = 0, likely = 0, target = 0, covered_sum = 0, covered_count = 0;
+    float least = LEAST;
+    bool filled = false;
 #pragma unroll 1
-    for (u32 search = 0; search < 3; search++) {
+    for (u32 search = 0; search < 3;) {
+        if (!filled) {
+            clear(room, 0);
+            u64 own_sum = 0, own_likely = 0, own_covered_sum = 0;
+            u32 own_count = 0, own_covered_count = 0;
+            weights.for_each([&](u32, float weight) {
+                const u64 units = in_units(weight);
+                own_sum += units, own_count++;
+                if (weight >= how.min_p) own_likely += units;
+                if (weight < least) return;
+                own_covered_sum += units, own_covered_count++;
+                add(room, 0, __float_as_uint(weight) >> 20, units, how.top_k > 0);
+            });
+            if (covered_count == 0) sum = block_total(own_sum), count = block_total(own_count), likely = block_total(own_likely);
+            covered_sum = block_total(own_covered_sum), covered_count = block_total(own_covered_count);
+            filled = true;
+        }
         if (search == 0) {
-            if (how.top_k == 0 || how.top_k >= count) continue;
+            if (how.top_k == 0 || how.top_k >= count) {
+                search++;
+                continue;
+            }
             target = how.top_k - 1;
         } else if (search == 1) {
+            if (!(how.top_p < 1.0f)) {
+                search++;
+                continue;
+            }
             // The last that is kept is the one that reaches it: before it the sum is short of it.
-            if (!(how.top_p < 1.0f)) continue;
             target = max((u64)((double)sum * how.top_p), 1ull) - 1;
         } else {
             if (how.min_p > 0.0f) sum = min(sum, max(likely, in_units(1.0f)));
             target = (u64)((double)uniform(how.seed, positions[row] + ahead) * (double)sum);
         }
+        if (least > 0.0f && target >= (search == 0 ? covered_count : covered_sum)) {
+            least = 0.0f, filled = false;
+            continue;
+        }
         place = find(weights, room, search == 0, target);
         const u64 units = in_units(__uint_as_float(place.bits));
         if (search == 0) sum = place.sum_before + (how.top_k - place.count_before) * units;
         if (search == 1) sum = min(sum, place.sum_before + (target - place.sum_before + units) / units * units);
+        search++;
     }
     const u64 units = in_units(__uint_as_float(place.bits));
     pick_of_equals(weights, room, place, (u32)((target - place.sum_before) / units), tokens + row);
