@@ -283,7 +283,7 @@ impl<D: Device> Steps<D> {
         let outputs = match (plain, wanted.len()) {
             (true, _) => rows,
             (false, 0) => 0,
-            (false, wanted) => padded(wanted),
+            (false, wanted) => wanted.next_multiple_of(8),
         };
         // Rows of padding are normed as well, each once, and nobody looks at what comes of it.
         let others = (0..count as u32).filter(|row| !wanted.contains(row));
