@@ -19,7 +19,7 @@ type Release = unsafe extern "C" fn(*mut c_void, usize);
 
 /// A library of all kernels.
 #[derive(Debug)]
-pub struct Emulated {
+pub(crate) struct Emulated {
     start: StartKernel,
     allocate: Allocate,
     release: Release,
@@ -27,7 +27,7 @@ pub struct Emulated {
 
 /// How the threads of a block, and blocks, are ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     /// By their numbers.
     Forward,
     /// Backwards.
@@ -38,7 +38,7 @@ pub enum Order {
 
 impl Emulated {
     /// The library, compiled if it is not yet.
-    pub fn get() -> &'static Self {
+    pub(crate) fn get() -> &'static Self {
         static LIBRARY: OnceLock<Emulated> = OnceLock::new();
         LIBRARY.get_or_init(|| {
             let file = build();
@@ -60,7 +60,7 @@ impl Emulated {
     ///
     /// # Errors
     /// There is no such kernel, or it wants another block; the text says so. What a kernel does wrong ends the process.
-    pub fn launch(
+    pub(crate) fn launch(
         &self,
         kernel: &str,
         grid: [u32; 3],
@@ -85,7 +85,7 @@ impl Emulated {
     }
 
     /// Memory that nothing stands before, or (`at_end`) behind.
-    pub fn allocate(&self, bytes: usize, at_end: bool) -> *mut c_void {
+    pub(crate) fn allocate(&self, bytes: usize, at_end: bool) -> *mut c_void {
         // SAFETY: it takes any size.
         let memory = unsafe { (self.allocate)(bytes, at_end) };
         assert!(!memory.is_null(), "there is no memory for {bytes} bytes");
@@ -96,7 +96,7 @@ impl Emulated {
     ///
     /// # Safety
     /// `memory` is from `allocate`, with the same size, and is not used again.
-    pub unsafe fn release(&self, memory: *mut c_void, bytes: usize) {
+    pub(crate) unsafe fn release(&self, memory: *mut c_void, bytes: usize) {
         // SAFETY: the caller's part.
         unsafe { (self.release)(memory, bytes) }
     }
@@ -104,7 +104,7 @@ impl Emulated {
 
 /// The folder of this crate's kernels, and that of their emulation: where this was compiled, or, for a program that was
 /// carried to another machine, below where it runs.
-pub fn folders() -> (PathBuf, PathBuf) {
+pub(crate) fn folders() -> (PathBuf, PathBuf) {
     let places = [env!("CARGO_MANIFEST_DIR"), "inference-worker", "."];
     let crate_folder = places.into_iter().map(Path::new).find(|place| place.join("tests/cuda/emulation.h").exists());
     let crate_folder = crate_folder.unwrap_or_else(|| panic!("no sources lie in {places:?}"));

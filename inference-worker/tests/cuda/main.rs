@@ -8,7 +8,6 @@ mod emulated;
 mod rows;
 mod sampling;
 mod shipped;
-#[path = "../../src/cuda/twins.rs"]
 mod twins;
 
 use bench::Parameter;

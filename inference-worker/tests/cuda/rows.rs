@@ -303,27 +303,26 @@ fn decoding_goes_on_where_it_stands() {
         (Decoding { input: 7, position: 16, slot: 48, context: 17 }, NONE, [8, 3, 4]),
         (Decoding { input: 9, position: 9, slot: NONE, context: 0 }, 81, [0, 0, 0]),
     ];
-    let count = rows.len() * 30;
-    let row = |at: usize| &rows[at % rows.len()];
-    let column =
-        |of: &dyn Fn(&(Decoding, u32, [u32; 3])) -> u32| (0..count).map(|at| of(row(at))).collect::<Vec<u32>>();
-    let tables: Vec<u32> = (0..count).flat_map(|at| row(at).2).collect();
-    for after in everywhere(|bench| {
-        let picked = bench.holding(&column(&|row| row.1));
-        let inputs = bench.holding(&column(&|row| row.0.input));
-        let positions = bench.holding(&column(&|row| row.0.position));
-        let slots = bench.holding(&column(&|row| row.0.slot));
-        let contexts = bench.holding(&column(&|row| row.0.context));
-        let tables = bench.holding(&tables);
+    let rows = rows.repeat(30);
+    let count = rows.len();
+    let column = |of: fn(&Decoding) -> u32| rows.iter().map(|(now, ..)| of(now)).collect::<Vec<u32>>();
+    let picked: Vec<u32> = rows.iter().map(|(_, picked, _)| *picked).collect();
+    let tables: Vec<u32> = rows.iter().flat_map(|(.., table)| *table).collect();
+    let all = everywhere(|bench| {
+        let inputs = bench.holding(&column(|now| now.input));
+        let positions = bench.holding(&column(|now| now.position));
+        let slots = bench.holding(&column(|now| now.slot));
+        let contexts = bench.holding(&column(|now| now.context));
+        let (picked, tables) = (bench.holding(&picked), bench.holding(&tables));
         let arguments: [&dyn Parameter; 8] =
             [&picked, &inputs, &positions, &slots, &contexts, &tables, &table_stride, &count];
         bench.launch("advance", [count.div_ceil(128), 1, 1], 128, 0, &arguments);
         [inputs.values(), positions.values(), slots.values(), contexts.values()]
-    }) {
-        for at in 0..count {
-            let [input, position, slot, context] = [0, 1, 2, 3].map(|column: usize| after[column][at]);
-            let (now, picked, table) = row(at);
-            assert_eq!(Decoding { input, position, slot, context }, twins::advance(*now, *picked, table), "{now:?}");
+    });
+    for [inputs, positions, slots, contexts] in all {
+        for (at, (now, picked, table)) in rows.iter().enumerate() {
+            let after = Decoding { input: inputs[at], position: positions[at], slot: slots[at], context: contexts[at] };
+            assert_eq!(after, twins::advance(*now, *picked, table), "{now:?}");
         }
     }
 }

@@ -174,8 +174,8 @@ fn equal_tokens_are_drawn_by_their_ids() {
 fn nothing_is_picked_of_nothing() {
     let picks = |tokens: Vec<Vec<u32>>, wanted: u32| tokens.iter().for_each(|tokens| assert_eq!(tokens, &[wanted]));
     let nothing = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].repeat(100);
-    let hot = Sampling { temperature: 1.0, ..Sampling::default() };
-    picks(sample(&nothing, &[hot.clone()], &[0], None), NONE);
+    let hot = [Sampling { temperature: 1.0, ..Sampling::default() }];
+    picks(sample(&nothing, &hot, &[0], None), NONE);
     picks(sample(&nothing, &[Sampling::default()], &[0], None), NONE);
     // One number is enough, and tokens that are not allowed are as if they were none.
     let mut one = nothing.clone();
@@ -183,9 +183,9 @@ fn nothing_is_picked_of_nothing() {
     one[50] = 7.0;
     let mut allowed = [u32::MAX; 10];
     allowed[1] &= !(1 << 18);
-    picks(sample(&one, &[hot.clone()], &[0], Some(&allowed)), 123);
+    picks(sample(&one, &hot, &[0], Some(&allowed)), 123);
     picks(sample(&one, &[Sampling::default()], &[0], Some(&allowed)), 123);
-    picks(sample(&one, &[hot], &[0], Some(&[0; 10])), NONE);
+    picks(sample(&one, &hot, &[0], Some(&[0; 10])), NONE);
 }
 
 #[test]

@@ -7,71 +7,71 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 /// Positions in one block of the cache.
-pub const BLOCK: usize = 16;
+pub(crate) const BLOCK: usize = 16;
 /// What is not there: a slot, a token.
-pub const NONE: u32 = u32::MAX;
+pub(crate) const NONE: u32 = u32::MAX;
 
 /// The dimensions of attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heads {
+pub(crate) struct Heads {
     /// Query heads.
-    pub heads: usize,
+    pub(crate) heads: usize,
     /// Key-value heads.
-    pub kv_heads: usize,
+    pub(crate) kv_heads: usize,
     /// Width of one head.
-    pub width: usize,
+    pub(crate) width: usize,
 }
 
 /// Keys or values of one layer, `[blocks, kv_heads, 16, width]`.
 #[derive(Debug, Clone, Copy)]
-pub struct Cached<'a> {
+pub(crate) struct Cached<'a> {
     /// All of them.
-    pub values: &'a [bf16],
+    pub(crate) values: &'a [bf16],
     /// Their shape.
-    pub heads: Heads,
+    pub(crate) heads: Heads,
 }
 
 impl<'a> Cached<'a> {
     /// The vector of a head at a position of the sequence with this table.
-    pub fn at(&self, table: &[u32], kv_head: usize, position: usize) -> &'a [bf16] {
+    pub(crate) fn at(&self, table: &[u32], kv_head: usize, position: usize) -> &'a [bf16] {
         let slot = table[position / BLOCK] as usize * BLOCK + position % BLOCK;
         &self.values[line(self.heads, kv_head, slot)]
     }
 }
 
 /// Where a head's vector of a slot lies.
-pub fn line(heads: Heads, kv_head: usize, slot: usize) -> Range<usize> {
+pub(crate) fn line(heads: Heads, kv_head: usize, slot: usize) -> Range<usize> {
     let line = (slot / BLOCK * heads.kv_heads + kv_head) * BLOCK + slot % BLOCK;
     line * heads.width..(line + 1) * heads.width
 }
 
 /// The row of a token in the table of embeddings; zeros outside of it.
-pub fn embed(table: &[bf16], token: u32, hidden: usize) -> Vec<f64> {
+pub(crate) fn embed(table: &[bf16], token: u32, hidden: usize) -> Vec<f64> {
     let row = table.chunks_exact(hidden).nth(token as usize);
     row.map_or(vec![0.0; hidden], |row| row.iter().map(|value| f64::from(*value)).collect())
 }
 
 /// `x / rms(x) * weight`.
-pub fn rms_norm(x: &[f64], weight: &[f32], epsilon: f32) -> Vec<f64> {
+pub(crate) fn rms_norm(x: &[f64], weight: &[f32], epsilon: f32) -> Vec<f64> {
     let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
     let scale = 1.0 / (mean + f64::from(epsilon)).sqrt();
     x.iter().zip(weight).map(|(x, weight)| x * scale * f64::from(*weight)).collect()
 }
 
 /// `silu(gate) * up`.
-pub fn gated(gate: f64, up: f64) -> f64 {
+pub(crate) fn gated(gate: f64, up: f64) -> f64 {
     gate / (1.0 + (-gate).exp()) * up
 }
 
 /// The first half of a row's values gates the second.
-pub fn silu_multiply(gate_up: &[bf16]) -> Vec<f64> {
+pub(crate) fn silu_multiply(gate_up: &[bf16]) -> Vec<f64> {
     let (gates, ups) = gate_up.split_at(gate_up.len() / 2);
     gates.iter().zip(ups).map(|(gate, up)| gated(f64::from(*gate), f64::from(*up))).collect()
 }
 
 /// Turns the pairs `(i, i + half)` of a head by the angles of a position. The angle is rounded to `f32`, as the decoder on
 /// the host rounds it.
-pub fn rotate(head: &[f64], inverse_frequencies: &[f32], amplitude: f32, position: u32) -> Vec<f64> {
+pub(crate) fn rotate(head: &[f64], inverse_frequencies: &[f32], amplitude: f32, position: u32) -> Vec<f64> {
     let half = head.len() / 2;
     let mut out = head.to_vec();
     for (pair, frequency) in inverse_frequencies.iter().enumerate() {
@@ -84,7 +84,7 @@ pub fn rotate(head: &[f64], inverse_frequencies: &[f32], amplitude: f32, positio
 }
 
 /// One query over some positions of the cache.
-pub fn attend(
+pub(crate) fn attend(
     query: &[bf16],
     (keys, values): (Cached<'_>, Cached<'_>),
     table: &[u32],
@@ -110,25 +110,25 @@ pub fn attend(
 }
 
 /// The positions a token sees; a window of 0 is none.
-pub fn seen(position: usize, window: usize) -> Range<usize> {
+pub(crate) fn seen(position: usize, window: usize) -> Range<usize> {
     let from = if window == 0 { 0 } else { (position + 1).saturating_sub(window) };
     from..position + 1
 }
 
 /// `out[n] = sum over k of x[k] * weight[n, k]`.
-pub fn product(x: &[bf16], weight: &[bf16]) -> Vec<f64> {
+pub(crate) fn product(x: &[bf16], weight: &[bf16]) -> Vec<f64> {
     let output = |row: &[bf16]| x.iter().zip(row).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
     weight.chunks_exact(x.len()).map(output).collect()
 }
 
 /// The 32 weights of a block of Q8_0: a scale in f16, and bytes.
-pub fn dequantise_q8_0(block: &[u8; 34]) -> Vec<f64> {
+pub(crate) fn dequantise_q8_0(block: &[u8; 34]) -> Vec<f64> {
     let scale = f64::from(f16::from_le_bytes([block[0], block[1]]));
     block[2..].iter().map(|byte| scale * f64::from(*byte as i8)).collect()
 }
 
 /// The 256 weights of a block of Q4_K: scale and minimum in f16, eight groups' own in six bits, and half bytes.
-pub fn dequantise_q4_k(block: &[u8; 144]) -> Vec<f64> {
+pub(crate) fn dequantise_q4_k(block: &[u8; 144]) -> Vec<f64> {
     let scale = f64::from(f16::from_le_bytes([block[0], block[1]]));
     let minimum = f64::from(f16::from_le_bytes([block[2], block[3]]));
     let packed = &block[4..16];
@@ -150,19 +150,19 @@ pub fn dequantise_q4_k(block: &[u8; 144]) -> Vec<f64> {
 
 /// What a sequence in decoding gives its next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Decoding {
+pub(crate) struct Decoding {
     /// The token whose key and value the step stores.
-    pub input: u32,
+    pub(crate) input: u32,
     /// Its position.
-    pub position: u32,
+    pub(crate) position: u32,
     /// Where its key and value go.
-    pub slot: u32,
+    pub(crate) slot: u32,
     /// Positions stored after it; 0 where no sequence is.
-    pub context: u32,
+    pub(crate) context: u32,
 }
 
 /// The state of the step after the one that picked a token.
-pub fn advance(now: Decoding, picked: u32, table: &[u32]) -> Decoding {
+pub(crate) fn advance(now: Decoding, picked: u32, table: &[u32]) -> Decoding {
     if now.context == 0 {
         return now;
     }
