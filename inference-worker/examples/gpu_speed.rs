@@ -148,13 +148,21 @@ impl Weights for Random {
     }
 
     fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, model_directory::Error> {
+        // A prime number of values over and over: rows differ, and eight billion are there in seconds.
+        const PERIOD: usize = 65_521;
         let mut seed = name.bytes().fold(1_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte)));
         let scale = 1.7 / (inputs as f32).sqrt();
-        let bits = (0..outputs * inputs).map(|_| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            half::bf16::from_f32(((seed >> 40) as f32 / (1 << 23) as f32 - 1.0) * scale).to_bits()
-        });
-        Ok(Matrix::Sixteen(SixteenKind::Brain, bits.collect()))
+        let values: Vec<u16> = (0..PERIOD)
+            .map(|_| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                half::bf16::from_f32(((seed >> 40) as f32 / (1 << 23) as f32 - 1.0) * scale).to_bits()
+            })
+            .collect();
+        let mut bits = Vec::with_capacity(outputs * inputs);
+        while bits.len() < outputs * inputs {
+            bits.extend_from_slice(&values[..PERIOD.min(outputs * inputs - bits.len())]);
+        }
+        Ok(Matrix::Sixteen(SixteenKind::Brain, bits))
     }
 
     fn stored(&self, _: &str) -> Option<Stored> {

@@ -20,13 +20,13 @@ use crate::kernels::{self, Order};
 
 /// The device.
 #[derive(Debug)]
-pub struct Emulated {
+pub(crate) struct Emulated {
     state: Mutex<State>,
     total: usize,
     /// What is still done before the device is lost.
     left: AtomicUsize,
     /// Recordings that were replayed.
-    pub replayed: AtomicUsize,
+    pub(crate) replayed: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -46,14 +46,14 @@ enum Asked {
 }
 
 /// A copy that is made when somebody waits.
-pub struct Download(Arc<Mutex<Option<Vec<u8>>>>);
+pub(crate) struct Download(Arc<Mutex<Option<Vec<u8>>>>);
 
 /// What was recorded.
-pub struct Graph(Vec<Asked>);
+pub(crate) struct Graph(Vec<Asked>);
 
 impl Emulated {
     /// One with so much memory.
-    pub fn new(total: usize) -> Arc<Self> {
+    pub(crate) fn new(total: usize) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             total,
@@ -63,12 +63,12 @@ impl Emulated {
     }
 
     /// It is lost once it has done so much more.
-    pub fn lose_after(&self, left: usize) {
+    pub(crate) fn lose_after(&self, left: usize) {
         self.left.store(left, Ordering::SeqCst);
     }
 
     /// Bytes that are taken.
-    pub fn taken(&self) -> usize {
+    pub(crate) fn taken(&self) -> usize {
         self.lock().allocated.values().sum()
     }
 
