@@ -173,6 +173,8 @@ fn scores_that_differ_widely_are_weighed_well() {
     // The largest score so far is exceeded again and again, and by much.
     decode(30, Heads { heads: 8, kv_heads: 2, width: 128 }, &[5, 400, 1_000], 0, 1, 8, 40.0);
     decode(31, Heads { heads: 8, kv_heads: 2, width: 64 }, &[5, 400, 1_000], 0, 5, 4, 40.0);
+    prefill(32, Heads { heads: 4, kv_heads: 2, width: 128 }, &[(0, 40), (300, 30)], 0, false, 40.0);
+    prefill(33, Heads { heads: 2, kv_heads: 2, width: 64 }, &[(130, 140)], 0, false, 40.0);
 }
 
 #[test]
@@ -186,7 +188,7 @@ fn every_other_width_of_heads_is_served() {
 type Run = (usize, usize);
 
 /// Every run is of a sequence of its own; `of_one` lets them all be of one sequence, each going on where the last ended.
-fn prefill(seed: u64, heads: Heads, runs: &[Run], window: usize, of_one: bool) {
+fn prefill(seed: u64, heads: Heads, runs: &[Run], window: usize, of_one: bool, sharpness: f32) {
     let what = format!("seed {seed}, {heads:?}, runs {runs:?}, window {window}");
     println!("{what}");
     let mut random = Random(seed);
@@ -197,7 +199,7 @@ fn prefill(seed: u64, heads: Heads, runs: &[Run], window: usize, of_one: bool) {
     let group = all / kv_heads;
     let count: usize = runs.iter().map(|(_, count)| count).sum();
     let stride = (all + 2 * kv_heads) * width;
-    let qkv = random.brains(count * stride, 2.0);
+    let qkv = random.brains(count * stride, sharpness);
     let scale = 1.0 / (width as f32).sqrt();
     let mut tiles: Vec<[u32; 4]> = vec![[0, 0, 0, 0]];
     // Sequence and position of each token of the batch.
@@ -261,7 +263,7 @@ fn a_run_sees_what_came_before_it_and_itself() {
     for (seed, (heads, kv_heads, width)) in
         (50..).zip([(4, 1, 128), (4, 4, 64), (7, 1, 64), (2, 1, 128), (6, 3, 32), (2, 2, 8)])
     {
-        prefill(seed, Heads { heads, kv_heads, width }, &runs, 0, false);
+        prefill(seed, Heads { heads, kv_heads, width }, &runs, 0, false, 2.0);
     }
 }
 
@@ -270,7 +272,7 @@ fn a_window_hides_what_lies_before_it_from_every_token_of_a_run() {
     let runs = [(0, 150), (90, 40), (200, 7)];
     for (seed, (heads, kv_heads, width)) in (60..).zip([(4, 1, 128), (3, 3, 64), (4, 2, 16)]) {
         for window in [1, 20, 64, 100] {
-            prefill(seed, Heads { heads, kv_heads, width }, &runs, window, false);
+            prefill(seed, Heads { heads, kv_heads, width }, &runs, window, false, 2.0);
         }
     }
 }
@@ -280,10 +282,10 @@ fn what_lies_just_within_a_border_is_seen_and_what_lies_just_beyond_is_not() {
     let (one, two) = (Heads { heads: 2, kv_heads: 2, width: 64 }, Heads { heads: 4, kv_heads: 2, width: 64 });
     // The last of 64 positions is hidden from the first row of a warp only; the first is hidden from its last row only; the
     // last is all that its first row sees of them.
-    prefill(80, one, &[(62, 40), (126, 3)], 0, false);
-    prefill(81, one, &[(0, 128)], 95, false);
-    prefill(82, one, &[(0, 128)], 127, false);
-    prefill(83, two, &[(100, 64)], 22, false);
+    prefill(80, one, &[(62, 40), (126, 3)], 0, false, 2.0);
+    prefill(81, one, &[(0, 128)], 95, false, 2.0);
+    prefill(82, one, &[(0, 128)], 127, false, 2.0);
+    prefill(83, two, &[(100, 64)], 22, false, 2.0);
 }
 
 #[test]
@@ -296,13 +298,13 @@ fn shapes_from_anywhere_are_computed() {
         let contexts: Vec<usize> = (0..3).map(|_| random.below(260)).collect();
         decode(seed, heads, &contexts, window, 1 + random.below(6), 1 + random.below(9), 3.0);
         let runs: Vec<Run> = (0..2).map(|_| (random.below(130), 1 + random.below(50))).collect();
-        prefill(seed, heads, &runs, window, false);
+        prefill(seed, heads, &runs, window, false, 2.0);
     }
 }
 
 #[test]
 fn a_prompt_in_pieces_sees_what_it_sees_whole() {
     let heads = Heads { heads: 4, kv_heads: 2, width: 64 };
-    prefill(70, heads, &[(0, 40), (40, 1), (41, 63), (104, 24)], 0, true);
-    prefill(71, Heads { width: 128, ..heads }, &[(0, 64), (64, 65)], 0, true);
+    prefill(70, heads, &[(0, 40), (40, 1), (41, 63), (104, 24)], 0, true, 2.0);
+    prefill(71, Heads { width: 128, ..heads }, &[(0, 64), (64, 65)], 0, true, 2.0);
 }

@@ -282,7 +282,8 @@ KERNEL(sample, 1024, 1, const float* logits, const Sampling* samplings, const u3
                 own_covered_sum += units, own_covered_count++;
                 add(room, 0, __float_as_uint(weight) >> 20, units, how.top_k > 0);
             });
-            if (covered_count == 0) sum = block_total(own_sum), count = block_total(own_count), likely = block_total(own_likely);
+            // Once a search has cut the sum, it lies within what is covered, and this does not come again.
+            sum = block_total(own_sum), count = block_total(own_count), likely = block_total(own_likely);
             covered_sum = block_total(own_covered_sum), covered_count = block_total(own_covered_count);
             filled = true;
         }
@@ -300,7 +301,8 @@ KERNEL(sample, 1024, 1, const float* logits, const Sampling* samplings, const u3
             // The last that is kept is the one that reaches it: before it the sum is short of it.
             target = max((u64)((double)sum * how.top_p), 1ull) - 1;
         } else {
-            if (how.min_p > 0.0f) sum = min(sum, max(likely, in_units(1.0f)));
+            // The likeliest weighs 1, and so is among those of at least min_p.
+            sum = min(sum, likely);
             target = (u64)((double)uniform(how.seed, positions[row] + ahead) * (double)sum);
         }
         if (least > 0.0f && target >= (search == 0 ? covered_count : covered_sum)) {
