@@ -374,6 +374,19 @@ fn a_crowd_with_cut_prompts_and_scarce_blocks_gets_the_tokens_of_the_cpu() {
 }
 
 #[test]
+fn recorded_steps_compute_what_kernel_by_kernel_is_computed() {
+    let (recording, forgetting) =
+        (Both::directory("qwen3", &reference("qwen3")), Both::directory("qwen3", &reference("qwen3")));
+    forgetting.emulated.forget();
+    let prompts = prompts(11);
+    let recorded = run(&recording, &prompts, 512, 9, 200);
+    let plain = run(&forgetting, &prompts, 512, 9, 200);
+    assert!(recorded.recordings > 0 && plain.recordings == 0);
+    // The same kernels over the same rows: not even rounding differs.
+    assert_eq!(recorded.answers, plain.answers);
+}
+
+#[test]
 fn what_a_model_takes_on_a_gpu_is_known_from_its_shape() {
     for both in models() {
         let a = both.device.architecture();

@@ -9,7 +9,7 @@ use std::{
     ffi::c_void,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -25,6 +25,8 @@ pub(crate) struct Emulated {
     total: usize,
     /// What is still done before the device is lost.
     left: AtomicUsize,
+    /// It records nothing.
+    forgets: AtomicBool,
     /// Recordings that were replayed.
     pub(crate) replayed: AtomicUsize,
 }
@@ -58,6 +60,7 @@ impl Emulated {
             state: Mutex::default(),
             total,
             left: AtomicUsize::new(usize::MAX),
+            forgets: AtomicBool::new(false),
             replayed: AtomicUsize::new(0),
         })
     }
@@ -65,6 +68,11 @@ impl Emulated {
     /// It is lost once it has done so much more.
     pub(crate) fn lose_after(&self, left: usize) {
         self.left.store(left, Ordering::SeqCst);
+    }
+
+    /// It refuses to record from now on.
+    pub(crate) fn forget(&self) {
+        self.forgets.store(true, Ordering::SeqCst);
     }
 
     /// Bytes that are taken.
@@ -267,7 +275,11 @@ impl Device for Emulated {
     }
 
     fn recorded(&self) -> Result<Graph, Fault> {
-        Ok(Graph(self.lock().recording.take().expect("it was begun")))
+        let recorded = self.lock().recording.take().expect("it was begun");
+        if self.forgets.load(Ordering::SeqCst) {
+            return Err(Fault::Refused("it cannot record".to_owned()));
+        }
+        Ok(Graph(recorded))
     }
 
     fn replay(&self, graph: &Graph) -> Result<(), Fault> {
