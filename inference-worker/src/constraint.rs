@@ -317,8 +317,8 @@ impl Constraint {
     /// Nothing may come next; the text says why.
     pub fn apply(&mut self, logits: &mut [f32]) -> Result<(), String> {
         self.prepare();
-        if let State::Stuck(why) = &self.state {
-            return Err(format!("the schema cannot bind the answer to its end: {why}"));
+        if let Some(why) = self.stuck() {
+            return Err(why);
         }
         if let Some(logit) =
             self.banned.filter(|_| matches!(self.state, State::Free)).and_then(|id| logits.get_mut(id as usize))
@@ -333,6 +333,31 @@ impl Constraint {
             }
         }
         Ok(())
+    }
+
+    /// The tokens that may come next, of so many: a bit for each, the lowest of a word first. None where all may, or where
+    /// nothing may and the answer is at its end (see `stuck`).
+    pub fn allowed(&mut self, vocabulary: usize) -> Option<Vec<u32>> {
+        self.prepare();
+        let words = vocabulary.div_ceil(32);
+        if let Some(banned) = self.banned.filter(|_| matches!(self.state, State::Free)) {
+            let mut all = vec![u32::MAX; words];
+            if let Some(word) = all.get_mut(banned as usize / 32) {
+                *word &= !(1 << (banned % 32));
+            }
+            return Some(all);
+        }
+        let mut allowed = self.mask.as_ref()?.as_slice().to_vec();
+        allowed.resize(words, 0);
+        Some(allowed)
+    }
+
+    /// Why nothing may come next, if that is so.
+    pub fn stuck(&self) -> Option<String> {
+        match &self.state {
+            State::Stuck(why) => Some(format!("the schema cannot bind the answer to its end: {why}")),
+            _ => None,
+        }
     }
 
     /// Takes note of the token that came. `begun` is what stands behind the opening mark of a call that has begun and

@@ -15,6 +15,8 @@ mod server;
 
 use std::process::{Command, ExitCode};
 
+use inference_worker::config::Device;
+use inference_worker::cuda::{driver, modules};
 use serde_json::json;
 use tool_worker::Sandbox;
 use tool_worker::sandbox::Choice;
@@ -68,7 +70,7 @@ impl Finding {
 pub(crate) async fn run(options: Doctor) -> anyhow::Result<ExitCode> {
     let watch = clocks::Watch::start();
     let data = options.target.data.clone().unwrap_or_else(settings::default_data);
-    let mut findings = vec![nats_server(), models(&data), gpus(), disk::look(&data)];
+    let mut findings = vec![nats_server(), models(&data), gpus(), device(&options), disk::look(&data)];
     findings.extend(Box::pin(sandboxes(&options)).await?);
     findings.extend(of_settings(&options).await);
     findings.extend(server::look(&options, &watch).await?);
@@ -195,6 +197,41 @@ fn gpus() -> Finding {
         }
     };
     Finding::fine("gpus", found)
+}
+
+/// What chat models compute on, as a worker with this configuration would choose.
+fn device(options: &Doctor) -> Finding {
+    let what = "device";
+    let config = match settings::Settings::load(options.config.as_deref(), Vec::new()) {
+        Ok(settings) => settings.inference,
+        Err(error) => return Finding::wrong(what, "WRONG", error.to_string()),
+    };
+    if config.device == Device::Cpu {
+        return Finding::fine(what, "the CPUs, as inference.device says");
+    }
+    match driver::find() {
+        Ok(found) => {
+            let allowed = |gpu: &&driver::Found| config.gpus.is_empty() || config.gpus.contains(&gpu.id);
+            let each = found.iter().filter(allowed).map(|gpu| {
+                let kernels = if modules::shipped(gpu.capability) { "shipped" } else { "built by NVRTC" };
+                let (major, minor) = gpu.capability;
+                let memory = gpu.memory >> 20;
+                format!("GPU {} ({}, {memory} MiB, capability {major}.{minor}, kernels {kernels})", gpu.id, gpu.name)
+            });
+            let each = each.collect::<Vec<_>>().join(", ");
+            match each.is_empty() {
+                true => Finding::wrong(what, "WRONG", "inference.gpus names no GPU of this machine"),
+                false => {
+                    let slow = if driver::has_blas() { String::new() } else { format!("; {}", driver::NO_BLAS) };
+                    Finding::fine(what, format!("{each}; the CPUs for models that do not fit{slow}"))
+                }
+            }
+        }
+        Err(why) if config.device == Device::Cuda => {
+            Finding::missing(what, format!("inference.device is \"cuda\", and no GPU can be used: {why}"))
+        }
+        Err(why) => Finding::fine(what, format!("the CPUs: {why}")),
+    }
 }
 
 async fn gateway(options: &Doctor) -> Finding {
