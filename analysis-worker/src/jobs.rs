@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use runtime::bus::{self, Bus, Delivery, JobQueue};
-use runtime::{Tasks, clock};
+use runtime::{Tasks, clock, lines};
 use schemas::fact::{Fact, FactBody, FailureClass, Sandbox, ToolCompleted, ToolFailed};
 use schemas::presence::{Hold, Holds};
+use schemas::trace::Context;
 use schemas::{AnalysisJob, ExecutionId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::indexer::{Failure, Indexer};
 
@@ -73,7 +75,10 @@ impl Jobs {
                 next = queue.next() => next,
             };
             match next {
-                Ok(Some(delivery)) => tasks.spawn(self.clone().carry_out(delivery, slot)),
+                Ok(Some(delivery)) => {
+                    let within = lines::within(Context::read(&delivery.job.trace), Some(delivery.job.exec));
+                    tasks.spawn(self.clone().carry_out(delivery, slot).instrument(within));
+                }
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(%error, "the analysis queue broke; opening it again");
@@ -106,6 +111,7 @@ impl Jobs {
         };
         let duration = clock::instant().duration_since(began);
         let fact = fact(&self.id, job, outcome, duration);
+        tracing::debug!(effect = %job.effect, outcome = fact.body.name(), "a job has ended");
         // Publish before ack: a crash in between repeats the job, and the log stores its result once.
         let verdict = match self.bus.append_fact(&fact).await {
             Ok(_) => delivery.done().await,

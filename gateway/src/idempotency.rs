@@ -1,4 +1,5 @@
 //! `Idempotency-Key`: a request that is sent again under its key is answered with the execution that the first one began.
+//! It comes in HTTP's headers, or in the metadata of a gRPC call.
 //!
 //! The key is kept, with the execution's id and the hash of the request, before the request is in the log; whoever
 //! comes second finds the id, on any gateway. Should a gateway die between the two, the second request continues under
@@ -14,6 +15,8 @@ use sha2::{Digest, Sha256};
 
 use crate::problem::Failure;
 
+/// The header, or the metadata of a gRPC call.
+pub(crate) const KEY: &str = "idempotency-key";
 /// Characters of a key: enough for ids and hashes.
 const KEY_CHARS_MAX: usize = 255;
 
@@ -37,11 +40,10 @@ impl Key {
     /// # Errors
     /// It is empty, too long, or not printable ASCII.
     pub(crate) fn of(headers: &HeaderMap, path: &str, body: &[u8]) -> Result<Option<Self>, Failure> {
-        let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+        let Some(key) = headers.get(KEY) else { return Ok(None) };
         let key = key.to_str().ok().map(str::trim).filter(|key| !key.is_empty() && key.len() <= KEY_CHARS_MAX);
         let Some(key) = key else {
-            let detail =
-                format!("the header Idempotency-Key is empty, not ASCII, or longer than {KEY_CHARS_MAX} characters");
+            let detail = format!("the Idempotency-Key is empty, not ASCII, or longer than {KEY_CHARS_MAX} characters");
             return Err(Failure::invalid(detail, "send a UUID, or leave it out"));
         };
         let request = Sha256::new().chain_update(path).chain_update([0]).chain_update(body).finalize();

@@ -17,7 +17,7 @@ use schemas::api::{EmbeddingsRequest, OneOrMany};
 use serde_json::json;
 
 use self::answer::Head;
-use self::request::{ChatCompletion, Embeddings};
+pub(crate) use self::request::{ChatCompletion, Embeddings};
 use crate::models;
 use crate::problem::Failure;
 use crate::requests::{self, Arrival};

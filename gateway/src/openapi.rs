@@ -10,6 +10,7 @@ use schemas::api::{
     ExecutionView, ForkRequest, GrantRequest, IndexAnswer, IndexCodeRequest, MessageRequest, ModelRequest,
     PauseRequest, Problem, RedriveRequest, ResumeRequest, SwitchRequest, ToolAnswer, ToolBatch, ToolRequest,
 };
+use schemas::rpc::AgentType;
 use utoipa::ToSchema;
 use utoipa::openapi::path::{
     HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem, PathItemBuilder, PathsBuilder,
@@ -26,6 +27,8 @@ use utoipa::openapi::{
 
 use HttpMethod::{Delete, Get, Post, Put};
 
+use crate::openai::{ChatCompletion, Embeddings};
+
 /// A page that shows the document, and asks nobody else for anything.
 const PAGE: &str = include_str!("openapi/page.html");
 
@@ -36,7 +39,8 @@ struct Endpoint {
     summary: &'static str,
     query: &'static [Query],
     body: Option<Shape>,
-    status: u16,
+    /// The answer's status, and others that come with the same.
+    statuses: &'static [u16],
     answer: Answers,
 }
 
@@ -48,6 +52,10 @@ enum Answers {
     Json(Shape),
     /// JSON, or server-sent events with `"stream": true`.
     Streamable(Shape),
+    /// JSON that the README describes, or server-sent events with `follow=true`.
+    Followable,
+    /// OpenAI's JSON, or its chunks with `"stream": true`.
+    Completion,
     Events,
     Bytes,
     Text,
@@ -68,11 +76,11 @@ const fn of<T: ToSchema>() -> Shape {
 }
 
 const fn asked(method: HttpMethod, path: &'static str, summary: &'static str, answer: Answers) -> Endpoint {
-    Endpoint { method, path, summary, query: &[], body: None, status: 200, answer }
+    Endpoint { method, path, summary, query: &[], body: None, statuses: &[200], answer }
 }
 
 const fn sent(path: &'static str, summary: &'static str, body: Shape, answer: Answers) -> Endpoint {
-    Endpoint { method: Post, path, summary, query: &[], body: Some(body), status: 200, answer }
+    Endpoint { method: Post, path, summary, query: &[], body: Some(body), statuses: &[200], answer }
 }
 
 impl Endpoint {
@@ -80,16 +88,25 @@ impl Endpoint {
         Self { query, ..self }
     }
 
-    /// It is accepted, and goes on.
+    /// It is accepted and goes on, or has ended.
     const fn accepted(self) -> Self {
-        Self { status: 202, ..self }
+        Self { statuses: &[202, 200], ..self }
+    }
+
+    const fn statuses(self, statuses: &'static [u16]) -> Self {
+        Self { statuses, ..self }
+    }
+
+    /// With this body.
+    const fn body(self, body: Shape) -> Self {
+        Self { body: Some(body), ..self }
     }
 }
 
 const WAIT: Query = ("wait", Type::Boolean, "answer with the end of the operation");
 
 fn endpoints() -> Vec<Endpoint> {
-    use Answers::{Bytes, Events, Free, Json, Streamable, Text};
+    use Answers::{Bytes, Completion, Events, Followable, Free, Json, Streamable, Text};
     let view = Json(of::<ExecutionView>());
     let told = |path, summary, body| sent(path, summary, body, Json(of::<ExecutionView>())).accepted();
     vec![
@@ -132,11 +149,16 @@ fn endpoints() -> Vec<Endpoint> {
             Type::String,
             "over so long: 1h, 30m, 2d",
         )]),
-        asked(Get, "/internal/executions/{id}/events", "The log of an execution, or its events as they come", Free)
-            .query(&[
-                ("from", Type::Integer, "begin with this message, from 0"),
-                ("follow", Type::Boolean, "go on as server-sent events until the end"),
-            ]),
+        asked(
+            Get,
+            "/internal/executions/{id}/events",
+            "The log of an execution, or its events as they come",
+            Followable,
+        )
+        .query(&[
+            ("from", Type::Integer, "begin with this message, from 0"),
+            ("follow", Type::Boolean, "go on as server-sent events until the end"),
+        ]),
         asked(
             Get,
             "/internal/executions/{id}/stream",
@@ -166,7 +188,8 @@ fn endpoints() -> Vec<Endpoint> {
             "who",
         )]),
         sent("/internal/dead-letters/{id}/redrive", "Publishes the message again, once", of::<RedriveRequest>(), Free),
-        asked(Get, "/internal/objects/{sha256}", "The bytes of an object, or a `Range` of them", Bytes),
+        asked(Get, "/internal/objects/{sha256}", "The bytes of an object, or a `Range` of them", Bytes)
+            .statuses(&[200, 206]),
         asked(Get, "/internal/workers", "Who works, and what each holds", Free),
         asked(Get, "/internal/queues", "What each stream holds, and how far its consumers are", Free),
         asked(Get, "/internal/models", "What is loaded, and what each worker knows, holds and does", Free),
@@ -178,14 +201,16 @@ fn endpoints() -> Vec<Endpoint> {
         asked(Get, "/internal/model-operations/{id}", "How far a change is", Free),
         asked(Get, "/internal/agents", "The agent types", Free),
         asked(Get, "/internal/agents/{name}", "One agent type", Free),
-        asked(Put, "/internal/agents/{name}", "Registers an agent type", Free),
+        asked(Put, "/internal/agents/{name}", "Registers an agent type", Free)
+            .body(of::<AgentType>())
+            .statuses(&[200, 201]),
         asked(Delete, "/internal/agents/{name}", "Removes a registered agent type", Free),
         asked(Get, "/internal/tools", "The tools, and what each may do", Free),
-        asked(Post, "/v1/chat/completions", "OpenAI's chat completions", Free),
-        asked(Post, "/v1/embeddings", "OpenAI's embeddings", Free),
+        asked(Post, "/v1/chat/completions", "OpenAI's chat completions", Completion).body(of::<ChatCompletion>()),
+        asked(Post, "/v1/embeddings", "OpenAI's embeddings", Free).body(of::<Embeddings>()),
         asked(Get, "/v1/models", "OpenAI's list of models", Free),
         asked(Get, "/v1/models/{id}", "One model of it", Free),
-        asked(Get, "/health", "Whether this gateway serves, and each part", Free),
+        asked(Get, "/health", "Whether this gateway serves, and each part", Free).statuses(&[200, 503]),
         asked(Get, "/metrics", "Prometheus' text format", Text),
         asked(Get, "/openapi.json", "This document", Free),
         asked(Get, "/docs", "A page that shows it", Text),
@@ -280,17 +305,20 @@ impl Endpoint {
             problem
         };
         let wrong = ResponseBuilder::new().description("why not, and what to do next").content(kind, schema).build();
-        let responses = ResponsesBuilder::new().response(self.status.to_string(), self.answered());
-        // A change that is waited for has ended.
-        let responses = match self.query.first() {
-            Some(query) if *query == WAIT => responses.response("200", self.answered()),
-            _ => responses,
-        };
+        let responses = self
+            .statuses
+            .iter()
+            .fold(ResponsesBuilder::new(), |responses, status| responses.response(status.to_string(), self.answered()));
         operation = operation.responses(responses.response("default", wrong).build());
         let open = ["/health", "/metrics", "/openapi.json", "/docs"].contains(&self.path);
-        if !open {
-            let scheme = if self.path.starts_with(crate::openai::PREFIX) { "bearer" } else { "secret" };
-            operation = operation.security(SecurityRequirement::new(scheme, Vec::<String>::new()));
+        // OpenAI's clients know the one, all others the other; where the first will do, so does the second.
+        let schemes: &[&str] = match self.path.starts_with(crate::openai::PREFIX) {
+            _ if open => &[],
+            true => &["bearer", "secret"],
+            false => &["secret"],
+        };
+        for scheme in schemes {
+            operation = operation.security(SecurityRequirement::new(*scheme, Vec::<String>::new()));
         }
         operation.build()
     }
@@ -303,8 +331,14 @@ impl Endpoint {
             Answers::Json(shape) => response.content("application/json", content(reference(*shape))),
             Answers::Streamable(shape) => response
                 .content("application/json", content(reference(*shape)))
-                .content("text/event-stream", content(text().into())),
-            Answers::Events => response.content("text/event-stream", content(text().into())),
+                .content("text/event-stream", content(event())),
+            Answers::Followable => {
+                response.content("application/json", content(free())).content("text/event-stream", content(event()))
+            }
+            Answers::Completion => {
+                response.content("application/json", content(free())).content("text/event-stream", content(chunk()))
+            }
+            Answers::Events => response.content("text/event-stream", content(event())),
             Answers::Bytes => response.content("application/octet-stream", content(text().into())),
             Answers::Text if self.path == "/docs" => response.content("text/html", content(text().into())),
             Answers::Text => response.content("text/plain", content(text().into())),
@@ -340,6 +374,19 @@ impl AllOptional for RefOr<Schema> {
 
 fn reference(shape: Shape) -> RefOr<Schema> {
     Ref::from_schema_name((shape.name)()).into()
+}
+
+/// One event of a stream: its name, and its data as JSON.
+fn event() -> RefOr<Schema> {
+    let text = || ObjectBuilder::new().schema_type(Type::String);
+    let event = ObjectBuilder::new().schema_type(Type::Object).property("event", text()).property("data", text());
+    event.property("id", text()).required("event").required("data").build().into()
+}
+
+/// One event of OpenAI's streams, which have no names: a chunk as JSON, or `[DONE]`.
+fn chunk() -> RefOr<Schema> {
+    let data = ObjectBuilder::new().schema_type(Type::String);
+    ObjectBuilder::new().schema_type(Type::Object).property("data", data).required("data").build().into()
 }
 
 /// Any JSON.

@@ -56,9 +56,14 @@ impl Arrival {
     }
 
     /// A call of another protocol, which carries in its metadata what HTTP carries in headers, under the same names.
-    pub(crate) fn of(headers: &HeaderMap, traced: Arc<Traced>) -> Self {
-        let cancel_on_disconnect = wants_cancel(headers);
-        Self { cause: cause(headers), cancel_on_disconnect, key: None, traced, body: Bytes::new() }
+    pub(crate) fn of(headers: &HeaderMap, path: &str, body: &[u8], traced: Arc<Traced>) -> Result<Self, Failure> {
+        let (cancel_on_disconnect, key) = (wants_cancel(headers), Key::of(headers, path, body)?);
+        Ok(Self { cause: cause(headers), cancel_on_disconnect, key, traced, body: Bytes::new() })
+    }
+
+    /// Does this as a part of the request.
+    pub(crate) fn within<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = T> {
+        self.traced.within(work)
     }
 
     /// The `n`th of several executions that one request begins.
@@ -246,7 +251,7 @@ impl Begun {
             first_token,
             gateway: Arc::clone(gateway),
             _permit: Some(permit),
-            _traced: Some(traced),
+            traced: Some(traced),
         }
     }
 }

@@ -236,12 +236,41 @@ async fn count(State(gateway): State<Arc<Gateway>>, request: Request<Body>, next
     if let Some(traced) = &traced {
         request.extensions_mut().insert(Arc::clone(traced));
     }
-    let response = next.run(request).await;
-    if let Some(traced) = traced {
-        traced.answered(response.status().as_u16());
-    }
+    let answer = answered(request, next);
+    let response = match traced {
+        Some(traced) => {
+            let response = traced.within(answer).await;
+            traced.answered(response.status().as_u16());
+            response
+        }
+        None => answer.await,
+    };
     gateway.metrics.answered(&endpoint, response.status().as_u16(), clock::instant().duration_since(since));
     response
+}
+
+/// Names in a path are texts; what decodes to none is refused here, in the shape of the API that was asked.
+async fn answered(request: Request<Body>, next: Next) -> Response {
+    if is_text(request.uri().path()) {
+        return next.run(request).await;
+    }
+    let detail = format!("the path {} holds bytes that are no UTF-8", request.uri().path());
+    shaped(&request, Failure::invalid(detail, "encode names as UTF-8 before they are percent-encoded"))
+}
+
+/// Whether what a path percent-encodes is UTF-8.
+fn is_text(path: &str) -> bool {
+    let (mut bytes, mut rest) = (Vec::with_capacity(path.len()), path.as_bytes());
+    while let Some((first, more)) = rest.split_first() {
+        let digits = more.get(..2).filter(|_| *first == b'%').and_then(|digits| str::from_utf8(digits).ok());
+        let (byte, used) = match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => (byte, 3),
+            None => (*first, 1),
+        };
+        bytes.push(byte);
+        rest = &rest[used..];
+    }
+    str::from_utf8(&bytes).is_ok()
 }
 
 async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
@@ -407,7 +436,7 @@ async fn stream(
     let mut follow = Follow::start(&gateway.runtime.bus, exec, true).await?;
     follow.catch_up_from(seen).await?;
     let keep_alive = Duration::from_secs(gateway.config.keep_alive_s);
-    let streamed = Streamed { exec, follow, cancel: None, first_token: None, gateway, _permit: None, _traced: None };
+    let streamed = Streamed { exec, follow, cancel: None, first_token: None, gateway, _permit: None, traced: None };
     Ok(sse::respond(streamed, keep_alive))
 }
 
@@ -418,4 +447,19 @@ pub(crate) fn position(id: &str) -> Result<(EffectId, u64), Failure> {
         let detail = format!("Last-Event-ID {id:?} is no id of this stream");
         Failure::invalid(detail, "send the id of a token event, for example 1-infer-0.12")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_a_text_or_it_is_refused() {
+        for path in ["/a/b", "/%C3%A9", "/%", "/%zz", "/%2", "/%25FF", "/%00"] {
+            assert!(is_text(path), "{path}");
+        }
+        for path in ["/%FF", "/a/%C3", "/%c3%28", "/%ED%A0%80"] {
+            assert!(!is_text(path), "{path}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::Stream;
-use runtime::clock;
+use runtime::{bus, clock};
 use schemas::ExecutionId;
 use schemas::chat::TokenLogprob;
 use serde_json::{Value, json};
@@ -34,10 +34,18 @@ pub(crate) struct Streamed {
     /// Counts it among the open requests while it lives.
     pub(crate) _permit: Option<Admitted>,
     /// Its span ends with it.
-    pub(crate) _traced: Option<Arc<Traced>>,
+    pub(crate) traced: Option<Arc<Traced>>,
 }
 
 impl Streamed {
+    /// What happens next.
+    pub(crate) async fn update(&mut self) -> Result<Option<Update>, bus::Error> {
+        match self.traced.clone() {
+            Some(traced) => traced.within(self.follow.next()).await,
+            None => self.follow.next().await,
+        }
+    }
+
     /// A token goes to the client.
     pub(crate) fn sent_token(&mut self) {
         if let Some((since, metrics)) = self.first_token.take() {
@@ -96,9 +104,9 @@ fn events(streamed: Streamed) -> impl Stream<Item = Result<Event, Infallible>> {
 /// What comes next, waited for until the execution must have ended.
 pub(crate) async fn next(streamed: &mut Streamed) -> Result<Option<Update>, Failure> {
     let Some(deadline) = streamed.follow.execution.deadline() else {
-        return Ok(streamed.follow.next().await?);
+        return Ok(streamed.update().await?);
     };
-    match tokio::time::timeout(clock::until(deadline) + GRACE, streamed.follow.next()).await {
+    match tokio::time::timeout(clock::until(deadline) + GRACE, streamed.update()).await {
         Ok(update) => Ok(update?),
         Err(_) => Err(requests::not_ended(streamed.exec)),
     }

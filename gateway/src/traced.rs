@@ -1,35 +1,43 @@
-//! The span of a request: from its arrival until its answer, or the last event of its stream, has gone.
+//! The span of a request: from its arrival until its answer, or the last event of its stream, has gone. What is logged
+//! meanwhile says so.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
-use runtime::clock;
 use runtime::spans::{self, Span, SpanKind};
+use runtime::{clock, lines};
 use schemas::ExecutionId;
 use schemas::trace::{Context, TRACEPARENT};
 use schemas::wire::Nanos;
+use tracing::Instrument as _;
 
 /// What other systems keep beside the context; it travels as it came.
 const TRACESTATE: &str = "tracestate";
 
 /// A request under way; recorded when the last who holds it lets it go.
-pub(crate) struct Traced(Option<Begun>);
-
-struct Begun {
+pub(crate) struct Traced {
     method: String,
     route: String,
+    from: Nanos,
+    /// None in no trace.
+    place: Option<Place>,
+    known: Mutex<Known>,
+    /// What is done within it is logged under the request's trace and execution.
+    lines: tracing::Span,
+}
+
+/// Where it stands in a trace.
+struct Place {
     context: Context,
     parent: Option<[u8; 8]>,
     tracestate: Option<String>,
-    from: Nanos,
-    known: Mutex<Known>,
 }
 
 #[derive(Default)]
 struct Known {
-    status: u16,
+    status: Option<u16>,
     exec: Option<ExecutionId>,
 }
 
@@ -38,66 +46,73 @@ impl Traced {
     pub(crate) fn begin(headers: &HeaderMap, method: &str, route: &str) -> Arc<Self> {
         let text = |name: &str| text(headers, name);
         let place = spans::place(text(TRACEPARENT).and_then(|came| Context::parse(&came)));
-        let begun = place.map(|(context, parent)| Begun {
+        let place = place.map(|(context, parent)| Place { context, parent, tracestate: text(TRACESTATE) });
+        Arc::new(Self {
             method: method.to_owned(),
             route: route.to_owned(),
-            context,
-            parent,
-            tracestate: text(TRACESTATE),
             from: clock::now(),
+            lines: lines::within(place.as_ref().map(|place| place.context), None),
+            place,
             known: Mutex::default(),
-        });
-        Arc::new(Self(begun))
+        })
     }
 
     /// That of a request which came by way of the router.
     pub(crate) fn of(request: &Request<Body>) -> Arc<Self> {
-        request.extensions().get::<Arc<Self>>().cloned().unwrap_or_else(|| Arc::new(Self(None)))
+        let begun = || Self::begin(request.headers(), request.method().as_str(), request.uri().path());
+        request.extensions().get::<Arc<Self>>().cloned().unwrap_or_else(begun)
+    }
+
+    /// Does this as a part of the request.
+    pub(crate) fn within<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = T> {
+        work.instrument(self.lines.clone())
     }
 
     /// What travels with everything that follows from the request.
     pub(crate) fn carrier(&self) -> BTreeMap<String, String> {
-        let Some(begun) = &self.0 else { return BTreeMap::new() };
-        let state = begun.tracestate.clone().map(|state| (TRACESTATE.to_owned(), state));
-        [(TRACEPARENT.to_owned(), begun.context.traceparent())].into_iter().chain(state).collect()
+        let Some(place) = &self.place else { return BTreeMap::new() };
+        let state = place.tracestate.clone().map(|state| (TRACESTATE.to_owned(), state));
+        [(TRACEPARENT.to_owned(), place.context.traceparent())].into_iter().chain(state).collect()
     }
 
     pub(crate) fn answered(&self, status: u16) {
-        self.know(|known| known.status = status);
+        self.know(|known| known.status = Some(status));
     }
 
     pub(crate) fn began(&self, exec: ExecutionId) {
-        self.know(|known| known.exec = Some(exec));
+        // Of several that one request begins the first stands for all.
+        if self.know(|known| known.exec.replace(exec)).is_none() {
+            lines::execution(&self.lines, exec);
+        }
     }
 
-    fn know(&self, learn: impl FnOnce(&mut Known)) {
-        if let Some(begun) = &self.0 {
-            learn(&mut begun.known.lock().unwrap_or_else(PoisonError::into_inner));
-        }
+    fn know<T>(&self, learn: impl FnOnce(&mut Known) -> T) -> T {
+        learn(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Drop for Traced {
     fn drop(&mut self) {
-        let Some(begun) = self.0.take() else { return };
-        let known = begun.known.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let mut attributes = vec![
-            ("http.request.method", begun.method.clone().into()),
-            ("http.route", begun.route.clone().into()),
-            ("http.response.status_code", i64::from(known.status).into()),
-        ];
+        let known = std::mem::take(self.known.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let (to, status) = (clock::now(), known.status);
+        let (method, route, took_ms) = (self.method.as_str(), self.route.as_str(), (to - self.from) / 1_000_000);
+        self.lines.in_scope(|| tracing::debug!(method, route, status, took_ms, "a request has ended"));
+        let Some(place) = self.place.take() else { return };
+        let mut attributes =
+            vec![("http.request.method", method.to_owned().into()), ("http.route", route.to_owned().into())];
+        attributes.extend(status.map(|status| ("http.response.status_code", i64::from(status).into())));
         if let Some(exec) = known.exec {
             attributes.push(("vlinders.execution_id", exec.to_string().into()));
         }
         spans::record(Span {
-            name: format!("{} {}", begun.method, begun.route).into(),
+            name: format!("{method} {route}").into(),
             kind: SpanKind::Server,
-            context: begun.context,
-            parent: begun.parent,
-            from: begun.from,
-            to: clock::now(),
+            context: place.context,
+            parent: place.parent,
+            from: self.from,
+            to,
             attributes,
-            error: (known.status >= 500).then(|| format!("answered with {}", known.status)),
+            error: status.filter(|status| *status >= 500).map(|status| format!("answered with {status}")),
         });
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use inference_worker::{model_directory::Model, sample::Sampling};
+use inference_worker::{constraint::CALLS_MAX, model_directory::Model, sample::Sampling};
 use schemas::{
     ToolSpec,
     chat::{ResponseFormat, ToolChoice},
@@ -37,7 +37,7 @@ fn main() {
     for (name, format) in cases {
         let (tools, choice) =
             if format.is_some() { (&[][..], None) } else { (&tools[..], Some(&ToolChoice::Required)) };
-        let constrain = || grammars.constrain(tools, choice, format).expect("it compiles");
+        let constrain = || grammars.constrain(tools, choice, format, CALLS_MAX).expect("it compiles");
         let since = now();
         constrain();
         let compiled = since.elapsed();

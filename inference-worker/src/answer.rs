@@ -43,13 +43,15 @@ pub struct Answer {
     call_tokens: usize,
     /// What stood between call marks and was no call: text and reason.
     pub malformed: Vec<(String, String)>,
+    /// Behind the first call, or what should have been one, it ends.
+    one_call: bool,
     /// Set once the answer has ended.
     pub finish: Option<FinishReason>,
 }
 
 impl Answer {
-    /// An empty answer that ends before any of these strings and may hold calls of this family.
-    pub fn new(stop: Vec<String>, family: Option<Family>) -> Self {
+    /// An empty answer that ends before any of these strings and may hold calls of this family, or one at most.
+    pub fn new(stop: Vec<String>, family: Option<Family>, one_call: bool) -> Self {
         Self {
             utf8: Utf8Stream::default(),
             bytes: Vec::new(),
@@ -62,6 +64,7 @@ impl Answer {
             calls: Vec::new(),
             call_tokens: 0,
             malformed: Vec::new(),
+            one_call,
             finish: None,
         }
     }
@@ -93,7 +96,7 @@ impl Answer {
         self.bytes = bytes;
         let stopped = self.take(&text);
         self.call_tokens = if self.parser.begun().is_some() { self.call_tokens + 1 } else { 0 };
-        if stopped || self.call_tokens > call_tokens_max(tokens_max) {
+        if stopped || self.has_its_call() || self.call_tokens > call_tokens_max(tokens_max) {
             self.end(FinishReason::Stop);
         } else if self.ids.len() >= tokens_max {
             self.end(FinishReason::Length);
@@ -129,9 +132,15 @@ impl Answer {
         self.finish = Some(if calls { FinishReason::ToolCalls } else { reason });
     }
 
+    /// Whether no other call may come.
+    fn has_its_call(&self) -> bool {
+        self.one_call && !(self.calls.is_empty() && self.malformed.is_empty())
+    }
+
     fn keep(&mut self, parts: Vec<Part>) {
         for part in parts {
             match part {
+                Part::Call(_) | Part::Malformed { .. } if self.has_its_call() => {}
                 Part::Content(text) => self.text.push_str(&text),
                 Part::Call(call) => self.calls.push(call),
                 Part::Malformed { text, reason } => self.malformed.push((shortened(text), reason)),

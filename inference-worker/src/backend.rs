@@ -34,7 +34,9 @@ impl Backend {
                 let model = engine.model();
                 let exact = model.decoder.is_exact();
                 let identity = model.identity.as_ref()?;
-                Some(format!("{identity} {:?} {} {exact}", model.family, engine.window()))
+                // What a GPU rounds to is told apart from what CPUs compute.
+                let place = if model.device.is_some() { "bf16 on a gpu" } else { "" };
+                Some(format!("{identity} {:?} {} {exact}{place}", model.family, engine.window()))
             }
             // Who knows what that server has loaded meanwhile.
             Self::Remote(_) => None,

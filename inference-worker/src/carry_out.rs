@@ -42,11 +42,15 @@ impl Service {
         self.unfinished.answered(backend.name(), job.exec, &body);
         let now = clock::now();
         traced::record(job, &self.id, taken_at, now, &body);
+        tracing::debug!(effect = %job.effect, attempt = job.attempt, outcome = body.name(), "an inference has ended");
         let mut fact = Fact::new(job.exec, now, body);
         fact.cause = Some(self.id.clone());
         fact.trace = job.trace.clone();
         let verdict = match self.runtime.bus.append_fact(&fact).await {
-            Ok(_) => delivery.done().await,
+            Ok(_) => {
+                self.metrics.answered(backend.name(), &fact.body);
+                delivery.done().await
+            }
             Err(error) => {
                 tracing::warn!(%error, exec = %key.0, "a result did not reach the log; the job comes again");
                 delivery.retry(RETRY_AFTER).await
@@ -260,6 +264,7 @@ fn request(job: &InferenceJob, messages: &[Message], produced: Produced) -> Requ
         tokens_max: tokens_max.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
         stop: job.sampling.stop.clone(),
         tool_choice: job.sampling.tool_choice.clone(),
+        one_call: job.sampling.parallel_tool_calls == Some(false),
         response_format: job.sampling.response_format.clone(),
         produced: produced.ids,
         produced_logprobs: produced.logprobs,

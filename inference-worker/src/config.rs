@@ -6,12 +6,26 @@ use schemas::subject;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cuda::Limits,
     engine::EngineConfig,
     kernels::team::Team,
     model_directory,
     remote::{self, Remote, RemoteConfig},
     tool_calls::Family,
 };
+
+/// Where chat models compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// On a GPU where one can be used and a model fits it, else on the CPUs.
+    #[default]
+    Auto,
+    /// On the CPUs.
+    Cpu,
+    /// On a GPU, and nowhere else.
+    Cuda,
+}
 
 /// Section `inference`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,6 +59,19 @@ pub struct Config {
     /// How long without work until the memory for keys and values is given back, seconds. With it goes what was kept of
     /// earlier prompts. Default 30.
     pub cache_idle_s: u64,
+    /// Where chat models compute: `auto`, `cpu` or `cuda`. Default `auto`: on a GPU where one can be used and the model fits,
+    /// and the log says why not.
+    pub device: Device,
+    /// The GPUs that may be used, by the numbers that CUDA gives them; all when empty. Default empty.
+    pub gpus: Vec<u32>,
+    /// Tokens of one model computed in one step on a GPU. Default 2048: fewer leave it idle.
+    pub gpu_step_tokens: usize,
+    /// Part of the memory left on a GPU, once a model's weights are there, that its keys and values take, above 0 and at most
+    /// 1. Default 0.9.
+    pub gpu_memory_part: f64,
+    /// The most that keys and values of one model take on a GPU, bytes. Default: all of that part. Needed where several
+    /// models share a GPU.
+    pub gpu_cache_bytes_max: Option<usize>,
     /// Threads that compute, for all models together; 0 is one for each CPU. Default 0.
     pub threads: usize,
     /// Whether activations meet quantised weights as they are. They are rounded to bytes otherwise, each small group with a
@@ -76,6 +103,11 @@ impl Default for Config {
             step_tokens: 512,
             cache_bytes_max: 64 << 20,
             cache_idle_s: 30,
+            device: Device::Auto,
+            gpus: Vec::new(),
+            gpu_step_tokens: Limits::default().step_tokens,
+            gpu_memory_part: Limits::default().memory_part,
+            gpu_cache_bytes_max: None,
             threads: 0,
             exact_activations: false,
             cache_results_s: schemas::stream::RESULT_TTL.as_secs(),
@@ -85,6 +117,8 @@ impl Default for Config {
     }
 }
 
+/// A step of more is slower for everyone, and a launch has its bounds.
+const GPU_STEP_TOKENS_MAX: usize = 32_768;
 /// Longer than any worker lives.
 const CACHE_RESULTS_S_MAX: u64 = 365 * 24 * 3_600;
 
@@ -94,10 +128,23 @@ impl Config {
     /// # Errors
     /// The text names the key, what is wrong with it, and what belongs there.
     pub fn check(&self) -> Result<(), String> {
+        // What is no number is in no range.
+        if !(self.gpu_memory_part > 0.0 && self.gpu_memory_part <= 1.0) {
+            return Err(format!(
+                "inference.gpu_memory_part is {}; take a part above 0 and at most 1",
+                self.gpu_memory_part
+            ));
+        }
         let chat = self.models.iter().map(|path| model_directory::name_of(path));
         let embedding: Vec<String> = self.embedding_models.iter().map(|path| model_directory::name_of(path)).collect();
         if let Some(name) = chat.clone().find(|name| embedding.contains(name)) {
             return Err(format!("inference.embedding_models: a chat model is named {name}, too; rename one of them"));
+        }
+        if self.gpu_step_tokens > GPU_STEP_TOKENS_MAX {
+            return Err(format!(
+                "inference.gpu_step_tokens is {}; take at most {GPU_STEP_TOKENS_MAX}",
+                self.gpu_step_tokens
+            ));
         }
         // Jobs are queued under the name's token: two models of one token would take each other's.
         let mut taken: Vec<(String, String)> =
@@ -148,6 +195,17 @@ impl Config {
             step_tokens: self.step_tokens.max(1),
             cache_bytes_max: self.cache_bytes_max,
             cache_idle: Duration::from_secs(self.cache_idle_s),
+            gpu: self.gpu_limits(),
+        }
+    }
+
+    /// The bounds of each engine on a GPU.
+    pub(crate) fn gpu_limits(&self) -> Limits {
+        Limits {
+            step_tokens: self.gpu_step_tokens.max(1),
+            memory_part: self.gpu_memory_part,
+            cache_bytes_max: self.gpu_cache_bytes_max,
+            ..Limits::default()
         }
     }
 
@@ -166,6 +224,15 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_of_memory_is_a_part() {
+        for part in [0.0, -0.5, 1.5, f64::NAN] {
+            let why = Config { gpu_memory_part: part, ..Config::default() }.check().expect_err("no part");
+            assert!(why.starts_with("inference.gpu_memory_part is"), "{why}");
+        }
+        assert_eq!(Config { gpu_memory_part: 1.0, ..Config::default() }.check(), Ok(()));
+    }
 
     #[test]
     fn a_name_belongs_to_one_model() {

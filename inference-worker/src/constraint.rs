@@ -25,8 +25,8 @@ use crate::{tokenizer::Tokenizer, tool_calls::Family};
 
 /// Blank space between two parts of a JSON text: enough to indent, and no endless line of it.
 const SPACE: &str = r"( |\n {0,16})";
-/// Calls in one answer that must be calls: a model that never says that it is done must end.
-const REQUIRED_CALLS_MAX: usize = 8;
+/// Calls in one answer that must be calls, or in one list: a model that never says that it is done must end.
+pub const CALLS_MAX: usize = 8;
 /// Compiled grammars that are kept: agents ask for the same one at every turn.
 const KEPT_MAX: usize = 64;
 
@@ -120,7 +120,7 @@ impl Grammars {
         Ok(Self { factory, trie, family, marks, kept: Mutex::default() })
     }
 
-    /// What binds the answer to a request.
+    /// What binds the answer to a request. Calls that must come, or that stand in one list, are so many at most.
     ///
     /// # Errors
     /// A schema is beyond the bounds, says nothing that can be met, or says it with keywords that no grammar holds.
@@ -129,6 +129,7 @@ impl Grammars {
         tools: &[ToolSpec],
         choice: Option<&ToolChoice>,
         format: Option<&ResponseFormat>,
+        calls_max: usize,
     ) -> Result<Constraint, Refused> {
         if let Some(format) = format {
             let schema = match format {
@@ -151,11 +152,11 @@ impl Grammars {
             return Ok(self.constraint(None, State::Free));
         }
         if matches!(choice, Some(ToolChoice::Required | ToolChoice::Function { .. })) {
-            let calls_max = if matches!(choice, Some(ToolChoice::Required)) { REQUIRED_CALLS_MAX } else { 1 };
+            let calls_max = if matches!(choice, Some(ToolChoice::Required)) { calls_max } else { 1 };
             let calls = self.matcher(self.calls(&callable, calls_max))?;
             return Ok(self.constraint(None, State::Whole(Box::new(calls))));
         }
-        let call = self.matcher(self.call(&callable))?;
+        let call = self.matcher(self.call(&callable, calls_max))?;
         Ok(self.constraint(Some(call), State::Free))
     }
 
@@ -188,13 +189,13 @@ impl Grammars {
         format!("{start}\n{rules}")
     }
 
-    /// The grammar of what stands behind the beginning of a call, up to its end.
-    fn call(&self, tools: &[&ToolSpec]) -> String {
+    /// The grammar of what stands behind the beginning of a call, or of a list of so many at most, up to its end.
+    fn call(&self, tools: &[&ToolSpec], calls_max: usize) -> String {
         let rules = self.rules(tools);
         let close = self.marks[1].grammar();
         let start = match self.family {
             Family::Hermes => format!("start: WS? call WS? {close}"),
-            Family::Mistral | Family::Pythonic => format!("start: WS? {}", list(REQUIRED_CALLS_MAX - 1)),
+            Family::Mistral | Family::Pythonic => format!("start: WS? {}", list(calls_max - 1)),
             Family::Llama => "start: WS? call".to_owned(),
         };
         format!("{start}\n{rules}")
@@ -316,8 +317,8 @@ impl Constraint {
     /// Nothing may come next; the text says why.
     pub fn apply(&mut self, logits: &mut [f32]) -> Result<(), String> {
         self.prepare();
-        if let State::Stuck(why) = &self.state {
-            return Err(format!("the schema cannot bind the answer to its end: {why}"));
+        if let Some(why) = self.stuck() {
+            return Err(why);
         }
         if let Some(logit) =
             self.banned.filter(|_| matches!(self.state, State::Free)).and_then(|id| logits.get_mut(id as usize))
@@ -332,6 +333,31 @@ impl Constraint {
             }
         }
         Ok(())
+    }
+
+    /// The tokens that may come next, of so many: a bit for each, the lowest of a word first. None where all may, or where
+    /// nothing may and the answer is at its end (see `stuck`).
+    pub fn allowed(&mut self, vocabulary: usize) -> Option<Vec<u32>> {
+        self.prepare();
+        let words = vocabulary.div_ceil(32);
+        if let Some(banned) = self.banned.filter(|_| matches!(self.state, State::Free)) {
+            let mut all = vec![u32::MAX; words];
+            if let Some(word) = all.get_mut(banned as usize / 32) {
+                *word &= !(1 << (banned % 32));
+            }
+            return Some(all);
+        }
+        let mut allowed = self.mask.as_ref()?.as_slice().to_vec();
+        allowed.resize(words, 0);
+        Some(allowed)
+    }
+
+    /// Why nothing may come next, if that is so.
+    pub fn stuck(&self) -> Option<String> {
+        match &self.state {
+            State::Stuck(why) => Some(format!("the schema cannot bind the answer to its end: {why}")),
+            _ => None,
+        }
     }
 
     /// Takes note of the token that came. `begun` is what stands behind the opening mark of a call that has begun and

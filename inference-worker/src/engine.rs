@@ -2,6 +2,17 @@
 //!
 //! The thread sleeps while there is nothing to do. Submitting renders and tokenises on the caller's thread, so that
 //! the step loop only computes. A cancelled request is gone before the next step is planned.
+//!
+//! What computes may pick tokens itself (a GPU does). Then the next step is begun before the last one's tokens are known,
+//! so that the device never waits for this thread. What holds throughout:
+//!
+//! - At most two steps are under way, and a token of the older is the only one that the newer may use without anyone here
+//!   knowing it. The scheduler was promised that token, and has taken blocks for it.
+//! - A step that yields anything that is picked here, or among what a grammar allows, is finished before the next is planned.
+//! - A token that was drawn too early is thrown away: its sequence had ended, or, behind the mark of a call, was bound by
+//!   then. What it wrote is behind everything that is known of its sequence, and is written again before it is read.
+//! - Steps are done in the order in which they are begun, so blocks may change hands while a step that uses them is under
+//!   way: whoever gets them writes later.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,21 +24,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
 use schemas::{
     ToolSpec,
     chat::{FunctionCall, Priority, ResponseFormat, TokenLogprob, ToolChoice, TopLogprob},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::{sync::mpsc as events, task::JoinHandle};
+use tokio::{
+    sync::{mpsc as events, watch},
+    task::JoinHandle,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     answer::{Answer, FinishReason},
-    constraint::Constraint,
+    compute::{Compute, Cpu, Row, Step, Wanted},
+    constraint::{CALLS_MAX, Constraint},
+    cuda::{self, device::Fault},
     kernels::team::Team,
-    kv::BLOCK,
-    model::{Batch, Scratch},
+    kv::{BLOCK, Blocks},
     model_directory::Model,
     prefixes::Prefixes,
     sample::{self, Sampling, Seen},
@@ -47,11 +63,19 @@ pub struct EngineConfig {
     pub cache_bytes_max: usize,
     /// How long without work until the memory for keys and values is given back. Default 30 s.
     pub cache_idle: Duration,
+    /// What bounds it on a GPU, where the memory for keys and values is taken at once and kept.
+    pub gpu: cuda::Limits,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { slots: 128, step_tokens: 512, cache_bytes_max: 64 << 20, cache_idle: Duration::from_secs(30) }
+        Self {
+            slots: 128,
+            step_tokens: 512,
+            cache_bytes_max: 64 << 20,
+            cache_idle: Duration::from_secs(30),
+            gpu: cuda::Limits::default(),
+        }
     }
 }
 
@@ -66,6 +90,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Whether tools may or must be called.
     pub tool_choice: Option<ToolChoice>,
+    /// At most one call: behind it the answer ends.
+    pub one_call: bool,
     /// What form the text must have.
     pub response_format: Option<ResponseFormat>,
     /// At most this many tokens; the window bounds it as well.
@@ -140,6 +166,14 @@ pub struct Outcome {
     pub alternatives: Vec<Outcome>,
 }
 
+impl Outcome {
+    /// Leaves out all calls but the first; what should have been one only where there is no other.
+    pub(crate) fn keep_one_call(&mut self) {
+        self.malformed.truncate(usize::from(self.tool_calls.is_empty()));
+        self.tool_calls.truncate(1);
+    }
+}
+
 /// Why a request is not taken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Rejection {
@@ -187,6 +221,7 @@ pub struct Engine {
     active: Arc<AtomicUsize>,
     computed: Arc<AtomicU64>,
     next_id: Arc<AtomicU64>,
+    lost: watch::Receiver<Option<String>>,
     slots: usize,
     window: usize,
 }
@@ -252,6 +287,10 @@ struct Active {
     events: events::UnboundedSender<Event>,
     submitted: Instant,
     first_token: Option<Duration>,
+    /// Tokens of it that steps under way will yield.
+    under_way: usize,
+    /// How often such tokens were thrown away.
+    thrown_away: u64,
 }
 
 impl Engine {
@@ -273,27 +312,37 @@ impl Engine {
         config: &EngineConfig,
         kept: Option<Prefixes>,
     ) -> std::io::Result<Self> {
-        let blocks = (config.cache_bytes_max / model.decoder.block_bytes()).max(2);
-        let window = model.decoder.architecture().window.min(blocks * BLOCK);
-        let limits = Limits { step_tokens: config.step_tokens, running: config.slots };
+        let (computer, blocks, step_tokens) = match &model.device {
+            Some(device) => {
+                let started = Arc::clone(device).start(config).map_err(std::io::Error::other)?;
+                (started.computer, Blocks::new(started.blocks), config.gpu.step_tokens.max(1))
+            }
+            None => {
+                let blocks = (config.cache_bytes_max / model.decoder.block_bytes()).max(2);
+                let Prefixes { blocks, cache } = Prefixes::or_empty(kept, model.decoder.cache(blocks), blocks);
+                let computer: Box<dyn Compute> = Box::new(Cpu::new(Arc::clone(&model), team, cache));
+                (computer, blocks, config.step_tokens)
+            }
+        };
+        let window = model.decoder.architecture().window.min(blocks.total() * BLOCK);
+        let limits = Limits { step_tokens, running: config.slots };
         let (commands, inbox) = mpsc::channel();
         let (active, computed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
-        let Prefixes { blocks, cache } = Prefixes::or_empty(kept, model.decoder.cache(blocks), blocks);
+        let (loses, lost) = watch::channel(None);
         let worker = Worker {
             scheduler: Scheduler::with_blocks(limits, blocks),
-            cache,
             model: Arc::clone(&model),
-            team,
-            scratch: Scratch::default(),
+            under_way: None,
             requests: BTreeMap::new(),
             groups: BTreeMap::new(),
             active: Arc::clone(&active),
             computed: Arc::clone(&computed),
             cache_idle: config.cache_idle,
+            loses,
         };
         let name = format!("engine-{}", model.name);
-        std::thread::Builder::new().name(name).spawn(move || worker.run(inbox))?;
-        Ok(Self { model, commands, active, computed, next_id: Arc::default(), slots: config.slots, window })
+        std::thread::Builder::new().name(name).spawn(move || worker.run(inbox, computer))?;
+        Ok(Self { model, commands, active, computed, next_id: Arc::default(), lost, slots: config.slots, window })
     }
 
     /// Ends it, and returns what it has computed of prompts. Requests under way fail. None if it had ended already.
@@ -302,6 +351,11 @@ impl Engine {
         let (sender, prefixes) = mpsc::sync_channel(1);
         self.commands.send(Command::HandOver(sender)).ok()?;
         prefixes.recv().ok()
+    }
+
+    /// Why it can compute no more, once it cannot: its device was lost. It has told everyone who asked it by then.
+    pub fn lost(&self) -> watch::Receiver<Option<String>> {
+        self.lost.clone()
     }
 
     /// The model it runs.
@@ -387,7 +441,7 @@ impl Engine {
                 priority: request.priority,
                 prompt: prompt.to_vec(),
                 dropped_messages,
-                answer: Answer::new(request.stop.clone(), self.family(&request)),
+                answer: Answer::new(request.stop.clone(), self.family(&request), request.one_call),
                 tokens_max,
                 seen: if sampling.penalises() { Seen::new(prompt, &[]) } else { Seen::default() },
                 constraint: self.constraint(&request)?,
@@ -396,6 +450,8 @@ impl Engine {
                 events: sender.clone(),
                 submitted,
                 first_token: None,
+                under_way: 0,
+                thrown_away: 0,
             })
         };
         let mut active = (0..answers).map(begin).collect::<Result<Vec<_>, _>>()?;
@@ -419,15 +475,13 @@ impl Engine {
         if tools.is_empty() && request.response_format.is_none() {
             return Ok(Constraint::free());
         }
-        let choice = request.tool_choice.as_ref();
-        let made = self
-            .model
-            .grammars()
-            .and_then(|grammars| grammars.constrain(&tools, choice, request.response_format.as_ref()));
+        let (choice, form) = (request.tool_choice.as_ref(), request.response_format.as_ref());
+        let calls_max = if request.one_call { 1 } else { CALLS_MAX };
+        let made = self.model.grammars().and_then(|grammars| grammars.constrain(&tools, choice, form, calls_max));
         match made {
             Ok(constraint) => Ok(constraint),
             // Nothing was demanded: calls are read as they come.
-            Err(why) if choice.is_none() && request.response_format.is_none() => {
+            Err(why) if choice.is_none() && form.is_none() => {
                 tracing::debug!(model = self.model.name, %why, "calls are not bound to their schemas");
                 Ok(Constraint::free())
             }
@@ -454,20 +508,30 @@ impl Active {
 
     /// The next token, or why there is none.
     fn pick(&mut self, logits: &[f32], position: usize) -> Result<u32, Event> {
-        let nothing = || Event::Failed("the model produced no finite logits".to_owned());
         if !self.sampling.penalises() && !self.constraint.binds() {
-            return self.sampling.pick(logits, position).ok_or_else(nothing);
+            return self.sampling.pick(logits, position).ok_or_else(no_number);
         }
         let mut changed = logits.to_vec();
         if self.sampling.penalises() {
             self.sampling.penalise(&mut changed, &self.seen);
         }
         self.constraint.apply(&mut changed).map_err(Event::Refused)?;
-        let token = self.sampling.pick(&changed, position).ok_or_else(nothing)?;
+        let token = self.sampling.pick(&changed, position).ok_or_else(no_number)?;
         if self.sampling.penalises() {
             self.seen.push(token);
         }
         Ok(token)
+    }
+
+    /// What a step shall yield for it: the token, if what computes can pick it as this would.
+    fn wants(&self, picks: bool) -> Wanted {
+        if !picks || self.sampling.penalises() || self.sampling.logprobs.is_some() {
+            Wanted::Logits
+        } else if self.constraint.binds() {
+            Wanted::Allowed(self.sampling.clone())
+        } else {
+            Wanted::Token(self.sampling.clone())
+        }
     }
 
     /// What has come of it, when it has ended; so many tokens of its prompt had been found in the cache.
@@ -506,16 +570,31 @@ fn written(call: ToolCall) -> FunctionCall {
 
 struct Worker {
     model: Arc<Model>,
-    team: Arc<Team>,
     scheduler: Scheduler,
-    cache: crate::kernels::attention::KvCache,
-    scratch: Scratch,
+    /// The step that was begun and whose tokens nobody here knows.
+    under_way: Option<UnderWay>,
     requests: BTreeMap<SequenceId, Active>,
     /// By the sequence of the first answer.
     groups: BTreeMap<SequenceId, Group>,
     active: Arc<AtomicUsize>,
     computed: Arc<AtomicU64>,
     cache_idle: Duration,
+    loses: watch::Sender<Option<String>>,
+}
+
+/// A step that was begun: what it will yield, in order.
+struct UnderWay {
+    rows: Vec<Expected>,
+    /// Something of it is picked here, or among what is said when it is finished.
+    waits: bool,
+}
+
+struct Expected {
+    sequence: SequenceId,
+    /// Of the token.
+    position: usize,
+    /// How often tokens of the request had been thrown away when this one was asked for.
+    thrown_away: u64,
 }
 
 /// The answers to one request.
@@ -527,36 +606,38 @@ struct Group {
 }
 
 impl Worker {
-    fn run(mut self, inbox: mpsc::Receiver<Command>) {
+    fn run(mut self, inbox: mpsc::Receiver<Command>, mut computer: Box<dyn Compute>) {
         loop {
             if self.scheduler.is_idle() {
-                match self.wait(&inbox) {
-                    Some(Command::HandOver(to)) => return self.hand_over(inbox, &to),
+                if let Err(fault) = self.collect(&mut *computer) {
+                    return self.lose(inbox, &fault);
+                }
+                match self.wait(&inbox, &mut *computer) {
+                    Some(Command::HandOver(to)) => return self.hand_over(inbox, computer, &to),
                     Some(command) => self.take(command),
                     None => return,
                 }
             }
             while let Ok(command) = inbox.try_recv() {
                 match command {
-                    Command::HandOver(to) => return self.hand_over(inbox, &to),
+                    Command::HandOver(to) => return self.hand_over(inbox, computer, &to),
                     command => self.take(command),
                 }
             }
-            self.step();
+            if let Err(fault) = self.step(&mut *computer) {
+                return self.lose(inbox, &fault);
+            }
         }
     }
 
     /// Waits for work. After a while without any, the cache gives its memory back; then it waits for as long as it takes.
-    fn wait(&mut self, inbox: &mpsc::Receiver<Command>) -> Option<Command> {
+    fn wait(&mut self, inbox: &mpsc::Receiver<Command>, computer: &mut dyn Compute) -> Option<Command> {
         match inbox.recv_timeout(self.cache_idle) {
             Ok(command) => return Some(command),
             Err(mpsc::RecvTimeoutError::Disconnected) => return None,
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
-        for block in self.scheduler.forget_unused() {
-            self.cache.give_back(block);
-        }
-        self.scratch = Scratch::default();
+        computer.rest(&self.scheduler.forget_unused());
         inbox.recv().ok()
     }
 
@@ -589,64 +670,149 @@ impl Worker {
         waiting.into_iter().flatten().for_each(|other| self.begin(other));
     }
 
-    fn hand_over(mut self, inbox: mpsc::Receiver<Command>, to: &mpsc::SyncSender<Prefixes>) {
+    fn hand_over(
+        mut self,
+        inbox: mpsc::Receiver<Command>,
+        mut computer: Box<dyn Compute>,
+        to: &mpsc::SyncSender<Prefixes>,
+    ) {
         // Whoever submits from now on is told that it has stopped.
         drop(inbox);
-        for first in self.groups.keys().copied().collect::<Vec<_>>() {
-            if let Some(request) = self.requests.range(first..).next().map(|(_, request)| request) {
-                // A reader that has gone does not miss it.
-                let _ = request.events.send(Event::Failed("the model was unloaded".to_owned()));
-            }
-            self.forget(first);
+        // What was promised to be in a block is there before anybody finds it.
+        if let Err(fault) = self.collect(&mut *computer) {
+            tracing::warn!(model = self.model.name, %fault, "the last step was not finished");
         }
-        let Self { scheduler, cache, model, .. } = self;
+        self.fail_all("the model was unloaded");
+        let Self { scheduler, model, .. } = self;
         // Who hears of the end may count on the memory.
         drop(model);
         // Whoever asked may have stopped waiting: then nothing is kept.
-        let _ = to.send(Prefixes { blocks: scheduler.into_blocks(), cache });
+        let _ = to.send(computer.end(scheduler.into_blocks()));
     }
 
-    fn step(&mut self) {
+    /// Nothing can be computed any more: everyone is told, and so is whoever owns the engine.
+    fn lose(mut self, inbox: mpsc::Receiver<Command>, fault: &Fault) {
+        let reason = fault.to_string();
+        tracing::error!(model = self.model.name, reason, "the model computes no more");
+        // Before anyone hears of it, so that whoever asks again does not ask here.
+        let _ = self.loses.send(Some(reason.clone()));
+        while let Ok(command) = inbox.try_recv() {
+            // Whoever wanted what was computed gets nothing; those who were about to begin are told below.
+            if !matches!(command, Command::HandOver(_)) {
+                self.take(command);
+            }
+        }
+        drop(inbox);
+        self.fail_all(&reason);
+    }
+
+    fn fail_all(&mut self, reason: &str) {
+        for first in self.groups.keys().copied().collect::<Vec<_>>() {
+            if let Some(request) = self.requests.range(first..).next().map(|(_, request)| request) {
+                // A reader that has gone does not miss it.
+                let _ = request.events.send(Event::Failed(reason.to_owned()));
+            }
+            self.forget(first);
+        }
+    }
+
+    /// Begins the next step, then finishes the one before it, and this one, too, if its tokens are picked here.
+    fn step(&mut self, computer: &mut dyn Compute) -> Result<(), Fault> {
         let chunks = self.scheduler.schedule();
         if chunks.is_empty() {
-            assert!(self.scheduler.is_idle(), "the scheduler always finds work while there is some");
-            return;
+            if self.under_way.is_none() {
+                assert!(self.scheduler.is_idle(), "the scheduler always finds work while there is some");
+            }
+            return self.collect(computer);
         }
         let tokens: usize = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
         self.computed.fetch_add(tokens as u64, Ordering::AcqRel);
-        let model = Arc::clone(&self.model);
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let (cache, requests) = (&mut self.cache, &mut self.requests);
-        let yields: BTreeSet<SequenceId> = chunks.iter().filter(|c| c.yields).map(|c| c.sequence).collect();
-        let mut bound: Vec<&mut Constraint> = requests
+        let begun = self.begin_step(computer, chunks)?;
+        self.collect(computer)?;
+        let waits = begun.waits;
+        self.under_way = Some(begun);
+        if waits { self.collect(computer) } else { Ok(()) }
+    }
+
+    fn begin_step(&mut self, computer: &mut dyn Compute, chunks: Vec<Chunk>) -> Result<UnderWay, Fault> {
+        let mut begun = UnderWay { rows: Vec::new(), waits: !computer.picks() };
+        let mut wanted = Vec::new();
+        for chunk in chunks.iter().filter(|chunk| chunk.yields) {
+            let request = self.requests.get_mut(&chunk.sequence).expect("who is scheduled has asked");
+            let wants = request.wants(computer.picks());
+            begun.rows.push(Expected {
+                sequence: chunk.sequence,
+                position: chunk.start + chunk.tokens.len(),
+                thrown_away: request.thrown_away,
+            });
+            request.under_way += 1;
+            match wants {
+                Wanted::Logits | Wanted::Allowed(_) => begun.waits = true,
+                Wanted::Token(_) => {
+                    // One that reaches its limit has surely ended.
+                    if request.answer.ids.len() + request.under_way < request.tokens_max {
+                        self.scheduler.promise(chunk.sequence);
+                    }
+                }
+            }
+            wanted.push(wants);
+        }
+        computer.begin(Step { chunks, wanted })?;
+        Ok(begun)
+    }
+
+    /// Finishes the step under way, if there is one.
+    fn collect(&mut self, computer: &mut dyn Compute) -> Result<(), Fault> {
+        let Some(step) = self.under_way.take() else { return Ok(()) };
+        let yields: BTreeSet<SequenceId> = step.rows.iter().map(|row| row.sequence).collect();
+        let mut bound: Vec<&mut Constraint> = self
+            .requests
             .iter_mut()
             .filter(|(id, request)| request.constraint.binds() && yields.contains(id))
             .map(|(_, request)| &mut request.constraint)
             .collect();
-        let batch = batch(&chunks);
-        let logits = std::thread::scope(|scope| {
-            if !bound.is_empty() {
-                // Masks are ready by the time the logits are.
-                scope.spawn(|| bound.iter_mut().for_each(|constraint| constraint.prepare()));
-            }
-            model.decoder.forward(&self.team, &batch, cache, &mut scratch)
-        });
-        let mut rows = logits.chunks_exact(model.decoder.architecture().vocabulary);
-        for chunk in &chunks {
-            if chunk.yields {
-                let row = rows.next().expect("one row of logits for every chunk that yields");
-                self.token(chunk.sequence, row, chunk.start + chunk.tokens.len());
-            }
+        let rows = if computer.picks() {
+            // The device computes meanwhile.
+            bound.par_iter_mut().for_each(|constraint| constraint.prepare());
+            let vocabulary = self.model.decoder.architecture().vocabulary;
+            let requests = &mut self.requests;
+            computer.finish(&mut |row| {
+                requests.get_mut(&step.rows[row].sequence).and_then(|request| request.constraint.allowed(vocabulary))
+            })
+        } else {
+            std::thread::scope(|scope| {
+                if !bound.is_empty() {
+                    // Masks are ready by the time the logits are.
+                    scope.spawn(|| bound.iter_mut().for_each(|constraint| constraint.prepare()));
+                }
+                computer.finish(&mut |_| None)
+            })
+        }?;
+        assert_eq!(rows.len(), step.rows.len(), "one row for every chunk that yields");
+        for (expected, row) in step.rows.iter().zip(rows) {
+            self.token(expected, row);
         }
-        self.scratch = scratch;
+        Ok(())
     }
 
-    /// Picks the token of one request and tells its reader.
-    fn token(&mut self, id: SequenceId, logits: &[f32], position: usize) {
+    /// Picks the token of one request, if that was not done, and tells its reader.
+    fn token(&mut self, expected: &Expected, row: Row<'_>) {
+        let id = expected.sequence;
         let Some(request) = self.requests.get_mut(&id) else {
             return;
         };
-        let token = match request.pick(logits, position) {
+        if request.thrown_away != expected.thrown_away {
+            return;
+        }
+        request.under_way -= 1;
+        let picked = match row {
+            Row::Logits(logits) => request.pick(logits, expected.position),
+            Row::Token(token) => match request.constraint.stuck() {
+                Some(why) => Err(Event::Refused(why)),
+                None => token.ok_or_else(no_number),
+            },
+        };
+        let token = match picked {
             Ok(token) => token,
             Err(end) => {
                 // A reader that has gone does not miss it.
@@ -660,7 +826,10 @@ impl Worker {
         let begun = if request.constraint.watches() { request.answer.begun() } else { None };
         request.constraint.push(token, begun.as_deref());
         request.first_token.get_or_insert_with(|| now() - request.submitted);
-        let logprob = request.sampling.logprobs.map(|count| logprob(&self.model, logits, token, count));
+        let logprob = match (row, request.sampling.logprobs) {
+            (Row::Logits(logits), Some(count)) => Some(logprob(&self.model, logits, token, count)),
+            _ => None,
+        };
         request.logprobs.extend(logprob.clone());
         let (first, finish) = (request.first, request.answer.finish);
         // The others come whole.
@@ -669,6 +838,12 @@ impl Worker {
             false => request.events.is_closed(),
         };
         self.scheduler.complete(id, Some(token));
+        // Whoever drew the next one did not know that it would be bound.
+        if request.under_way > 0 && request.constraint.binds() {
+            request.under_way = 0;
+            request.thrown_away += 1;
+            self.scheduler.retract(id);
+        }
         if reader_left {
             self.forget(first);
             return;
@@ -719,18 +894,8 @@ impl Worker {
     }
 }
 
-fn batch(chunks: &[Chunk]) -> Batch<'_> {
-    let mut batch = Batch::default();
-    for (index, chunk) in chunks.iter().enumerate() {
-        batch.tokens.extend(&chunk.tokens);
-        batch.positions.extend(chunk.start..chunk.start + chunk.tokens.len());
-        batch.sequences.extend(chunk.tokens.iter().map(|_| index));
-        batch.tables.push(&chunk.blocks);
-        if chunk.yields {
-            batch.outputs.push(batch.tokens.len() - 1);
-        }
-    }
-    batch
+fn no_number() -> Event {
+    Event::Failed("the model produced no finite logits".to_owned())
 }
 
 #[expect(clippy::disallowed_methods, reason = "measures how long a step takes; nothing is decided by it")]

@@ -1,7 +1,7 @@
 //! Turns inference jobs into tokens.
 //!
-//! `scheduler`, `waiting` and `kv` decide what a step computes, `model` and `kernels` compute it, `constraint` says which
-//! tokens may come, `sample` picks one of them, `answer` turns them into text and tool calls, and `engine` runs the loop on a thread
+//! `scheduler`, `waiting` and `kv` decide what a step computes, `model` and `kernels` compute it on CPUs and `cuda` on GPUs,
+//! both behind `compute`, `constraint` says which tokens may come, `sample` picks one of them, `answer` turns them into text and tool calls, and `engine` runs the loop on a thread
 //! of its own.
 //! `service` is the shell on the bus: `pull` consumes inference jobs, and `carry_out` publishes their token frames and
 //! result facts; `backend` is what generates them: the engine, or `remote`, a server that speaks OpenAI's API. A result is
@@ -16,8 +16,10 @@ mod answered;
 pub mod architecture;
 pub mod backend;
 mod carry_out;
+pub mod compute;
 pub mod config;
 pub mod constraint;
+pub mod cuda;
 pub mod detokenize;
 pub mod embed;
 mod embeddings;
@@ -28,6 +30,7 @@ mod identity;
 pub mod kernels;
 pub mod kv;
 mod marks;
+mod metrics;
 pub mod model;
 pub mod model_directory;
 mod models;

@@ -12,6 +12,7 @@ use crate::{
         attention::{AttentionScratch, BLOCK, HeadShape, KvCache, TOKENS_TOGETHER, View},
         elementwise::{add, add_rms_norm, rms_norm, rms_norm_in_place, rotate, silu_multiply},
         matmul::Packed,
+        matrix::Matrix,
         team::Team,
     },
     model_directory::Error,
@@ -113,6 +114,20 @@ impl Decoder {
         };
         let inverse_frequencies = a.rope.frequencies(a.head_width);
         Ok(Self { embeddings, layers, norm, output, inverse_frequencies, architecture, rank })
+    }
+
+    /// The shape of a decoder whose weights lie elsewhere: this one computes nothing.
+    pub(crate) fn elsewhere(architecture: &Architecture) -> Self {
+        let nothing = Packed::stack(vec![Matrix::Float(Vec::new())], architecture.hidden);
+        Self {
+            architecture: architecture.clone(),
+            rank: Rank::ALONE,
+            embeddings: nothing,
+            layers: Vec::new(),
+            norm: Vec::new(),
+            output: None,
+            inverse_frequencies: Vec::new(),
+        }
     }
 
     /// Leaves activations as they are where weights are quantised, instead of rounding them to bytes: slower, and equal to

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use serde_json::Value;
@@ -10,6 +10,11 @@ use serde_json::Value;
 use crate::{
     architecture::Architecture,
     constraint::{Grammars, Refused},
+    cuda::{
+        OnDevice,
+        decoder::{Decoder as DeviceDecoder, LoadError},
+        device::Device,
+    },
     gguf::GgufFile,
     identity,
     model::Decoder,
@@ -40,6 +45,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// It does not go on the device.
+    #[error("put {path} on a GPU: {reason}", path = path.display())]
+    Device {
+        /// The model.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
 }
 
 impl Error {
@@ -57,8 +70,10 @@ impl Error {
 pub struct Model {
     /// The name under which it is served: the directory's or the file's.
     pub name: String,
-    /// The decoder and its weights.
+    /// The decoder and its weights; only its shape where they lie on a device.
     pub decoder: Decoder,
+    /// The decoder on a device, which then computes.
+    pub device: Option<Arc<dyn OnDevice>>,
     /// Text to ids and back.
     pub tokenizer: Tokenizer,
     /// Conversations to text.
@@ -95,12 +110,29 @@ impl Model {
     /// # Errors
     /// Any file is missing or unusable, or the tokenizer does not fit the model; the error names the file.
     pub fn load_watched(path: &Path, family: Option<Family>, progress: &Progress) -> Result<Self, Error> {
+        Self::load_by(path, family, &Host { progress })
+    }
+
+    /// The same, with the weights on a device.
+    ///
+    /// # Errors
+    /// As above, or the device has no room, or does not compute such a model.
+    pub fn load_on<D: Device>(
+        path: &Path,
+        family: Option<Family>,
+        progress: &Progress,
+        device: &Arc<D>,
+    ) -> Result<Self, Error> {
+        Self::load_by(path, family, &On { progress, device, path })
+    }
+
+    fn load_by(path: &Path, family: Option<Family>, place: &impl Place) -> Result<Self, Error> {
         let before = identity::of(path);
         let parts = match gguf_in(path)? {
-            Some(file) => Parts::of_gguf(&file, progress)?,
-            None => Parts::of_directory(path, progress)?,
+            Some(file) => Parts::of_gguf(&file, place)?,
+            None => Parts::of_directory(path, place)?,
         };
-        let Parts { decoder, mut tokenizer, mut template, end_tokens } = parts;
+        let Parts { decoder: (decoder, device), mut tokenizer, mut template, end_tokens } = parts;
         template.guard(&tokenizer);
         let vocabulary = decoder.architecture().vocabulary;
         if let Some(end) = end_tokens.iter().find(|&&end| end as usize >= vocabulary) {
@@ -113,7 +145,7 @@ impl Model {
         let family = family.or(template.family).unwrap_or(Family::Hermes);
         tokenizer.show(family.visible());
         let (identity, grammars) = ((identity::of(path) == before).then_some(before), OnceLock::new());
-        Ok(Self { name: name_of(path), decoder, tokenizer, template, end_tokens, family, identity, grammars })
+        Ok(Self { name: name_of(path), decoder, device, tokenizer, template, end_tokens, family, identity, grammars })
     }
 
     /// What compiles grammars for it, made when first needed.
@@ -128,16 +160,55 @@ impl Model {
     }
 }
 
+/// A decoder on the host, and one on a device if it lies there.
+type Placed = (Decoder, Option<Arc<dyn OnDevice>>);
+
+/// Where a decoder's weights go.
+trait Place {
+    fn decoder(&self, architecture: &Architecture, weights: &impl Weights) -> Result<Placed, Error>;
+}
+
+struct Host<'a> {
+    progress: &'a Progress,
+}
+
+impl Place for Host<'_> {
+    fn decoder(&self, architecture: &Architecture, weights: &impl Weights) -> Result<Placed, Error> {
+        let progress = self.progress;
+        progress.expect(Need::measure(architecture, weights, 0).stored_bytes);
+        Ok((Decoder::load(architecture, &Watched { weights, progress })?, None))
+    }
+}
+
+struct On<'a, D: Device> {
+    progress: &'a Progress,
+    device: &'a Arc<D>,
+    path: &'a Path,
+}
+
+impl<D: Device> Place for On<'_, D> {
+    fn decoder(&self, architecture: &Architecture, weights: &impl Weights) -> Result<Placed, Error> {
+        let progress = self.progress;
+        progress.expect(Need::measure(architecture, weights, 0).stored_bytes);
+        let loaded = DeviceDecoder::load(self.device, architecture, &Watched { weights, progress });
+        let loaded = loaded.map_err(|error| match error {
+            LoadError::Files(error) => error,
+            other => Error::Device { path: self.path.to_owned(), reason: other.to_string() },
+        })?;
+        Ok((Decoder::elsewhere(architecture), Some(Arc::new(loaded))))
+    }
+}
+
 /// What is read of a model's files.
 struct Parts {
-    decoder: Decoder,
+    decoder: Placed,
     tokenizer: Tokenizer,
     template: ChatTemplate,
     end_tokens: Vec<u32>,
 }
 
 impl Parts {
-    fn of_directory(directory: &Path, progress: &Progress) -> Result<Self, Error> {
+    fn of_directory(directory: &Path, place: &impl Place) -> Result<Self, Error> {
         let config_path = directory.join("config.json");
         let architecture = Architecture::read(&config_path)?;
         let weights = SafetensorsFiles::open(directory)?;
@@ -146,12 +217,12 @@ impl Parts {
         let tokenizer_config = read_json(&tokenizer_config_path)?;
         let template = ChatTemplate::load(&tokenizer_config_path, &tokenizer_config)?;
         let end_tokens = end_tokens(directory, &config_path, &tokenizer_config, &tokenizer)?;
-        let decoder = decoder(&architecture, &weights, progress)?;
+        let decoder = place.decoder(&architecture, &weights)?;
         Ok(Self { decoder, tokenizer, template, end_tokens })
     }
 
     /// Tokenizer and template lie beside the file, or in it.
-    fn of_gguf(path: &Path, progress: &Progress) -> Result<Self, Error> {
+    fn of_gguf(path: &Path, place: &impl Place) -> Result<Self, Error> {
         let file = GgufFile::open(path)?;
         let architecture = file.architecture().clone();
         let beside = path.with_file_name("tokenizer.json");
@@ -167,14 +238,9 @@ impl Parts {
             config["chat_template"] = file.tokenizer_config()["chat_template"].clone();
         }
         let template = ChatTemplate::load(config_path, &config)?;
-        let decoder = decoder(&architecture, &file, progress)?;
+        let decoder = place.decoder(&architecture, &file)?;
         Ok(Self { decoder, tokenizer, template, end_tokens: file.end_tokens() })
     }
-}
-
-fn decoder(architecture: &Architecture, weights: &impl Weights, progress: &Progress) -> Result<Decoder, Error> {
-    progress.expect(Need::measure(architecture, weights, 0).stored_bytes);
-    Decoder::load(architecture, &Watched { weights, progress })
 }
 
 /// Whether a model lies there: a GGUF file, or a directory that holds a `config.json` or a GGUF file.

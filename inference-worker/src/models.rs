@@ -1,6 +1,6 @@
 //! The models of this worker at run time: a task owns them, and loads, drains and unloads them as it is asked.
 //!
-//! `registry` decides, `plan` says what fits, `catalogue` what there is, `kept` holds what unloaded models had computed;
+//! `registry` decides, `plan` says what fits and `places` where, `catalogue` what there is, `kept` holds what unloaded models had computed;
 //! `drain` lets a model finish, `questions` is how others ask, and `demand` asks when jobs wait. The task never blocks:
 //! files are read on threads of their own, so that everything that is loaded goes on answering.
 
@@ -8,6 +8,7 @@ pub(crate) mod catalogue;
 mod demand;
 mod drain;
 mod kept;
+mod places;
 pub(crate) mod plan;
 mod questions;
 mod registry;
@@ -32,6 +33,7 @@ pub(crate) use drain::Unfinished;
 use crate::{
     backend::Backend,
     config::Config,
+    cuda::driver::Cuda,
     engine::Engine,
     kernels::team::Team,
     model_directory::{self, Model},
@@ -41,6 +43,7 @@ use crate::{
 };
 use catalogue::{Catalogue, Found, Identity};
 use kept::Kept;
+use places::{Cards, Place, Room};
 use plan::Plan;
 use registry::{Act, Registry, refusal};
 
@@ -67,6 +70,7 @@ pub(crate) struct Announced {
 pub(crate) struct Models {
     service: Arc<Service>,
     catalogue: Arc<Catalogue>,
+    cards: Arc<Cards>,
     messages: mpsc::Sender<Message>,
     announced: watch::Receiver<Announced>,
 }
@@ -74,10 +78,27 @@ pub(crate) struct Models {
 type Reply = Result<Operation, rpc::Refusal>;
 
 enum Message {
-    Change { change: Change, found: BTreeMap<String, Found>, reply: oneshot::Sender<Reply> },
+    Change {
+        change: Change,
+        found: BTreeMap<String, Found>,
+        rooms: Vec<Room>,
+        reply: oneshot::Sender<Reply>,
+    },
     Found(BTreeMap<String, Found>),
-    Loaded { model: String, read: Result<Box<Read>, String> },
-    Drained { model: String, left: Option<(Identity, Prefixes)> },
+    Loaded {
+        model: String,
+        read: Result<Box<Read>, String>,
+    },
+    Drained {
+        model: String,
+        left: Option<(Identity, Prefixes)>,
+        rooms: Vec<Room>,
+    },
+    /// It can compute no more, for this reason.
+    Lost {
+        model: String,
+        reason: String,
+    },
     Gpus(Vec<Gpu>),
 }
 
@@ -96,7 +117,17 @@ impl Models {
     pub(crate) async fn start(config: &Config, service: &Arc<Service>, fixed: Vec<rpc::Model>) -> Result<Self, Error> {
         let cache_bytes_max = config.cache_bytes_max;
         let plan = Plan::of_machine(config.memory_bytes_max, cache_bytes_max as u64);
-        let catalogue = Arc::new(Catalogue::new(config.models.clone(), config.models_dirs.clone(), cache_bytes_max));
+        let looked = {
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || Cards::look(&config)).await
+        };
+        let cards =
+            Arc::new(looked.expect("looking at GPUs returns errors and does not panic").map_err(Error::Setting)?);
+        let mut catalogue = Catalogue::new(config.models.clone(), config.models_dirs.clone(), cache_bytes_max);
+        if !cards.is_empty() {
+            catalogue = catalogue.with_gpu(config.gpu_limits(), config.slots.max(1));
+        }
+        let catalogue = Arc::new(catalogue);
         let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
         let (announcing, announced) = watch::channel(Announced::default());
         let mut task = Task {
@@ -106,6 +137,7 @@ impl Models {
             service: Arc::clone(service),
             kept: Kept::new(config.cache_kept_bytes_max, Duration::from_secs(config.cache_kept_s)),
             catalogue: Arc::clone(&catalogue),
+            cards: Arc::clone(&cards),
             found: BTreeMap::new(),
             loading: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -116,6 +148,9 @@ impl Models {
             announcing,
         };
         config.remote.keys().for_each(|name| task.registry.reserve(name.clone()));
+        if cards.demanded {
+            task.registry.demand_gpus();
+        }
         task.know(scan(&catalogue).await);
         for path in &config.models {
             task.load_at_start(path).await?;
@@ -125,7 +160,7 @@ impl Models {
         }
         task.announce();
         service.runtime.tasks.spawn(task.run(inbox));
-        Ok(Self { service: Arc::clone(service), catalogue, messages, announced })
+        Ok(Self { service: Arc::clone(service), catalogue, cards, messages, announced })
     }
 
     /// What this worker says of its models.
@@ -142,9 +177,9 @@ impl Models {
     /// Does something on this worker; returns once it has begun.
     async fn change(&self, change: Change) -> Reply {
         let (reply, answer) = oneshot::channel();
-        let found = scan(&self.catalogue).await;
+        let (found, rooms) = (scan(&self.catalogue).await, rooms(&self.cards).await);
         let stopping = |_| refusal("stopping", "the worker is stopping; ask another");
-        self.messages.send(Message::Change { change, found, reply }).await.map_err(|_| stopping(()))?;
+        self.messages.send(Message::Change { change, found, rooms, reply }).await.map_err(|_| stopping(()))?;
         answer.await.map_err(|_| stopping(()))?
     }
 }
@@ -153,6 +188,16 @@ async fn scan(catalogue: &Arc<Catalogue>) -> BTreeMap<String, Found> {
     let catalogue = Arc::clone(catalogue);
     let scanned = tokio::task::spawn_blocking(move || catalogue.scan()).await;
     scanned.expect("looking at files returns errors and does not panic")
+}
+
+/// What is free on the GPUs.
+async fn rooms(cards: &Arc<Cards>) -> Vec<Room> {
+    if cards.is_empty() {
+        return Vec::new();
+    }
+    let cards = Arc::clone(cards);
+    let measured = tokio::task::spawn_blocking(move || cards.rooms()).await;
+    measured.expect("measuring memory returns errors and does not panic")
 }
 
 /// A model that answers.
@@ -173,6 +218,7 @@ struct Task {
     service: Arc<Service>,
     kept: Kept,
     catalogue: Arc<Catalogue>,
+    cards: Arc<Cards>,
     found: BTreeMap<String, Found>,
     loading: BTreeMap<String, Arc<Progress>>,
     running: BTreeMap<String, Running>,
@@ -216,8 +262,9 @@ impl Task {
     async fn take(&mut self, message: Message) {
         let now = clock::now();
         let acts = match message {
-            Message::Change { change, found, reply } => {
+            Message::Change { change, found, rooms, reply } => {
                 self.know(found);
+                self.registry.know_rooms(rooms);
                 let (answer, acts) = match self.registry.ask(&change, now) {
                     Ok((operation, acts)) => (Ok(operation), acts),
                     Err(refusal) => (Err(refusal), Vec::new()),
@@ -244,7 +291,12 @@ impl Task {
                 }
                 self.registry.loaded(&model, &result, now)
             }
-            Message::Drained { model, left } => {
+            Message::Lost { model, reason } => {
+                tracing::error!(model, reason, "its GPU computes no more");
+                self.registry.lost(&model, &reason)
+            }
+            Message::Drained { model, left, rooms } => {
+                self.registry.know_rooms(rooms);
                 tracing::info!(model, kept = left.as_ref().map(|(_, left)| left.bytes()), "unloaded");
                 self.hurry.remove(&model);
                 if let Some((identity, prefixes)) = left {
@@ -310,14 +362,26 @@ impl Task {
     ) -> std::io::Result<oneshot::Receiver<Result<Box<Read>, String>>> {
         let path = self.found.get(model).map(|found| found.path.clone()).unwrap_or_default();
         let (family, progress) = (self.config.tool_calls.get(model).copied(), Arc::clone(progress));
+        let place = self.registry.place(model);
+        match &place {
+            Place::Gpu(gpu) => tracing::info!(model, gpu, "goes on a GPU"),
+            Place::Cpu(Some(why)) => tracing::warn!(model, why, "goes on the CPUs"),
+            Place::Cpu(None) => {}
+        }
         let (sender, receiver) = oneshot::channel();
         std::thread::Builder::new().name(format!("load-{model}")).spawn(move || {
             let before = Identity::of(&path).ok();
-            let read = Model::load_watched(&path, family, &progress);
+            let read = match place {
+                Place::Cpu(_) => Model::load_watched(&path, family, &progress).map_err(|error| catalogue::told(&error)),
+                Place::Gpu(gpu) => Cuda::open(gpu).map_err(|why| why.to_string()).and_then(|cuda| {
+                    let loaded = Model::load_on(&path, family, &progress, &Arc::new(cuda));
+                    loaded.map_err(|error| catalogue::told(&error))
+                }),
+            };
             let unchanged = before.filter(|before| Identity::of(&path).is_ok_and(|after| after == *before));
             let read = read.map(|model| Box::new(Read { model, identity: unchanged }));
             // The worker is stopping.
-            let _ = sender.send(read.map_err(|error| catalogue::told(&error)));
+            let _ = sender.send(read);
         })?;
         Ok(receiver)
     }
@@ -333,8 +397,11 @@ impl Task {
         if let Some(kept) = &kept {
             tracing::info!(model = name, tokens = kept.tokens(), "goes on with what it had computed");
         }
-        let weights_bytes = model.decoder.bytes() as u64;
+        let weights_bytes = model.device.as_ref().map_or_else(|| model.decoder.bytes(), |device| device.bytes()) as u64;
         let engine = Engine::start_with(Arc::new(model), Arc::clone(&self.team), &self.config.engine(), kept)?;
+        if engine.model().device.is_some() {
+            self.watch(name, &engine);
+        }
         let backend = Backend::Engine(engine);
         let window = u32::try_from(backend.window()).unwrap_or(u32::MAX);
         // Shutdown ends the pulling, too.
@@ -350,6 +417,22 @@ impl Task {
         Ok((weights_bytes, window))
     }
 
+    /// Hears of the loss of what a model computes on.
+    fn watch(&self, name: &str, engine: &Engine) {
+        let (mut lost, model, messages) = (engine.lost(), name.to_owned(), self.messages.clone());
+        let soft = self.service.runtime.tasks.soft();
+        self.service.runtime.tasks.spawn(async move {
+            // An engine that has ended loses nothing any more.
+            let Some(Ok(reason)) =
+                soft.run_until_cancelled(lost.wait_for(Option::is_some)).await.map(|lost| lost.map(|why| why.clone()))
+            else {
+                return;
+            };
+            // The task has ended, and with it the need for this model.
+            let _ = messages.send(Message::Lost { model, reason: reason.unwrap_or_default() }).await;
+        });
+    }
+
     fn drain(&mut self, model: String, force: bool) {
         // Shutdown is a hurry, too.
         let soft = self.service.runtime.tasks.soft();
@@ -359,7 +442,7 @@ impl Task {
         }
         // On its way already.
         let Some(running) = self.running.remove(&model) else { return };
-        let (service, messages) = (Arc::clone(&self.service), self.messages.clone());
+        let (service, messages, cards) = (Arc::clone(&self.service), self.messages.clone(), Arc::clone(&self.cards));
         let at_most = Duration::from_secs(self.config.drain_s_max);
         self.service.runtime.tasks.spawn(async move {
             let finished = service.finish_waiting(running.backend.name(), at_most);
@@ -375,8 +458,9 @@ impl Task {
                 running.identity.zip(left)
             });
             let left = gone.await.unwrap_or_default();
+            let rooms = rooms(&cards).await;
             // The task has ended, and all memory is given back.
-            let _ = messages.send(Message::Drained { model, left }).await;
+            let _ = messages.send(Message::Drained { model, left, rooms }).await;
         });
     }
 
@@ -387,19 +471,32 @@ impl Task {
             return Err(Error::Twice { name });
         }
         let unusable = |reason| Error::Model { directory: path.clone(), reason };
+        self.registry.know_rooms(rooms(&self.cards).await);
         let change = Change::Load { model: name.clone() };
         let refused = |refusal: rpc::Refusal| Error::Refused { directory: path.clone(), reason: refusal.detail };
         let (_, acts) = self.registry.ask(&change, clock::now()).map_err(refused)?;
         if acts.is_empty() {
             return Ok(());
         }
-        let reading = self.read(&name, &Arc::default()).map_err(Error::Engine)?;
-        let read = reading.await.unwrap_or_else(|_| Err("reading it crashed; see the log".to_owned()));
-        let read = read.map_err(unusable)?;
-        let family = read.model.family;
-        let loaded = self.take_up(&name, *read).map_err(Error::Engine)?;
-        tracing::info!(model = name, tool_calls = ?family, "loaded");
-        self.registry.loaded(&name, &Ok(loaded), clock::now());
+        loop {
+            let reading = self.read(&name, &Arc::default()).map_err(Error::Engine)?;
+            let read = reading.await.unwrap_or_else(|_| Err("reading it crashed; see the log".to_owned()));
+            let loaded = match read {
+                Ok(read) => {
+                    let family = read.model.family;
+                    let taken = self.take_up(&name, *read).map_err(|error| format!("start an engine: {error}"));
+                    taken.inspect(|_| tracing::info!(model = name, tool_calls = ?family, "loaded"))
+                }
+                Err(reason) => Err(reason),
+            };
+            // What was refused on a GPU is read once more, for the CPUs.
+            let again = !self.registry.loaded(&name, &loaded, clock::now()).is_empty();
+            match loaded {
+                Ok(_) => break,
+                Err(reason) if again => tracing::warn!(model = name, reason, "not on a GPU"),
+                Err(reason) => return Err(unusable(reason)),
+            }
+        }
         self.registry.forget_operations();
         Ok(())
     }

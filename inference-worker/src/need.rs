@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::{
     architecture::Architecture,
+    cuda::need::GpuNeed,
     gguf::GgufFile,
     kernels::{
         attention::{BLOCK, HeadShape},
@@ -28,6 +29,8 @@ pub struct Need {
     pub stored_bytes: u64,
     /// Tokens of prompt and answer together, with so much memory for keys and values.
     pub window: usize,
+    /// What it will take on a GPU, where that is of interest and the kernels compute such a model.
+    pub gpu: Option<GpuNeed>,
 }
 
 impl Need {
@@ -36,14 +39,28 @@ impl Need {
     /// # Errors
     /// A file is missing, truncated or of another kind; the error names it.
     pub fn of(path: &Path, cache_bytes_max: usize) -> Result<Self, Error> {
+        Self::with_gpu(path, cache_bytes_max, |_| None)
+    }
+
+    /// The same, with what a model of its shape takes on a GPU.
+    ///
+    /// # Errors
+    /// A file is missing, truncated or of another kind; the error names it.
+    pub fn with_gpu(
+        path: &Path,
+        cache_bytes_max: usize,
+        gpu: impl FnOnce(&Architecture) -> Option<GpuNeed>,
+    ) -> Result<Self, Error> {
         match gguf_in(path)? {
             Some(file) => {
                 let file = GgufFile::open(&file)?;
-                Ok(Self::measure(file.architecture(), &file, cache_bytes_max))
+                let need = Self::measure(file.architecture(), &file, cache_bytes_max);
+                Ok(Self { gpu: gpu(file.architecture()), ..need })
             }
             None => {
                 let architecture = Architecture::read(&path.join("config.json"))?;
-                Ok(Self::measure(&architecture, &SafetensorsFiles::open(path)?, cache_bytes_max))
+                let need = Self::measure(&architecture, &SafetensorsFiles::open(path)?, cache_bytes_max);
+                Ok(Self { gpu: gpu(&architecture), ..need })
             }
         }
     }

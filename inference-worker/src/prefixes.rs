@@ -4,7 +4,7 @@
 //! once is found again, bit for bit.
 
 use crate::{
-    kernels::attention::KvCache,
+    kernels::attention::{HeadShape, KvCache},
     kv::{BLOCK, Blocks},
 };
 
@@ -16,6 +16,12 @@ pub struct Prefixes {
 }
 
 impl Prefixes {
+    /// Nothing: what was computed cannot be kept.
+    pub(crate) fn empty() -> Self {
+        let shape = HeadShape { heads: 1, kv_heads: 1, width: 1 };
+        Self { blocks: Blocks::new(0), cache: KvCache::new(0, 1, shape) }
+    }
+
     /// What was kept, if it has the shape of `cache`; otherwise that empty cache with so many blocks.
     pub(crate) fn or_empty(kept: Option<Self>, cache: KvCache, blocks: usize) -> Self {
         let kept = kept.filter(|kept| kept.cache.is_like(&cache) && kept.blocks.total() == blocks);
@@ -52,7 +58,6 @@ impl Prefixes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::attention::HeadShape;
     use crate::kv::chain;
 
     /// Eight blocks, of which the first `full` are written, published and free again.

@@ -6,10 +6,12 @@ use runtime::bus::Delivery;
 use schemas::InferenceJob;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::{
     backend::Backend,
     service::{RETRY_AFTER, Service},
+    traced,
 };
 
 impl Service {
@@ -86,11 +88,13 @@ impl Service {
 
     fn take(self: &Arc<Self>, backend: &Backend, slot: OwnedSemaphorePermit, delivery: Delivery<InferenceJob>) {
         let (this, backend) = (Arc::clone(self), backend.clone());
-        self.runtime.tasks.spawn(async move {
+        let within = traced::within(&delivery.job);
+        let work = async move {
             this.carry_out(&backend, delivery).await;
             drop(backend);
             drop(slot);
-        });
+        };
+        self.runtime.tasks.spawn(work.instrument(within));
     }
 }
 

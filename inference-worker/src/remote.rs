@@ -165,10 +165,16 @@ impl Remote {
         let (tell, events) = mpsc::unbounded_channel();
         let silence = self.inner.config.silence_timeout();
         let asked = Asked { others: request.sampling.logprobs, prompt_bytes, at, silence };
-        let this = self.clone();
+        let (this, one_call) = (self.clone(), request.one_call);
         let follow = async move {
             let end = match stream::follow(body, &asked, &tell).await {
-                End::Whole(outcome) => Event::Finished(outcome),
+                End::Whole(mut outcome) => {
+                    // Not every server heeds what it was asked.
+                    if one_call {
+                        outcome.keep_one_call();
+                    }
+                    Event::Finished(outcome)
+                }
                 End::Broken(Broken::Failed(why)) => Event::Failed(this.inner.http.redacted(&why)),
                 End::Broken(Broken::Refused(why)) => Event::Refused(this.inner.http.redacted(&why)),
                 End::Cut(why) => {

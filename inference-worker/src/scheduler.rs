@@ -5,6 +5,10 @@
 //! earlier. When blocks run out the last in this order, the youngest of the lowest priority, gives its own back and starts
 //! over later (its blocks often still hold their content, then it starts over for free). The first is never the victim
 //! while another exists, and `add` refuses what could not run alone, so everything finishes.
+//!
+//! A step may be planned before the tokens of the one before it are known: `promise` puts `PROMISED` in the place of a
+//! token, which `complete` fills. At most one token of a sequence is promised when a step is planned. A block is findable
+//! from when all its tokens are known; a sequence that has given its last token and was promised none has no work.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +21,9 @@ use crate::{
 
 /// Names a sequence within one scheduler.
 pub type SequenceId = u64;
+
+/// Stands for a token that a step under way will yield.
+pub const PROMISED: u32 = u32::MAX;
 
 /// The bounds of a step.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +41,7 @@ pub struct Chunk {
     pub sequence: SequenceId,
     /// Position of the first token.
     pub start: usize,
-    /// The tokens to compute.
+    /// The tokens to compute; the last may be [`PROMISED`].
     pub tokens: Vec<u32>,
     /// The blocks of all positions up to the last of these.
     pub blocks: Vec<u32>,
@@ -60,6 +67,8 @@ pub struct Scheduler {
 struct Sequence {
     place: Place,
     tokens: Vec<u32>,
+    /// The last of these are not known yet.
+    promised: usize,
     /// Tokens whose keys and values were there when it was first admitted.
     found: usize,
     /// Tokens whose keys and values are stored.
@@ -90,7 +99,8 @@ impl Scheduler {
     pub fn add(&mut self, id: SequenceId, tenant: u64, priority: Priority, tokens: Vec<u32>) {
         assert!(!tokens.is_empty() && tokens.len() <= self.capacity(), "the engine checks lengths before it adds");
         let place = Place { tenant, priority, arrived: self.added, ran: false };
-        let sequence = Sequence { place, tokens, found: 0, computed: 0, blocks: Vec::new(), hashes: Vec::new() };
+        let (blocks, hashes) = (Vec::new(), Vec::new());
+        let sequence = Sequence { place, tokens, promised: 0, found: 0, computed: 0, blocks, hashes };
         assert!(self.sequences.insert(id, sequence).is_none(), "sequence ids are used once");
         self.added += 1;
         self.waiting.insert(id, place);
@@ -141,6 +151,10 @@ impl Scheduler {
                 let id = self.running[index];
                 index += 1;
                 let left = self.sequences[&id].left();
+                // Its last token is still to come.
+                if left == 0 {
+                    continue;
+                }
                 if (left == 1) != decoding || step.iter().any(|chunk: &Chunk| chunk.sequence == id) {
                     continue;
                 }
@@ -170,11 +184,34 @@ impl Scheduler {
         step
     }
 
-    /// Records that a chunk was computed, and the token it yielded.
-    pub fn complete(&mut self, id: SequenceId, next: Option<u32>) {
+    /// Says that a chunk of a step under way will yield a token, so that the step behind it may already use it.
+    pub fn promise(&mut self, id: SequenceId) {
         if let Some(sequence) = self.sequences.get_mut(&id) {
-            sequence.tokens.extend(next);
+            sequence.tokens.push(PROMISED);
+            sequence.promised += 1;
         }
+    }
+
+    /// Records that a chunk was computed, and the token it yielded: the one that was promised first, or another.
+    pub fn complete(&mut self, id: SequenceId, next: Option<u32>) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let Some(token) = next else { return };
+        if sequence.promised == 0 {
+            sequence.tokens.push(token);
+            return;
+        }
+        let place = sequence.tokens.len() - sequence.promised;
+        sequence.tokens[place] = token;
+        sequence.promised -= 1;
+        sequence.publish(&mut self.blocks);
+    }
+
+    /// Takes all promises back: what follows the last known token is computed again, in a later step.
+    pub fn retract(&mut self, id: SequenceId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        sequence.tokens.truncate(sequence.tokens.len() - sequence.promised);
+        sequence.promised = 0;
+        sequence.computed = sequence.computed.min(sequence.tokens.len() - 1);
     }
 
     /// Forgets a sequence, finished or not, and frees what it held.
@@ -216,11 +253,7 @@ impl Scheduler {
             sequence.blocks.push(self.blocks.take().expect("free blocks were just counted"));
         }
         let start = std::mem::replace(&mut sequence.computed, end);
-        for block in sequence.hashes.len()..end / BLOCK {
-            let hash = chain(sequence.hashes.last(), &sequence.tokens[block * BLOCK..][..BLOCK]);
-            self.blocks.publish(sequence.blocks[block], hash);
-            sequence.hashes.push(hash);
-        }
+        sequence.publish(&mut self.blocks);
         Some(Chunk {
             sequence: id,
             start,
@@ -263,5 +296,15 @@ impl Scheduler {
 impl Sequence {
     fn left(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Makes the full blocks findable whose tokens are all known.
+    fn publish(&mut self, blocks: &mut Blocks) {
+        let known = self.computed.min(self.tokens.len() - self.promised);
+        for block in self.hashes.len()..known / BLOCK {
+            let hash = chain(self.hashes.last(), &self.tokens[block * BLOCK..][..BLOCK]);
+            blocks.publish(self.blocks[block], hash);
+            self.hashes.push(hash);
+        }
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     embed::Embedder,
     embeddings::Embeddings,
     gpus,
+    metrics::Metrics,
     models::{Announced, Models, Unfinished, catalogue::told},
     remote,
     results::Results,
@@ -89,6 +90,7 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
         id: format!("inference-{}", clock::process_token()),
         runtime: runtime.clone(),
         results: Arc::new(Results::new(runtime.clone(), config.cache_results())?),
+        metrics: Metrics::new(&runtime.metrics)?,
         held: Mutex::default(),
         unfinished: Unfinished::default(),
     });
@@ -131,6 +133,7 @@ pub(crate) struct Service {
     pub(crate) runtime: Runtime,
     /// Answers that would come out the same again.
     pub(crate) results: Arc<Results>,
+    pub(crate) metrics: Metrics,
     /// What is being worked on, and how to stop it.
     pub(crate) held: Mutex<BTreeMap<(ExecutionId, EffectId), (u32, CancellationToken)>>,
     /// Executions that will ask a model again.

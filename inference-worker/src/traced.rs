@@ -1,15 +1,24 @@
-//! The span of one inference, by OpenTelemetry's conventions for generative AI.
+//! The span of one inference, by OpenTelemetry's conventions for generative AI, and its lines in the log.
 
+use runtime::lines;
 use runtime::spans::{self, Span, SpanKind};
 use schemas::fact::FactBody;
 use schemas::trace::{Context, span_of};
 use schemas::wire::Nanos;
 use schemas::{FinishReason, InferenceJob};
 
+/// What is done within it is logged as a part of the job.
+pub(crate) fn within(job: &InferenceJob) -> tracing::Span {
+    lines::within(Context::read(&job.trace).map(|context| context.with_span(id(job))), Some(job.exec))
+}
+
+fn id(job: &InferenceJob) -> [u8; 8] {
+    span_of(job.exec, &format!("{}/{}", job.effect, job.attempt))
+}
+
 /// Records what became of a job.
 pub(crate) fn record(job: &InferenceJob, worker: &str, from: Nanos, to: Nanos, body: &FactBody) {
     let Some(context) = Context::read(&job.trace).filter(|_| spans::exports()) else { return };
-    let id = span_of(job.exec, &format!("{}/{}", job.effect, job.attempt));
     let milliseconds = |from: Nanos, to: Nanos| (to - from).max(0) as f64 / 1e6;
     let mut attributes = vec![
         ("gen_ai.operation.name", "chat".into()),
@@ -39,7 +48,7 @@ pub(crate) fn record(job: &InferenceJob, worker: &str, from: Nanos, to: Nanos, b
     spans::record(Span {
         name: "inference".into(),
         kind: SpanKind::Consumer,
-        context: context.with_span(id),
+        context: context.with_span(id(job)),
         parent: Some(context.span),
         from,
         to,

@@ -8,7 +8,7 @@ use std::{
 
 use inference_worker::{
     answer::FinishReason,
-    constraint::Grammars,
+    constraint::{CALLS_MAX, Grammars},
     engine::{Engine, EngineConfig, Event, Outcome, Request},
     kernels::team::Team,
     kv::BLOCK,
@@ -132,6 +132,31 @@ fn a_call_ends_as_a_valid_call() {
             assert_eq!(value.is_i64(), kind == "integer", "{text}: {call:?}");
         }
     }
+}
+
+#[test]
+fn an_answer_with_one_call_at_most_ends_behind_it() {
+    let asked = |text: &str, one_call| {
+        let system = json!({"role": "system", "content": "You are Vlinder, a code assistant."});
+        let messages = vec![system, json!({"role": "user", "content": text})];
+        Request { messages, tools: tools(), one_call, ..Request::default() }
+    };
+    let texts = ["Find TokenReader and Liveness.", "Where are TokenReader and Liveness defined?"];
+    let both = texts.map(|text| (text, run(asked(text, false)).unwrap().1));
+    let (text, both) = both.into_iter().find(|(_, both)| both.tool_calls.len() == 2).expect("the model calls twice");
+    let (_, one) = run(asked(text, true)).unwrap();
+    assert_eq!((&one.tool_calls[..], one.reason), (&both.tool_calls[..1], FinishReason::ToolCalls));
+    assert!(one.completion_tokens < both.completion_tokens && one.malformed.is_empty(), "{one:?}");
+    // What an earlier attempt has produced ends it as well.
+    let produced = both.ids.clone();
+    let (more, again) = run(Request { produced, ..asked(text, true) }).unwrap();
+    assert!(more.is_empty(), "{more:?}");
+    assert_eq!(again.tool_calls, one.tool_calls);
+    let (_, bound) = run(Request { tool_choice: Some(ToolChoice::Required), ..asked(text, true) }).unwrap();
+    assert_eq!((bound.tool_calls, bound.reason), (one.tool_calls, FinishReason::ToolCalls));
+    // Where there is no call there is nothing to end.
+    let (_, said) = run(asked("hello", true)).unwrap();
+    assert_eq!((said.reason, said.tool_calls.len()), (FinishReason::Stop, 0), "{said:?}");
 }
 
 #[test]
@@ -402,10 +427,17 @@ fn a_conversation_beyond_the_window_is_cut_only_if_asked() {
 }
 
 /// Draws among what is allowed, as a model without any sense would, and reads what came.
-fn drawn(grammars: &Grammars, family: Family, choice: Option<&ToolChoice>, begun: &str, seed: u64) -> Vec<Part> {
+fn drawn(
+    grammars: &Grammars,
+    family: Family,
+    choice: Option<&ToolChoice>,
+    calls_max: usize,
+    begun: &str,
+    seed: u64,
+) -> Vec<Part> {
     let model = ENGINE.model();
     let specs: Vec<ToolSpec> = tools().into_iter().map(|tool| serde_json::from_value(tool).unwrap()).collect();
-    let mut constraint = grammars.constrain(&specs, choice, None).unwrap();
+    let mut constraint = grammars.constrain(&specs, choice, None, calls_max).unwrap();
     let mut parser = Parser::new(Some(family));
     let mut parts = parser.push(begun);
     if choice.is_none() {
@@ -452,9 +484,14 @@ fn each_family_is_bound_to_calls_that_its_parser_reads() {
         let vocabulary = model.decoder.architecture().vocabulary;
         let grammars = Grammars::new(&model.tokenizer, vocabulary, &model.end_tokens, family).unwrap();
         for seed in 0..5 {
-            for (choice, begun) in [(None, begun), (Some(&ToolChoice::Required), "")] {
-                let parts = drawn(&grammars, family, choice, begun, seed);
-                assert!(!parts.is_empty(), "{family:?}");
+            for (choice, begun, calls_max) in [
+                (None, begun, CALLS_MAX),
+                (None, begun, 1),
+                (Some(&ToolChoice::Required), "", CALLS_MAX),
+                (Some(&ToolChoice::Required), "", 1),
+            ] {
+                let parts = drawn(&grammars, family, choice, calls_max, begun, seed);
+                assert!((1..=calls_max).contains(&parts.len()), "{family:?}: {parts:?}");
                 for part in &parts {
                     let Part::Call(call) = part else { panic!("{family:?}: {part:?}") };
                     assert!(["read_file", "search_code"].contains(&call.name.as_str()), "{call:?}");

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use inference_worker::{
     kv::{BLOCK, Blocks, chain},
-    scheduler::{Limits, Scheduler},
+    scheduler::{Limits, PROMISED, Scheduler},
     waiting::OVERTAKEN_MAX,
 };
 use proptest::prelude::*;
@@ -106,6 +106,91 @@ proptest! {
                 let load = &loads[chunk.sequence as usize];
                 if tokens.len() == load.prompt + load.answer {
                     scheduler.remove(chunk.sequence);
+                }
+            }
+            steps += 1;
+            prop_assert!(steps < 20_000, "everything finishes");
+        }
+        prop_assert_eq!(scheduler.blocks().free(), blocks);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// As an engine does whose device picks the tokens: each step is planned before those of the one before it are known, and
+    /// now and then a token turns out to have been drawn too early.
+    #[test]
+    fn planned_one_step_ahead_everything_sees_its_own_past_and_finishes(
+        loads in prop::collection::vec(load(), 1..16),
+        step_tokens in 1..70_usize,
+        running in 1..8_usize,
+        blocks in 7..24_usize,
+        thrown_away in 2..9_usize,
+    ) {
+        let mut scheduler = Scheduler::new(Limits { step_tokens, running }, blocks);
+        let mut contents: BTreeMap<(u32, usize), Vec<u32>> = BTreeMap::new();
+        // All tokens of each, those with them that only the device knows; and how often some were thrown away.
+        let mut tokens: BTreeMap<u64, (Vec<u32>, usize)> = BTreeMap::new();
+        for (id, load) in loads.iter().enumerate() {
+            let prompt: Vec<u32> = (0..load.prompt as u32).map(|at| at * 3 + load.family * u32::from(at > 20)).collect();
+            tokens.insert(id as u64, (prompt, 0));
+        }
+        let last = loads.iter().map(|load| load.comes_at).max().unwrap_or(0);
+        let mut under_way: Option<Vec<(u64, usize, usize)>> = None;
+        let (mut steps, mut picked) = (0, 0_usize);
+        while steps <= last || !scheduler.is_idle() || under_way.is_some() {
+            for (id, load) in loads.iter().enumerate() {
+                if load.comes_at == steps {
+                    scheduler.add(id as u64, load.tenant, load.priority, tokens[&(id as u64)].0.clone());
+                }
+                if load.cancelled_at == Some(steps) {
+                    scheduler.remove(id as u64);
+                }
+            }
+            let step = scheduler.schedule();
+            prop_assert!(!step.is_empty() || under_way.is_some() || scheduler.is_idle(), "a step computes something");
+            for chunk in &step {
+                let all = &tokens[&chunk.sequence].0;
+                for (offset, token) in chunk.tokens.iter().enumerate() {
+                    let position = chunk.start + offset;
+                    prop_assert!(*token == PROMISED || *token == all[position]);
+                    contents.insert((chunk.blocks[position / BLOCK], position % BLOCK), all[..=position].to_vec());
+                }
+            }
+            for chunk in &step {
+                let end = chunk.start + chunk.tokens.len();
+                for position in 0..end {
+                    let slot = (chunk.blocks[position / BLOCK], position % BLOCK);
+                    prop_assert_eq!(&contents[&slot], &tokens[&chunk.sequence].0[..=position].to_vec());
+                }
+            }
+            let mut newer = Vec::new();
+            for chunk in step.iter().filter(|chunk| chunk.yields) {
+                let (all, thrown) = tokens.get_mut(&chunk.sequence).unwrap();
+                picked += 1;
+                all.push(picked as u32 * 5 % 97);
+                newer.push((chunk.sequence, all.len() - 1, *thrown));
+                let load = &loads[chunk.sequence as usize];
+                if all.len() < load.prompt + load.answer {
+                    scheduler.promise(chunk.sequence);
+                }
+            }
+            let older = std::mem::replace(&mut under_way, (!step.is_empty()).then_some(newer));
+            for (id, place, thrown_before) in older.into_iter().flatten() {
+                let (all, thrown) = tokens.get_mut(&id).unwrap();
+                if *thrown != thrown_before {
+                    continue;
+                }
+                scheduler.complete(id, Some(all[place]));
+                let load = &loads[id as usize];
+                if place + 1 == load.prompt + load.answer {
+                    scheduler.remove(id);
+                } else if place % thrown_away == 1 {
+                    // What follows is drawn again, and comes out otherwise.
+                    all.truncate(place + 1);
+                    *thrown += 1;
+                    scheduler.retract(id);
                 }
             }
             steps += 1;

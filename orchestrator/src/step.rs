@@ -15,6 +15,7 @@ use runtime::{bus, clock};
 use schemas::fact::TimerFired;
 use schemas::wire::Nanos;
 use schemas::{Event, ExecutionId, Fact, FactBody, stream};
+use tracing::Instrument as _;
 
 use crate::carry_out::{Hands, Open, Owned};
 use crate::completion::Asking;
@@ -80,7 +81,13 @@ pub(crate) struct Kept {
 
 /// Does what there is to do. Returns the execution, or none when it must be read anew from the log: then all of it
 /// was put back.
-pub(crate) async fn step(hands: Hands, mut owned: Box<Owned>, todo: Todo) -> (ExecutionId, Option<Box<Owned>>) {
+pub(crate) async fn step(hands: Hands, owned: Box<Owned>, todo: Todo) -> (ExecutionId, Option<Box<Owned>>) {
+    let within = traced::within(&owned.history.execution, owned.history.exec);
+    one(hands, owned, todo).instrument(within).await
+}
+
+/// The same, logged as a part of the execution.
+async fn one(hands: Hands, mut owned: Box<Owned>, todo: Todo) -> (ExecutionId, Option<Box<Owned>>) {
     let exec = owned.history.exec;
     match advance(&hands, &mut owned, &todo).await {
         Ok(()) => {
@@ -112,7 +119,11 @@ pub(crate) async fn let_go(owned: Owned) {
 }
 
 async fn advance(hands: &Hands, owned: &mut Owned, todo: &Todo) -> Result<(), bus::Error> {
+    let known = owned.history.execution.request.is_some();
     take_in(hands, owned, todo).await?;
+    if !known {
+        traced::note(&owned.history.execution);
+    }
     if todo.woken {
         fire(hands, owned).await;
     }
@@ -198,6 +209,7 @@ async fn commit(hands: &Hands, owned: &mut Owned) -> Result<(), bus::Error> {
         match hands.runtime.bus.commit(&record, owned.history.sequence).await? {
             Commit::Done(sequence) => {
                 hands.metrics.decisions.inc();
+                tracing::debug!(sequence, events = ?Names(&record.events), "decided");
                 owned.history.commit(&record, sequence);
                 if record.events.iter().any(Event::is_terminal) {
                     traced::record(&owned.history.execution, record.at);
@@ -210,6 +222,15 @@ async fn commit(hands: &Hands, owned: &mut Owned) -> Result<(), bus::Error> {
         }
     }
     Ok(())
+}
+
+/// Events as a line of the log names them.
+struct Names<'a>(&'a [Event]);
+
+impl std::fmt::Debug for Names<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(Event::name)).finish()
+    }
 }
 
 /// Whether its submission will do for finding it.

@@ -1,13 +1,34 @@
 //! The spans of an execution, recorded when it has ended: `run_agent` (or `run_chat`, `run_tool`, `run_index`), and in an
-//! agent's the `tool_calling_loop`, below which its workers record theirs.
+//! agent's the `tool_calling_loop`, below which its workers record theirs. What is logged of it meanwhile says so.
 
+use runtime::lines;
 use runtime::spans::{self, Span, SpanKind};
+use schemas::ExecutionId;
 use schemas::fact::{Kind, Outcome};
 use schemas::trace::{Context, span_of};
 use schemas::wire::Nanos;
 
 use crate::execution::Execution;
 use crate::work::{LOOP, whole};
+
+/// What is done within it is logged as a part of the execution.
+pub(crate) fn within(execution: &Execution, exec: ExecutionId) -> tracing::Span {
+    lines::within(place(execution), Some(exec))
+}
+
+/// Notes where the execution stands, which may have been unknown before its request was read.
+pub(crate) fn note(execution: &Execution) {
+    if let Some(context) = place(execution) {
+        lines::place(&tracing::Span::current(), context);
+    }
+}
+
+/// The execution's own span; none outside any trace.
+fn place(execution: &Execution) -> Option<Context> {
+    let (context, exec) = (Context::read(&execution.trace)?, execution.exec?);
+    let kind = execution.request.as_ref().map(|request| request.kind);
+    Some(kind.map_or(context, |kind| context.with_span(span_of(exec, whole(kind)))))
+}
 
 /// Records what an execution was that ended at this time.
 pub(crate) fn record(execution: &Execution, at: Nanos) {

@@ -92,6 +92,9 @@ pub struct ChatRequest {
     /// `"auto"`, `"none"`, `"required"`, or `{"type": "function", "function": {"name": …}}`.
     #[serde(default)]
     pub tool_choice: Option<Value>,
+    /// False: the answer has one call at most.
+    #[serde(default)]
+    pub parallel_tool_calls: Option<bool>,
     /// Answers, 1 to 16; the conversation goes on with the first.
     #[serde(default)]
     #[schema(value_type = Option<u64>)]

@@ -197,6 +197,9 @@ pub struct Sampling {
     /// Whether tools may or must be called; the model chooses when missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_choice: Option<ToolChoice>,
+    /// False: an answer has one call at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallel_tool_calls: Option<bool>,
     /// Answers to the one prompt, 1 to [`ANSWERS_MAX`]; one when missing. Answer `i`, from 0, draws with `seed + i`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<u32>,

@@ -359,7 +359,7 @@ pub struct Parent {
 }
 
 /// The rules of an agent type that are no limits.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
     /// Tools that a person must allow, call by call.
@@ -396,7 +396,7 @@ fn is_zero_ms(number: &u64) -> bool {
 }
 
 /// When the children of one turn are joined. Those still running are cancelled then.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Join {
     /// When every one has ended.
@@ -417,7 +417,7 @@ impl Join {
 }
 
 /// What happens when a limit is reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AtLimit {
     /// The execution ends.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::api::Problem;
 use crate::chat::Usage;
@@ -275,10 +276,11 @@ pub struct Symbol {
 
 /// An agent type: data, not code. Stored in the KV bucket `vl_config`, see [`crate::agent`]; the manifests in the
 /// directory of agent types have the same fields.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentType {
-    /// Its name, a subject token.
+    /// Its name, a subject token; where the path of a request says it, a body may leave it out.
+    #[schema(required = false)]
     pub name: String,
     /// What it is for, one sentence.
     pub description: String,

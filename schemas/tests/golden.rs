@@ -239,6 +239,7 @@ fn facts() {
                 top_logprobs: Some(1),
                 response_format: Some(ResponseFormat::JsonSchema { schema: json!({"type": "object"}) }),
                 tool_choice: Some(ToolChoice::Function { name: "search_code".into() }),
+                parallel_tool_calls: Some(false),
                 n: Some(2),
             },
             limits: limits(),

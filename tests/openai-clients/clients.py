@@ -135,6 +135,28 @@ def tools(client):
     assert back.choices[0].message.content is not None
 
 
+def one_at_a_time(client):
+    def of(name, *fields):
+        schema = {"type": "object", "properties": {field: {"type": "string"} for field in fields}, "required": [fields[0]]}
+        return {"type": "function", "function": {"name": name, "description": "", "parameters": schema}}
+
+    # The tools that the model knows, and a question that it asks two of at once.
+    asked = {"model": MODEL, "tools": [of("search_code", "query", "path"), of("read_file", "path")]}
+    for question in ("Find TokenReader and Liveness.", "Where are TokenReader and Liveness defined?"):
+        asked["messages"] = [{"role": "user", "content": question}]
+        both = client.chat.completions.create(**asked).choices[0].message.tool_calls
+        if both and len(both) == 2:
+            break
+    assert len(both) == 2, "the model calls twice where it may"
+    for choice in ("auto", "required"):
+        one = client.chat.completions.create(**asked, tool_choice=choice, parallel_tool_calls=False).choices[0]
+        (call,) = one.message.tool_calls
+        assert one.finish_reason == "tool_calls" and call.function == both[0].function, one
+    streamed = client.chat.completions.create(**asked, parallel_tool_calls=False, stream=True)
+    calls = [call for chunk in streamed for choice in chunk.choices for call in choice.delta.tool_calls or []]
+    assert [call.function.arguments for call in calls] == [both[0].function.arguments], calls
+
+
 def structured(client):
     parsed = client.chat.completions.parse(model=MODEL, messages=HELLO, response_format=Verdict)
     assert isinstance(parsed.choices[0].message.parsed, Verdict)
@@ -218,7 +240,9 @@ def langchain():
 
 def main():
     client = openai.OpenAI(base_url=BASE, api_key=KEY, max_retries=0, timeout=60)
-    of_client = (models, completion, streamed, sampling, logprobs, tools, structured, embeddings, refusals)
+    of_client = (
+        models, completion, streamed, sampling, logprobs, tools, one_at_a_time, structured, embeddings, refusals,
+    )  # fmt: skip
     for check in of_client:
         check(client)
         print(f"openai: {check.__name__}", flush=True)

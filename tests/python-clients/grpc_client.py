@@ -126,6 +126,23 @@ def wrong():
     assert error.code() == grpc.StatusCode.NOT_FOUND and "coder" in info.metadata["next_step"], info
 
 
+def keys():
+    # Drawn, so that two executions would differ.
+    request = pb.ChatRequest(messages=[user("hello")], temperature=1.5, max_tokens=24, answer_only=True)
+    keyed = (*ours, ("idempotency-key", "grpc"))
+    answers, calls = [], []
+    for _ in range(2):
+        call = service.Chat(request, metadata=keyed, timeout=PATIENCE)
+        answers += [event.done for event in call]
+        calls.append(dict(call.initial_metadata()))
+    assert answers[0] == answers[1] and execution(call) == answers[0].execution_id, answers
+    assert [call.get("idempotent-replayed") for call in calls] == [None, "true"], calls
+    request.max_tokens = 25
+    error, info = failure(lambda: service.Chat(request, metadata=keyed, timeout=PATIENCE))
+    assert (error.code(), info.reason) == (grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_KEY_REUSED"), error
+    assert info.metadata["execution_id"] == answers[0].execution_id, info
+
+
 def deadline():
     request = pb.ChatRequest(messages=[user("say more " * 40)], max_tokens=100_000)
     request.cache = False
@@ -192,6 +209,7 @@ chat()
 agent()
 tool()
 wrong()
+keys()
 deadline()
 cancellation()
 reflection()

@@ -7,6 +7,7 @@ mod llama_server;
 pub mod otlp;
 mod postgres;
 mod program;
+mod prometheus_server;
 mod python;
 mod redis;
 
@@ -15,6 +16,7 @@ pub use deployed::{Deployed, PLACES};
 pub use llama_server::LlamaServer;
 pub use postgres::Postgres;
 pub use program::{Ended, Up, nats_server, processes_about, run, secret_of};
+pub use prometheus_server::PrometheusServer;
 pub use python::python;
 pub use redis::Redis;
 
@@ -65,6 +67,8 @@ pub struct System {
     /// Where NATS runs as it is deployed: each role is its own user, with the least that it needs.
     pub deployed: Option<Deployed>,
     roles: Vec<(String, Child)>,
+    /// Where each role serves its figures, if the configuration says that it does, in the order of their start.
+    pub metrics: Vec<(String, String)>,
     /// Where the gateway listens.
     pub http: String,
     /// The same for gRPC.
@@ -194,6 +198,7 @@ impl System {
             config: None,
             deployed: None,
             roles: Vec::new(),
+            metrics: Vec::new(),
             http: String::new(),
             grpc: String::new(),
             client: reqwest::Client::new(),
@@ -353,6 +358,9 @@ impl System {
         if let Some(http) = ready["http"].as_str() {
             http.clone_into(&mut self.http);
             ready["grpc"].as_str().unwrap_or_default().clone_into(&mut self.grpc);
+        }
+        if let Some(metrics) = ready["metrics"].as_str() {
+            self.metrics.push((role.to_owned(), metrics.to_owned()));
         }
         self.roles.push((role.to_owned(), child));
         Ok(())

@@ -15,6 +15,7 @@ use schemas::rpc::{self, Analyse, FindWorkspace, Outline, Refusal, Reply};
 use schemas::{ToolJob, stream, subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::calls::Calls;
 use crate::commands;
@@ -163,7 +164,10 @@ async fn take_jobs(shell: Arc<Shell>, tasks: Tasks, mut queue: JobQueue<ToolJob>
             next = queue.next() => next,
         };
         match next {
-            Ok(Some(delivery)) => tasks.spawn(carry_out(shell.clone(), delivery, slot)),
+            Ok(Some(delivery)) => {
+                let within = traced::within(&delivery.job);
+                tasks.spawn(carry_out(shell.clone(), delivery, slot).instrument(within));
+            }
             Ok(None) => {}
             Err(error) => {
                 tracing::warn!(%error, "the tool queue broke; opening it again");
@@ -211,6 +215,7 @@ async fn carry_out(shell: Arc<Shell>, delivery: Delivery<ToolJob>, _slot: OwnedS
     };
     let fact = fact(&shell.id, job, ended);
     traced::record(job, &shell.id, taken_at, &fact);
+    tracing::debug!(tool = job.tool, effect = %job.effect, outcome = fact.body.name(), "a tool call has ended");
     // Publish before ack: a crash in between repeats the call, and the log stores its result once.
     let verdict = match shell.bus.append_fact(&fact).await {
         Ok(_) => delivery.done().await,

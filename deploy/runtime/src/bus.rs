@@ -13,6 +13,7 @@ mod provision;
 mod pull;
 mod question;
 mod queues;
+mod server;
 mod token;
 
 pub use dead_letters::{KeptLetter, LetterError};
@@ -22,6 +23,7 @@ pub use log::{Appended, Commit, FactDelivery, Facts, Kind, Live, Stored};
 pub use objects::ObjectError;
 pub use provision::provision;
 pub use queues::{ConsumerState, StreamState};
+pub use server::{ServerClock, ServerState};
 pub use token::TokenReader;
 
 /// A key-value bucket, opened.

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`config`] | layers of configuration, with the origin of each value |
 //! | [`telemetry`] | logs, and where traces go |
+//! | [`lines`] | to which trace and execution a log line belongs |
 //! | [`spans`] | spans of traces, recorded when their work is done |
 //! | [`bus`] | the log, job queues, tokens, buckets and questions over NATS |
 //! | [`cache`] | results that processes share, in Redis or in buckets, and who works on which |
@@ -18,6 +19,7 @@ pub mod bus;
 pub mod cache;
 pub mod clock;
 pub mod config;
+pub mod lines;
 pub mod manifests;
 pub mod probe;
 pub mod spans;

@@ -1,14 +1,20 @@
 //! Logs and traces, set up once. Logs go to stderr, so that stdout stays for answers.
 
+use std::io::IsTerminal as _;
+
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use serde::{Deserialize, Serialize};
+use tracing::Subscriber;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::spans;
+use crate::{lines, spans};
 
 /// Section `telemetry`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -71,19 +77,30 @@ impl Drop for Guard {
 /// # Errors
 /// When a setting is wrong.
 pub fn start(config: &Config, service: &str) -> Result<Guard, Error> {
-    let filter = EnvFilter::try_new(&config.log)?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let lines = match config.format {
-        Format::Pretty => lines.with_target(false).compact().boxed(),
-        Format::Json => lines.json().boxed(),
-    };
+    let lines = lines(config, std::io::stderr, std::io::stderr().is_terminal())?;
     let provider = config.otlp_endpoint.as_deref().map(|endpoint| provider(endpoint, service)).transpose()?;
     if let Some(provider) = &provider {
         spans::export_to(provider);
     }
     // A second call (tests start many services in one process) keeps the first set-up.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+    let _ = tracing_subscriber::registry().with(lines).try_init();
     Ok(Guard(provider))
+}
+
+/// What writes log lines, to a terminal in colour.
+pub(crate) fn lines<S, W>(config: &Config, writer: W, colour: bool) -> Result<impl Layer<S> + use<S, W>, Error>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let within = format!("{}=error", lines::TARGET).parse()?;
+    let filter = EnvFilter::try_new(&config.log)?.add_directive(within);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colour);
+    let layer = match config.format {
+        Format::Pretty => layer.with_target(false).compact().boxed(),
+        Format::Json => layer.fmt_fields(JsonFields::new()).event_format(lines::Json).boxed(),
+    };
+    Ok(layer.with_filter(filter))
 }
 
 fn provider(endpoint: &str, service: &str) -> Result<SdkTracerProvider, Error> {

@@ -9,7 +9,7 @@ use runtime::clock;
 use schemas::ExecutionId;
 use schemas::fact::ExecutionSubmitted;
 use schemas::wire::Nanos;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status};
 
 use super::answers::{self, Told};
@@ -17,6 +17,7 @@ use super::deadline::Deadline;
 use super::proto::inference_service_server::{InferenceService, SERVICE_NAME};
 use super::{proto, requests as read};
 use crate::follow::Follow;
+use crate::idempotency;
 use crate::models;
 use crate::problem::Failure;
 use crate::requests::{self, Arrival, Begun};
@@ -37,7 +38,7 @@ impl InferenceService for Calls {
 
     async fn chat(&self, request: Request<proto::ChatRequest>) -> Result<Response<Self::ChatStream>, Status> {
         self.counted("Chat", async {
-            let (arrival, deadline, request) = taken("Chat", request);
+            let (arrival, deadline, request) = taken("Chat", request)?;
             let request = read::chat(request)?;
             let stream = request.stream;
             let submitted = requests::chat_submission(&self.gateway, request, None).await?;
@@ -51,7 +52,7 @@ impl InferenceService for Calls {
 
     async fn run_agent(&self, request: Request<proto::AgentRequest>) -> Result<Response<Self::RunAgentStream>, Status> {
         self.counted("RunAgent", async {
-            let (arrival, deadline, request) = taken("RunAgent", request);
+            let (arrival, deadline, request) = taken("RunAgent", request)?;
             let request = read::agent(request)?;
             let stream = request.stream;
             let submitted = requests::agent_submission(&self.gateway, request).await?;
@@ -63,7 +64,7 @@ impl InferenceService for Calls {
 
     async fn execute_tool(&self, request: Request<proto::ToolRequest>) -> Result<Response<proto::ToolAnswer>, Status> {
         self.counted("ExecuteTool", async {
-            let (arrival, deadline, request) = taken("ExecuteTool", request);
+            let (arrival, deadline, request) = taken("ExecuteTool", request)?;
             let submitted = requests::tool_submission(&self.gateway, read::tool(request)?).await?;
             let mut begun = self.begin(&arrival, deadline, submitted, false).await?;
             let (within, client) = deadline.wait(Some(begun.deadline));
@@ -75,7 +76,7 @@ impl InferenceService for Calls {
             }
             begun.disarm();
             let answer = begun.follow.execution.tool_answer(begun.exec)?;
-            Ok(named(begun.exec, answers::tool_answer(answer)))
+            Ok(named(begun.exec, begun.again, answers::tool_answer(answer)))
         })
         .await
     }
@@ -84,7 +85,7 @@ impl InferenceService for Calls {
 
     async fn follow(&self, request: Request<proto::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
         self.counted("Follow", async {
-            let (_, deadline, request) = taken("Follow", request);
+            let (_, deadline, request) = taken("Follow", request)?;
             let exec = service::parse(&request.execution_id)?;
             service::read(&self.gateway, exec).await?;
             let seen = request.last_event_id.as_deref().map(service::position).transpose()?;
@@ -93,8 +94,8 @@ impl InferenceService for Calls {
             let gateway = Arc::clone(&self.gateway);
             let end = follow.execution.deadline();
             let streamed =
-                Streamed { exec, follow, cancel: None, first_token: None, gateway, _permit: None, _traced: None };
-            Ok(named(exec, told(Watched { streamed, deadline, end }, answers::agent)))
+                Streamed { exec, follow, cancel: None, first_token: None, gateway, _permit: None, traced: None };
+            Ok(named(exec, false, told(Watched { streamed, deadline, end }, answers::agent)))
         })
         .await
     }
@@ -123,7 +124,7 @@ impl Calls {
         stream: bool,
     ) -> Result<Begun, Failure> {
         deadline.bound(&mut submitted.limits);
-        requests::begin(&self.gateway, arrival, submitted, stream).await
+        arrival.within(requests::begin(&self.gateway, arrival, submitted, stream)).await
     }
 
     /// All that happens, or only the answer.
@@ -134,25 +135,30 @@ impl Calls {
         stream: bool,
         shown: fn(Told) -> Option<E>,
     ) -> Response<Events<E>> {
-        let (exec, end) = (begun.exec, Some(begun.deadline));
+        let (exec, again, end) = (begun.exec, begun.again, Some(begun.deadline));
         let watched = Watched { streamed: begun.streamed(&self.gateway), deadline, end };
-        named(exec, told(watched, move |told| if stream || told.is_last() { shown(told) } else { None }))
+        named(exec, again, told(watched, move |told| if stream || told.is_last() { shown(told) } else { None }))
     }
 }
 
 /// What the client says beside its request, how long it waits, and the request.
-fn taken<T>(method: &str, request: Request<T>) -> (Arrival, Deadline, T) {
+fn taken<T: prost::Message>(method: &str, request: Request<T>) -> Result<(Arrival, Deadline, T), Failure> {
     let (metadata, _, message) = request.into_parts();
-    let headers = metadata.into_headers();
-    let traced = Traced::begin(&headers, "POST", &format!("{SERVICE_NAME}/{method}"));
-    (Arrival::of(&headers, traced), Deadline::of(&headers, clock::now()), message)
+    let (headers, path) = (metadata.into_headers(), format!("{SERVICE_NAME}/{method}"));
+    let traced = Traced::begin(&headers, "POST", &path);
+    // The same message has the same bytes: there are no maps in the proto, whose order could differ.
+    let body = if headers.contains_key(idempotency::KEY) { message.encode_to_vec() } else { Vec::new() };
+    Ok((Arrival::of(&headers, &path, &body, traced)?, Deadline::of(&headers, clock::now()), message))
 }
 
-/// An answer that names its execution at the beginning.
-fn named<T>(exec: ExecutionId, message: T) -> Response<T> {
+/// An answer that names its execution at the beginning, and says whether an earlier call of its key began it.
+fn named<T>(exec: ExecutionId, again: bool, message: T) -> Response<T> {
     let mut metadata = MetadataMap::new();
     if let Ok(id) = exec.to_string().parse() {
         metadata.insert("x-execution-id", id);
+    }
+    if again {
+        metadata.insert(requests::REPLAYED, MetadataValue::from_static("true"));
     }
     Response::from_parts(metadata, message, Default::default())
 }
@@ -193,7 +199,7 @@ impl Watched {
     /// What happens next.
     async fn next(&mut self) -> Result<Told, Failure> {
         let (within, client) = self.deadline.wait(self.end);
-        match tokio::time::timeout(within, self.streamed.follow.next()).await {
+        match tokio::time::timeout(within, self.streamed.update()).await {
             Ok(update) => match update? {
                 Some(Update::Ended) | None => {
                     self.streamed.disarm();

@@ -35,6 +35,7 @@ pub(super) fn chat(request: proto::ChatRequest) -> Result<api::ChatRequest, Fail
         stop: (!request.stop.is_empty()).then_some(api::OneOrMany(request.stop)),
         response_format: request.response_format.map(response_format).transpose()?,
         tool_choice: request.tool_choice.and_then(tool_choice),
+        parallel_tool_calls: request.parallel_tool_calls,
         n: request.n.map(Number::from),
         cache: request.cache,
     })
@@ -206,12 +207,13 @@ mod tests {
             }],
             tool_choice: Some(proto::ToolChoice { choice: Some(proto::tool_choice::Choice::Function("f".into())) }),
             priority: proto::Priority::High.into(),
+            parallel_tool_calls: Some(false),
             ..Default::default()
         };
         let json = json!({
             "messages": [{"role": "user", "content": "hi"}], "temperature": 0.5, "top_k": 3, "stop": "end", "stream": true,
             "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
-            "tool_choice": {"type": "function", "function": {"name": "f"}}, "priority": "high",
+            "tool_choice": {"type": "function", "function": {"name": "f"}}, "priority": "high", "parallel_tool_calls": false,
         });
         let read: api::ChatRequest = serde_json::from_value(json).expect("a chat");
         assert_eq!(chat(asked).expect("a chat"), read);

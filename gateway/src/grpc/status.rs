@@ -42,6 +42,7 @@ fn code(problem: &Problem) -> Code {
         (403, "forbidden") => Code::Unauthenticated,
         (403, _) => Code::PermissionDenied,
         (409, "cancelled") => Code::Cancelled,
+        (409, "idempotency_key_reused") => Code::AlreadyExists,
         // It fits no window, however often it is sent.
         (413, "overflow") | (400, _) => Code::InvalidArgument,
         (404, _) => Code::NotFound,
@@ -81,6 +82,8 @@ mod tests {
         assert_eq!(of(413, "body_too_large").code(), Code::ResourceExhausted);
         assert_eq!(of(504, "deadline").code(), Code::DeadlineExceeded);
         assert_eq!(of(403, "forbidden").code(), Code::Unauthenticated);
+        assert_eq!(of(409, "idempotency_key_reused").code(), Code::AlreadyExists);
+        assert_eq!(of(409, "finished").code(), Code::FailedPrecondition);
         assert!(of(400, "invalid_request").get_error_details().retry_info().is_none());
     }
 }

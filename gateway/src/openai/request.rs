@@ -6,27 +6,37 @@ use schemas::api::{ChatRequest, OneOrMany};
 use schemas::{Message, Role, ToolCall, ToolSpec};
 use serde::Deserialize;
 use serde_json::{Number, Value};
+use utoipa::ToSchema;
 
 use crate::problem::Failure;
 
 /// `POST /v1/chat/completions`. Everything may be null, as clients write what they leave out.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ChatCompletion {
     pub(crate) model: Option<String>,
     messages: Vec<Said>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
+    #[schema(value_type = Option<f64>)]
     temperature: Option<Number>,
+    #[schema(value_type = Option<f64>)]
     top_p: Option<Number>,
+    #[schema(value_type = Option<u64>)]
     n: Option<Number>,
     stop: Option<OneOrMany>,
+    #[schema(value_type = Option<u64>)]
     max_tokens: Option<Number>,
+    #[schema(value_type = Option<u64>)]
     max_completion_tokens: Option<Number>,
+    #[schema(value_type = Option<f64>)]
     presence_penalty: Option<Number>,
+    #[schema(value_type = Option<f64>)]
     frequency_penalty: Option<Number>,
+    #[schema(value_type = Option<i64>)]
     seed: Option<Number>,
     logprobs: Option<bool>,
+    #[schema(value_type = Option<u64>)]
     top_logprobs: Option<Number>,
     tools: Option<Vec<ToolSpec>>,
     tool_choice: Option<Value>,
@@ -35,8 +45,11 @@ pub(crate) struct ChatCompletion {
     user: Option<String>,
     safety_identifier: Option<String>,
     // Not OpenAI's, but what other servers of open models take under these names.
+    #[schema(value_type = Option<u64>)]
     top_k: Option<Number>,
+    #[schema(value_type = Option<f64>)]
     min_p: Option<Number>,
+    #[schema(value_type = Option<f64>)]
     repetition_penalty: Option<Number>,
     // Nothing in the answer depends on these.
     #[serde(rename = "metadata")]
@@ -49,20 +62,29 @@ pub(crate) struct ChatCompletion {
     _service_tier: Option<Value>,
     #[serde(rename = "store")]
     _store: Option<bool>,
-    // Refused, unless they say what is so anyway.
+    // Refused, unless they say what is so anyway; so they are not described.
+    #[schema(ignore)]
     audio: Option<Value>,
+    #[schema(ignore)]
     function_call: Option<Value>,
+    #[schema(ignore)]
     functions: Option<Value>,
+    #[schema(ignore)]
     logit_bias: Option<Value>,
+    #[schema(ignore)]
     modalities: Option<Value>,
+    #[schema(ignore)]
     prediction: Option<Value>,
+    #[schema(ignore)]
     reasoning_effort: Option<Value>,
+    #[schema(ignore)]
     verbosity: Option<Value>,
+    #[schema(ignore)]
     web_search_options: Option<Value>,
 }
 
 /// What a stream says beside the text.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct StreamOptions {
     include_usage: Option<bool>,
@@ -71,7 +93,7 @@ struct StreamOptions {
 }
 
 /// A message as clients write it, answers of ours that they send back included.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Said {
     role: String,
@@ -80,7 +102,9 @@ struct Said {
     tool_calls: Option<Vec<ToolCall>>,
     tool_call_id: Option<String>,
     refusal: Option<String>,
+    #[schema(ignore)]
     function_call: Option<Value>,
+    #[schema(ignore)]
     audio: Option<Value>,
     #[serde(rename = "annotations")]
     _annotations: Option<Value>,
@@ -133,6 +157,7 @@ impl ChatCompletion {
             stop: self.stop,
             response_format: self.response_format,
             tool_choice: self.tool_choice,
+            parallel_tool_calls: self.parallel_tool_calls,
             n: self.n,
             priority: Default::default(),
             truncation: Default::default(),
@@ -169,14 +194,6 @@ impl ChatCompletion {
         if let Some((field, _, next)) = unsupported.into_iter().find(|(_, given, _)| *given) {
             let detail = format!("`{field}` is not carried out here");
             return Err(Failure::new(400, "unsupported_parameter", detail, next));
-        }
-        // A named function is called once; nothing else bounds a free answer to one call.
-        let one_anyway = self.tools.as_ref().is_none_or(Vec::is_empty)
-            || self.tool_choice.as_ref().is_some_and(|choice| choice.is_object() || choice == "none");
-        if self.parallel_tool_calls == Some(false) && !one_anyway {
-            let detail =
-                "`parallel_tool_calls` is false, which is carried out only where `tool_choice` names a function";
-            return Err(Failure::new(400, "unsupported_parameter", detail, "leave it out, or name the function"));
         }
         Ok(())
     }
@@ -254,10 +271,11 @@ fn whole_seed(seed: Number) -> Number {
 }
 
 /// `POST /v1/embeddings`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Embeddings {
     pub(crate) model: Option<String>,
+    #[schema(value_type = OneOrMany)]
     input: Value,
     encoding_format: Option<String>,
     pub(crate) dimensions: Option<u64>,
@@ -328,7 +346,7 @@ mod tests {
             ],
             "stream": true, "stream_options": {"include_usage": true}, "max_completion_tokens": 5, "seed": -1,
             "logit_bias": {}, "user": "ann", "top_logprobs": 0, "stop": null, "reasoning_effort": null,
-            "metadata": {"a": "b"}, "store": false, "modalities": ["text"], "parallel_tool_calls": true,
+            "metadata": {"a": "b"}, "store": false, "modalities": ["text"], "parallel_tool_calls": false,
         }))
         .expect("a chat");
         assert_eq!(wanted, Wanted { stream: true, usage: true });
@@ -337,6 +355,7 @@ mod tests {
         assert_eq!(chat.messages[2].tool_call_id.as_deref(), Some("a"));
         assert_eq!((chat.max_tokens, chat.seed), (Some(5.into()), Some(u64::MAX.into())));
         assert_eq!((chat.user_id.as_deref(), chat.top_logprobs), (Some("ann"), None));
+        assert_eq!(chat.parallel_tool_calls, Some(false));
     }
 
     #[test]
@@ -350,10 +369,6 @@ mod tests {
         unsupported(&json!({"functions": []}), "functions");
         unsupported(&json!({"modalities": ["text", "audio"]}), "modalities");
         unsupported(&json!({"reasoning_effort": "high"}), "reasoning_effort");
-        let tools = json!([{"type": "function", "function": {"name": "f"}}]);
-        unsupported(&json!({"tools": tools, "parallel_tool_calls": false}), "parallel_tool_calls");
-        let named = json!({"type": "function", "function": {"name": "f"}});
-        chat(&json!({"tools": tools, "parallel_tool_calls": false, "tool_choice": named})).expect("one call anyway");
 
         let (code, detail) = refused(&json!({"temprature": 1}));
         assert!(code == "unknown_field" && detail.contains("temprature"), "{detail}");

@@ -48,6 +48,8 @@ pub(super) fn chat(request: &ChatRequest, seed: u64) -> Result<Sampling, Failure
         logprobs: request.logprobs,
         top_logprobs,
         n: whole("n", request.n.as_ref(), 1, ANSWERS_MAX.into())?.filter(|n| *n > 1),
+        // Without tools there is no call to bound, and several may come where nothing else is said.
+        parallel_tool_calls: request.parallel_tool_calls.filter(|several| !several && !request.tools.is_empty()),
         ..Sampling::default()
     })
 }

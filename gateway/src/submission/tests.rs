@@ -184,6 +184,20 @@ fn sampling_arrives_as_it_was_asked_for() {
 }
 
 #[test]
+fn one_call_at_most_is_said_only_where_there_could_be_more() {
+    let several = |asked: Value| {
+        let mut chat = json!({"messages": [{"role": "user", "content": "hi"}]});
+        chat.as_object_mut().expect("an object").extend(asked.as_object().expect("fields").clone());
+        submit_chat(&chat).expect("valid").sampling.parallel_tool_calls
+    };
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    assert_eq!(several(json!({"tools": tools, "parallel_tool_calls": false})), Some(false));
+    assert_eq!(several(json!({"tools": tools, "parallel_tool_calls": true})), None);
+    assert_eq!(several(json!({"tools": tools})), None);
+    assert_eq!(several(json!({"parallel_tool_calls": false})), None);
+}
+
+#[test]
 fn who_goes_first_and_what_does_not_fit_is_told_in_known_words() {
     let hi = json!([{"role": "user", "content": "hi"}]);
     let chat = submit_chat(&json!({"messages": hi, "priority": "low", "truncation": "auto", "n": 3})).expect("valid");

@@ -175,6 +175,42 @@ async fn a_deadline_bounds_the_execution_and_the_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_sent_again_under_its_key_is_the_same_execution() {
+    let Some(house) = House::start().await else { return };
+    house.furnish().await;
+    let channel = channel(&house).await;
+    let ask = async |key: &'static str, content: &str| {
+        let mut request = with_secret(chat(content));
+        request.metadata_mut().insert("idempotency-key", MetadataValue::from_static(key));
+        InferenceServiceClient::new(channel.clone()).chat(request).await
+    };
+    let (first, second) = tokio::join!(ask("one", "hi"), ask("one", "hi"));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    let again = |response: &tonic::Response<_>| response.metadata().get("idempotent-replayed").is_some();
+    assert!(!again(&first) || !again(&second), "one of them began it");
+    let exec = execution(first.metadata());
+    assert_eq!(execution(second.metadata()), exec);
+    let (first, second) = (events(first.into_inner()).await, events(second.into_inner()).await);
+    assert_eq!(first.last(), second.last());
+    let third = ask("one", "hi").await.unwrap();
+    assert!(again(&third));
+    assert_eq!(events(third.into_inner()).await.last(), first.last(), "also when it has ended");
+    let log = house.runtime.bus.read_execution(exec, 0).await.unwrap();
+    let facts = log.iter().filter(|s| s.kind == Kind::Fact).map(|s| Fact::read(&s.payload).unwrap());
+    assert_eq!(facts.filter(|f| matches!(f.body, FactBody::ExecutionSubmitted(_))).count(), 1);
+
+    let other = ask("one", "wait").await.expect_err("another request");
+    assert_eq!((other.code(), code(&other).as_str()), (Code::AlreadyExists, "idempotency_key_reused"));
+    assert_eq!(execution(other.metadata()), exec, "it is told whose key it is");
+    let wrong = ask("", "hi").await.expect_err("no key");
+    assert_eq!((wrong.code(), code(&wrong).as_str()), (Code::InvalidArgument, "invalid_request"));
+    // The same words over HTTP are another request.
+    let body = serde_json::json!({"messages": [{"role": "user", "content": "hi"}]});
+    let over_http = house.post("/internal/chat", &body).header("idempotency-key", "one").send().await.unwrap();
+    assert_eq!(over_http.status(), 409);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_call_cancels_the_execution_that_asked_for_it_and_no_other() {
     let Some(house) = House::start().await else { return };
     house.furnish().await;

@@ -11,6 +11,8 @@ use std::{
 };
 
 use crate::{
+    architecture::Architecture,
+    cuda::{Limits, need::GpuNeed},
     model_directory::{self, is_gguf, is_model, name_of},
     need::Need,
 };
@@ -46,6 +48,8 @@ pub(crate) struct Catalogue {
     named: Vec<PathBuf>,
     directories: Vec<PathBuf>,
     cache_bytes_max: usize,
+    /// What bounds a model on a GPU, if there is one: the engine's limits, and requests at once.
+    gpu: Option<(Limits, usize)>,
     read: Mutex<BTreeMap<PathBuf, Headers>>,
     /// What was complained of: once is enough.
     complained: Mutex<BTreeSet<PathBuf>>,
@@ -54,7 +58,13 @@ pub(crate) struct Catalogue {
 impl Catalogue {
     /// Models by path, which go before those in directories; of several of one name the first counts.
     pub(crate) fn new(named: Vec<PathBuf>, directories: Vec<PathBuf>, cache_bytes_max: usize) -> Self {
-        Self { named, directories, cache_bytes_max, read: Mutex::default(), complained: Mutex::default() }
+        let (read, complained) = Default::default();
+        Self { named, directories, cache_bytes_max, gpu: None, read, complained }
+    }
+
+    /// The same on a machine with a GPU.
+    pub(crate) fn with_gpu(self, limits: Limits, slots: usize) -> Self {
+        Self { gpu: Some((limits, slots)), ..self }
     }
 
     /// What there is now. Reads directories, and the headers of files that are new or have changed.
@@ -108,7 +118,8 @@ impl Catalogue {
         {
             return need;
         }
-        let need = Need::of(path, self.cache_bytes_max).map_err(|error| told(&error));
+        let on_gpu = |a: &Architecture| self.gpu.and_then(|(limits, slots)| GpuNeed::of(a, &limits, slots).ok());
+        let need = Need::with_gpu(path, self.cache_bytes_max, on_gpu).map_err(|error| told(&error));
         if let Ok(identity) = identity {
             let entry = (identity, need.clone());
             self.read.lock().expect("no panic while the lock is held").insert(path.to_owned(), entry);

@@ -10,7 +10,11 @@ use schemas::{
     wire::Nanos,
 };
 
-use super::{catalogue::Found, plan::Plan};
+use super::{
+    catalogue::Found,
+    places::{Place, Places, Room},
+    plan::Plan,
+};
 use crate::need::Need;
 
 /// Operations that ended and are still told about: whoever asked for one reads its end within seconds.
@@ -35,6 +39,7 @@ pub(crate) enum Act {
 pub(crate) struct Registry {
     worker: String,
     plan: Plan,
+    places: Places,
     models: BTreeMap<String, Entry>,
     /// Names of models that this worker serves from elsewhere.
     reserved: Vec<String>,
@@ -55,9 +60,34 @@ struct Entry {
     found: bool,
     /// It is wanted again as soon as it is gone.
     again: bool,
+    /// Where it is, or is about to be.
+    place: Place,
+    /// Why it could not be on a GPU, or be there any longer.
+    gpu_failed: Option<String>,
 }
 
 impl Entry {
+    fn new(kind: &'static str, state: ModelState) -> Self {
+        Self {
+            kind,
+            window: 0,
+            need: Need::default(),
+            state,
+            fixed: false,
+            found: true,
+            again: false,
+            place: Place::Cpu(None),
+            gpu_failed: None,
+        }
+    }
+
+    const fn gpu(&self) -> Option<u32> {
+        match self.place {
+            Place::Gpu(id) => Some(id),
+            Place::Cpu(_) => None,
+        }
+    }
+
     /// Whether it takes memory.
     const fn is_held(&self) -> bool {
         matches!(self.state, ModelState::Loading { .. } | ModelState::Ready | ModelState::Draining)
@@ -65,8 +95,31 @@ impl Entry {
 }
 
 impl Registry {
-    pub(crate) const fn new(worker: String, plan: Plan) -> Self {
-        Self { worker, plan, models: BTreeMap::new(), reserved: Vec::new(), operations: VecDeque::new(), counted: 0 }
+    pub(crate) fn new(worker: String, plan: Plan) -> Self {
+        Self {
+            worker,
+            plan,
+            places: Places::default(),
+            models: BTreeMap::new(),
+            reserved: Vec::new(),
+            operations: VecDeque::new(),
+            counted: 0,
+        }
+    }
+
+    /// Models go on GPUs or nowhere.
+    pub(crate) fn demand_gpus(&mut self) {
+        self.places.demanded = true;
+    }
+
+    /// What is free on the GPUs, just before something is asked.
+    pub(crate) fn know_rooms(&mut self, rooms: Vec<Room>) {
+        self.places.rooms = rooms;
+    }
+
+    /// Where a model is, or is about to be.
+    pub(crate) fn place(&self, model: &str) -> Place {
+        self.models.get(model).map_or(Place::Cpu(None), |entry| entry.place.clone())
     }
 
     /// Keeps a name for a model that is not loaded here but served by this worker.
@@ -80,15 +133,7 @@ impl Registry {
             entry.found = false;
         }
         for (name, found) in found {
-            let entry = self.models.entry(name.clone()).or_insert_with(|| Entry {
-                kind: "chat",
-                window: 0,
-                need: Need::default(),
-                state: ModelState::Known,
-                fixed: false,
-                found: true,
-                again: false,
-            });
+            let entry = self.models.entry(name.clone()).or_insert_with(|| Entry::new("chat", ModelState::Known));
             entry.found = true;
             if !entry.is_held() {
                 entry.need = found.need.as_ref().copied().unwrap_or_default();
@@ -101,8 +146,7 @@ impl Registry {
     /// Takes in a model that is there for as long as the process lives, and whose memory is nobody's to plan.
     pub(crate) fn fix(&mut self, model: Model) {
         let kind = if model.kind == "embedding" { "embedding" } else { "chat" };
-        let (state, need) = (ModelState::Ready, Need::default());
-        let entry = Entry { kind, window: model.window, need, state, fixed: true, found: false, again: false };
+        let entry = Entry { window: model.window, fixed: true, found: false, ..Entry::new(kind, ModelState::Ready) };
         self.models.insert(model.name, entry);
     }
 
@@ -155,8 +199,22 @@ impl Registry {
         }
     }
 
-    /// A model was read: so many bytes of weights and such a window, or why not.
+    /// A model was read: so many bytes of weights and such a window, or why not. One that could not be put on a GPU is tried
+    /// on the CPUs, unless it must not be there.
     pub(crate) fn loaded(&mut self, model: &str, result: &Result<(u64, u32), String>, now: Nanos) -> Vec<Act> {
+        let Some(entry) = self.models.get_mut(model) else { return Vec::new() };
+        if let (Err(reason), Some(_), false) = (result, entry.gpu(), self.places.demanded) {
+            entry.gpu_failed = Some(reason.clone());
+            entry.state = ModelState::Known;
+            return match self.load(model) {
+                Ok((acts, _)) => acts,
+                Err(refusal) => self.ended(model, &Err(format!("{reason}; on the CPUs: {}", refusal.detail)), now),
+            };
+        }
+        self.ended(model, result, now)
+    }
+
+    fn ended(&mut self, model: &str, result: &Result<(u64, u32), String>, now: Nanos) -> Vec<Act> {
         let Some(entry) = self.models.get_mut(model) else { return Vec::new() };
         entry.state = match result {
             Ok((bytes, window)) => {
@@ -186,11 +244,29 @@ impl Registry {
         acts
     }
 
+    /// A model computes no more, because its GPU does not. It goes, and comes back on the CPUs unless it must not be there.
+    pub(crate) fn lost(&mut self, model: &str, reason: &str) -> Vec<Act> {
+        let Some(entry) = self.models.get_mut(model) else { return Vec::new() };
+        self.places.lost.extend(entry.gpu());
+        entry.gpu_failed = Some(reason.to_owned());
+        if entry.state == ModelState::Ready {
+            entry.state = ModelState::Draining;
+            entry.again = !self.places.demanded;
+        }
+        vec![Act::Drain { model: model.to_owned(), force: true }]
+    }
+
     /// A model is gone.
     pub(crate) fn unloaded(&mut self, model: &str, now: Nanos) -> Vec<Act> {
         let Some(entry) = self.models.get_mut(model) else { return Vec::new() };
-        entry.state = ModelState::Known;
         let again = std::mem::take(&mut entry.again);
+        entry.state = match &entry.gpu_failed {
+            Some(reason) if !again && self.places.demanded => ModelState::Failed { reason: reason.clone() },
+            _ => ModelState::Known,
+        };
+        if !again {
+            entry.gpu_failed = None;
+        }
         let ends = |change: &Change| match change {
             Change::Unload { model: gone, .. } | Change::Switch { from: gone, .. } => gone == model,
             Change::Load { .. } => false,
@@ -212,6 +288,12 @@ impl Registry {
                 for mut operation in self.running(|change| !ends(change) && change.model() == model) {
                     operation.state = OperationState::Failed { reason: refusal.detail.clone() };
                     self.put(operation, now);
+                }
+                if let Some(entry) = self.models.get_mut(model)
+                    && let Some(reason) = entry.gpu_failed.take()
+                {
+                    let reason = format!("{reason}; on the CPUs: {}", refusal.detail);
+                    entry.state = ModelState::Failed { reason };
                 }
                 Vec::new()
             }
@@ -283,7 +365,7 @@ impl Registry {
             }
             ModelState::Known | ModelState::Failed { .. } => {}
         }
-        let need = entry.need;
+        let (need, gpu_failed) = (entry.need, entry.gpu_failed.clone());
         // Jobs are queued under the name's token: two models of one token would take each other's.
         let twin = |(name, entry): &(&String, &Entry)| {
             *name != model && entry.is_held() && subject::token(name) == subject::token(model)
@@ -293,12 +375,26 @@ impl Registry {
             let detail = format!("{model} and {twin}, which is served here, have the same queue; rename one of them");
             return Err(refusal("name_taken", detail));
         }
-        self.plan.admit(model, &need, self.each_taken()).map_err(|no_room| {
+        let place = match gpu_failed {
+            // It was tried, and is tried there again when it was gone for another reason.
+            Some(why) => Place::Cpu(Some(why)),
+            None => {
+                let chosen = self.places.choose(model, &need, |gpu| self.taken_on(gpu));
+                chosen.map_err(|why| refusal("no_room", why))?
+            }
+        };
+        // On a GPU it takes memory of the machine only while it is read.
+        let (plan, on_host) = match place {
+            Place::Gpu(_) => (Plan { cache_bytes_max: 0, ..self.plan }, Need { weights_bytes: 0, ..need }),
+            Place::Cpu(_) => (self.plan, need),
+        };
+        plan.admit(model, &on_host, self.each_taken()).map_err(|no_room| {
             let next = "unload a model (`vlinders models unload NAME`), or raise inference.memory_bytes_max";
             refusal("no_room", format!("{no_room}; {next}"))
         })?;
         let entry = self.models.get_mut(model).expect("it was just found");
         entry.state = ModelState::Loading { progress: 0.0 };
+        entry.place = place;
         Ok((vec![Act::Load(model.to_owned())], false))
     }
 
@@ -362,8 +458,17 @@ impl Registry {
 
     fn each_taken(&self) -> Vec<(String, u64)> {
         let held = self.models.iter().filter(|(_, entry)| entry.is_held() && !entry.fixed);
-        held.map(|(name, entry)| (name.clone(), self.plan.counted(entry.need.weights_bytes) + entry.need.reading_bytes))
-            .collect()
+        let counted = |entry: &Entry| match entry.place {
+            Place::Gpu(_) => 0,
+            Place::Cpu(_) => self.plan.counted(entry.need.weights_bytes),
+        };
+        held.map(|(name, entry)| (name.clone(), counted(entry) + entry.need.reading_bytes)).collect()
+    }
+
+    /// Bytes that models which are being read will take on a GPU. Those that are there have taken them.
+    fn taken_on(&self, gpu: u32) -> u64 {
+        let reads = |entry: &&Entry| matches!(entry.state, ModelState::Loading { .. }) && entry.gpu() == Some(gpu);
+        self.models.values().filter(reads).filter_map(|entry| entry.need.gpu).map(|need| need.total()).sum()
     }
 
     /// Copies of the operations under way whose change is of interest.

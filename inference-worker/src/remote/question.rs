@@ -63,6 +63,9 @@ fn tools(fields: &mut Map<String, Value>, request: &Request) {
         return;
     }
     fields.insert("tools".to_owned(), request.tools.iter().cloned().map(tool).collect());
+    if request.one_call {
+        fields.insert("parallel_tool_calls".to_owned(), json!(false));
+    }
     let choice = match &request.tool_choice {
         None | Some(ToolChoice::None) => return,
         Some(ToolChoice::Required) => json!("required"),
@@ -171,6 +174,8 @@ mod tests {
             "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "strict": true, "schema": schema}},
         });
         assert_eq!(asked(&request), wanted);
+        let one = asked(&Request { one_call: true, ..request.clone() });
+        assert_eq!(one["parallel_tool_calls"], false);
         let required = asked(&Request { tool_choice: Some(ToolChoice::Required), ..request.clone() });
         assert_eq!(required["tool_choice"], "required");
         let none = asked(&Request { tool_choice: Some(ToolChoice::None), ..request.clone() });

@@ -1,8 +1,12 @@
-//! One trace from the request to the last tool call, over all processes, as a collector receives it.
+//! One trace from the request to the last tool call, over all processes: as a collector receives it, and as their logs say
+//! it.
 
+use std::collections::BTreeMap;
+
+use anyhow::Context;
 use pipeline_tests::otlp::{Receiver, Span};
-use pipeline_tests::{System, read_events};
-use serde_json::json;
+use pipeline_tests::{PATIENCE, System, read_events};
+use serde_json::{Value, json};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -70,5 +74,61 @@ async fn a_request_begins_a_trace_of_its_own_and_one_that_fails_says_so() -> any
     let (chat, inference) = (find("run_chat"), find("inference"));
     assert!(chat.failed && inference.failed, "{spans:?}");
     assert_eq!((&inference.trace, &inference.parent), (&chat.trace, &chat.id));
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_process_logs_a_request_under_its_trace() -> anyhow::Result<()> {
+    let ours = ["gateway", "inference_worker", "orchestrator", "tool_worker"];
+    let log = ours.map(|name| format!("{name}=debug")).join(",");
+    let system = System::start_with(&format!("[telemetry]\nlog = \"warn,{log}\"\n")).await?;
+    let ask =
+        json!({"agent_type": "coder", "instruction": "Where is TokenReader defined?", "workspace": system.workspace()});
+    let request = system.post("/internal/agent", &ask).header("traceparent", format!("00-{TRACE}-{CALLER}-01"));
+    let answer: Value = request.send().await?.json().await?;
+    let exec = answer["execution_id"].as_str().context("an id")?;
+    // Another request, which names no trace, is in none.
+    let (_, other) = system.ask("/internal/chat", &json!({"messages": [{"role": "user", "content": "hello"}]})).await?;
+    let other = other["execution_id"].as_str().context("an id")?;
+
+    // The last line of a process may come behind its answer.
+    let all_spoke = |lines: &[Value]| {
+        let spoke = |name: &&str| {
+            let of_it = |line: &&Value| line["target"].as_str().is_some_and(|target| target.starts_with(*name));
+            lines.iter().filter(of_it).any(|line| line["execution_id"] == exec)
+        };
+        ours.iter().all(spoke)
+    };
+    let read = || -> anyhow::Result<Vec<Value>> {
+        let text = system.log();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+    };
+    let mut lines = read()?;
+    let spoken = async {
+        while !all_spoke(&lines) {
+            tokio::task::yield_now().await;
+            lines = read()?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, spoken).await.context("not every process logged the request")??;
+
+    let mut spans: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for line in &lines {
+        let (trace, execution) = (&line["trace_id"], &line["execution_id"]);
+        assert_eq!(trace == TRACE, execution == exec, "{line}");
+        assert!(execution != other || trace.is_null(), "{line}");
+        if trace == TRACE {
+            let target = line["target"].as_str().context("a target")?;
+            let name = ours.into_iter().find(|name| target.starts_with(name)).context("one of ours")?;
+            spans.entry(name).or_default().push(line["span_id"].as_str().context("a span")?);
+        }
+    }
+    assert_eq!(spans.keys().copied().collect::<Vec<_>>(), ours, "{spans:?}");
+    // Nothing is exported, so that the caller's own span is the gateway's; the others have theirs, each call its own.
+    assert_eq!(spans["gateway"], vec![CALLER; spans["gateway"].len()]);
+    let different: std::collections::BTreeSet<_> = spans.values().flatten().collect();
+    assert!(different.len() >= 5, "the gateway's, the agent's, two inferences' and a tool's: {spans:?}");
     Ok(())
 }

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::cuda::need::GpuNeed;
 
 const MIB: u64 = 1 << 20;
 
@@ -242,4 +243,75 @@ fn the_name_of_a_model_from_elsewhere_is_taken() {
     let (code, detail) = code(registry.ask(&load("l_arge"), 1));
     assert_eq!(code, "name_taken");
     assert!(detail.contains("l.arge"), "{detail}");
+}
+
+/// A worker with one GPU of 1 GiB that knows a model of so many MiB; on the GPU it takes as much.
+fn with_gpu(mib: u64) -> Registry {
+    let mut registry = worker(&[]);
+    let gpu = GpuNeed { weights_bytes: mib * MIB, working_bytes: 0, cache_bytes: 0 };
+    let need = Need { weights_bytes: mib * MIB, reading_bytes: MIB, gpu: Some(gpu), ..Need::default() };
+    registry.know(&BTreeMap::from([("a".to_owned(), Found { path: PathBuf::from("a"), need: Ok(need) })]));
+    registry.know_rooms(vec![Room { id: 3, free_bytes: 1 << 30 }]);
+    registry
+}
+
+#[test]
+fn a_model_on_a_gpu_takes_none_of_the_memory_of_the_machine() {
+    // Far more than the machine has for models.
+    let mut registry = with_gpu(800);
+    registry.ask(&load("a"), 1).expect("it fits the GPU");
+    assert_eq!((registry.place("a"), registry.taken()), (Place::Gpu(3), MIB));
+    assert_eq!(registry.loaded("a", &Ok((800 * MIB, 512)), 2), []);
+    assert_eq!((state(&registry, "a"), registry.taken()), (ModelState::Ready, 0));
+}
+
+#[test]
+fn a_model_that_its_gpu_refuses_is_read_for_the_cpus() {
+    let mut registry = with_gpu(20);
+    let (operation, _) = registry.ask(&load("a"), 1).expect("it fits the GPU");
+    let refused = Err("the kernels cannot be built".to_owned());
+    assert_eq!(registry.loaded("a", &refused, 2), [Act::Load("a".into())]);
+    assert_eq!(registry.place("a"), Place::Cpu(Some("the kernels cannot be built".into())));
+    assert_eq!(registry.loaded("a", &Ok((20 * MIB, 512)), 3), []);
+    assert_eq!(ended(&registry, &operation.id), OperationState::Done);
+    // Where the CPUs have no room either, both reasons are told.
+    let mut registry = with_gpu(800);
+    registry.ask(&load("a"), 1).expect("it fits the GPU");
+    assert_eq!(registry.loaded("a", &refused, 2), []);
+    let ModelState::Failed { reason } = state(&registry, "a") else { panic!("it failed") };
+    assert!(reason.starts_with("the kernels cannot be built; on the CPUs: a needs 811.0 MiB"), "{reason}");
+}
+
+#[test]
+fn a_model_whose_gpu_is_lost_comes_back_on_the_cpus_and_no_other_goes_there() {
+    let mut registry = with_gpu(20);
+    registry.ask(&load("a"), 1).expect("it fits the GPU");
+    registry.loaded("a", &Ok((20 * MIB, 512)), 2);
+    assert_eq!(registry.lost("a", "the GPU was lost"), [Act::Drain { model: "a".into(), force: true }]);
+    assert_eq!(registry.unloaded("a", 3), [Act::Load("a".into())]);
+    assert_eq!(registry.place("a"), Place::Cpu(Some("the GPU was lost".into())));
+    registry.loaded("a", &Ok((20 * MIB, 512)), 4);
+    // Loaded anew, it is not tried on a card that is lost.
+    registry.ask(&unload("a"), 5).expect("it is there");
+    registry.unloaded("a", 6);
+    registry.ask(&load("a"), 7).expect("it fits");
+    assert!(matches!(registry.place("a"), Place::Cpu(Some(why)) if why.contains("lost")));
+}
+
+#[test]
+fn where_a_gpu_is_demanded_no_model_goes_on_the_cpus() {
+    let mut registry = with_gpu(20);
+    registry.demand_gpus();
+    registry.ask(&load("a"), 1).expect("it fits the GPU");
+    registry.loaded("a", &Ok((20 * MIB, 512)), 2);
+    registry.lost("a", "the GPU was lost");
+    assert_eq!(registry.unloaded("a", 3), []);
+    assert_eq!(state(&registry, "a"), ModelState::Failed { reason: "the GPU was lost".into() });
+    let (which, why) = code(registry.ask(&load("a"), 4));
+    assert_eq!(which, "no_room");
+    assert!(why.contains("every GPU was lost"), "{why}");
+    let mut registry = with_gpu(2_000);
+    registry.demand_gpus();
+    let (_, why) = code(registry.ask(&load("a"), 1));
+    assert!(why.contains("1.0 GiB are free on GPU 3"), "{why}");
 }

@@ -1,0 +1,128 @@
+//! `vlinders doctor`: what it says of a machine on which something is wrong, and of one on which nothing is.
+
+use std::net::TcpListener;
+use std::process::Stdio;
+
+use anyhow::Context;
+use pipeline_tests::{Ended, PATIENCE, Up, free_port, nats_server, run};
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+/// What it says of each check by that name.
+fn of(told: &Ended, check: &str) -> anyhow::Result<Vec<Value>> {
+    let lines = told.stdout.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>();
+    let lines = lines.with_context(|| format!("{told:?}"))?;
+    Ok(lines.into_iter().filter(|line| line["check"] == check).collect())
+}
+
+fn one(told: &Ended, check: &str) -> anyhow::Result<Value> {
+    let mut found = of(told, check)?;
+    anyhow::ensure!(found.len() == 1, "{check}: {found:?} in {told:?}");
+    Ok(found.remove(0))
+}
+
+/// A configuration file in a directory.
+fn settings(directory: &tempfile::TempDir, text: &str) -> anyhow::Result<String> {
+    let file = directory.path().join("vlinders.toml");
+    std::fs::write(&file, text)?;
+    Ok(file.display().to_string())
+}
+
+#[tokio::test]
+async fn a_system_that_runs_is_well_and_its_clock_and_server_are_told() -> anyhow::Result<()> {
+    let data = tempfile::tempdir()?;
+    let up = Up::start(data.path()).await?;
+    let http = up.ready["http"].as_str().context("it serves")?.trim_start_matches("http://").to_owned();
+    let config = tempfile::tempdir()?;
+    let file = settings(&config, &format!("[gateway]\nhttp = \"{http}\"\ngrpc = \"off\"\n"))?;
+    let data = data.path().display().to_string();
+    let told = run(&["doctor", "--json", "--data", &data, "--config", &file]).await?;
+    assert_eq!(told.code, Some(0), "{told:?}");
+    let jetstream = one(&told, "jetstream")?;
+    assert_eq!(jetstream["ok"], true, "{jetstream}");
+    assert!(jetstream["found"].as_str().is_some_and(|found| found.contains("version 2.")), "{jetstream}");
+    let clock = one(&told, "clock")?;
+    assert_eq!(clock["ok"], true, "{clock}");
+    assert!(clock["found"].as_str().is_some_and(|found| found.contains("ours, give or take")), "{clock}");
+    let disk = one(&told, "disk")?;
+    assert!(disk["found"].as_str().is_some_and(|found| found.contains("facts a second")), "{disk}");
+    assert_eq!(disk["needed"], false, "{disk}");
+    // Its own port is in good hands.
+    let ports = one(&told, "ports")?;
+    assert_eq!(ports["ok"], true, "{ports}");
+    assert!(ports["found"].as_str().is_some_and(|found| found.contains("is served already, by vlinders")), "{ports}");
+    assert_eq!(one(&told, "gateway")?["ok"], true);
+    assert_eq!(up.stop().await?, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_that_somebody_has_and_a_directory_that_cannot_be_written_fail() -> anyhow::Result<()> {
+    let (directory, taken) = (tempfile::tempdir()?, TcpListener::bind("127.0.0.1:0")?);
+    let address = taken.local_addr()?;
+    let text = format!("[gateway]\nhttp = \"{address}\"\ngrpc = \"{address}\"\n[telemetry]\nmetrics = \"{address}\"\n");
+    let file = settings(&directory, &text)?;
+    // Below a file there is no directory, whoever asks.
+    let data = format!("{file}/data");
+    let told = run(&["doctor", "--json", "--data", &data, "--config", &file]).await?;
+    assert_eq!(told.code, Some(1), "{told:?}");
+    let ports = of(&told, "ports")?;
+    assert_eq!(ports.len(), 3, "{ports:?}");
+    for port in &ports {
+        assert_eq!(
+            (&port["ok"], &port["state"], &port["needed"]),
+            (&json!(false), &json!("TAKEN"), &json!(true)),
+            "{port}"
+        );
+        let holder = format!("(process {})", std::process::id());
+        assert!(port["found"].as_str().is_some_and(|found| found.contains(&holder)), "{port}");
+        assert!(port["next_step"].as_str().is_some_and(|next| next.contains("port 0")), "{port}");
+    }
+    let disk = one(&told, "disk")?;
+    assert_eq!((&disk["ok"], &disk["needed"]), (&json!(false), &json!(true)), "{disk}");
+    assert!(disk["next_step"].as_str().is_some_and(|next| next.contains("--data")), "{disk}");
+    // For people it says the same, and what to do below each.
+    let told = run(&["doctor", "--data", &data, "--config", &file]).await?;
+    assert_eq!(told.code, Some(1), "{told:?}");
+    assert!(told.stdout.contains("TAKEN   ports") && told.stdout.contains("-> stop it, or choose"), "{told:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_is_named_and_not_there_or_has_no_jetstream_fails() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let data = directory.path().display().to_string();
+    let port = free_port()?;
+    let url = format!("nats://127.0.0.1:{port}");
+    let away = run(&["doctor", "--json", "--data", &data, "--nats", &url]).await?;
+    let jetstream = one(&away, "jetstream")?;
+    assert_eq!((away.code, &jetstream["needed"]), (Some(1), &json!(true)), "{away:?}");
+    assert!(jetstream["found"].as_str().is_some_and(|found| found.contains(&url)), "{jetstream}");
+
+    let mut server = Command::new(nats_server()?)
+        .args(["-a", "127.0.0.1", "-p", &port.to_string()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    let open = async {
+        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, open).await.context("nats-server did not open its port")?;
+    let without = run(&["doctor", "--json", "--data", &data, "--nats", &url]).await?;
+    let jetstream = one(&without, "jetstream")?;
+    assert_eq!((without.code, &jetstream["ok"]), (Some(1), &json!(false)), "{without:?}");
+    assert!(
+        jetstream["found"].as_str().is_some_and(|found| found.contains("has no JetStream: start it")),
+        "{jetstream}"
+    );
+    server.kill().await?;
+
+    // One that nobody named may rest.
+    let resting = run(&["doctor", "--json", "--data", &data]).await?;
+    let jetstream = one(&resting, "jetstream")?;
+    assert_eq!((&jetstream["state"], &jetstream["needed"]), (&json!("at rest"), &json!(false)), "{jetstream}");
+    Ok(())
+}
