@@ -203,7 +203,8 @@ impl Connection {
         let since = clock::instant();
         self.stream.write_all(request).await?;
         let mut reader = Reader::default();
-        let mut answered = Answered { first: Duration::ZERO, whole: Duration::ZERO, gap: Duration::ZERO, tokens: 0, pieces: 0 };
+        let mut answered =
+            Answered { first: Duration::ZERO, whole: Duration::ZERO, gap: Duration::ZERO, tokens: 0, pieces: 0 };
         let mut newest: Option<Instant> = None;
         loop {
             self.buffer.clear();
