@@ -14,6 +14,7 @@ use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use percent_encoding::percent_decode_str;
 use runtime::bus::{Kind, Stored};
 use runtime::{Runtime, clock};
 use schemas::{EffectId, ExecutionId};
@@ -260,17 +261,7 @@ async fn answered(request: Request<Body>, next: Next) -> Response {
 
 /// Whether what a path percent-encodes is UTF-8.
 fn is_text(path: &str) -> bool {
-    let (mut bytes, mut rest) = (Vec::with_capacity(path.len()), path.as_bytes());
-    while let Some((first, more)) = rest.split_first() {
-        let digits = more.get(..2).filter(|_| *first == b'%').and_then(|digits| str::from_utf8(digits).ok());
-        let (byte, used) = match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => (byte, 3),
-            None => (*first, 1),
-        };
-        bytes.push(byte);
-        rest = &rest[used..];
-    }
-    str::from_utf8(&bytes).is_ok()
+    percent_decode_str(path).decode_utf8().is_ok()
 }
 
 async fn health(State(gateway): State<Arc<Gateway>>) -> Response {

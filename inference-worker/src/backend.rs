@@ -35,7 +35,7 @@ impl Backend {
                 let exact = model.decoder.is_exact();
                 let identity = model.identity.as_ref()?;
                 // What a GPU rounds to is told apart from what CPUs compute.
-                let place = if model.device.is_some() { "bf16 on a gpu" } else { "" };
+                let place = if model.device.is_some() { " bf16 on a gpu" } else { "" };
                 Some(format!("{identity} {:?} {} {exact}{place}", model.family, engine.window()))
             }
             // Who knows what that server has loaded meanwhile.

@@ -67,8 +67,9 @@ pub trait Compute: Send {
     /// The device is lost; then nothing more can be computed.
     fn finish(&mut self, allowed: &mut Allowed<'_>) -> Result<Vec<Row<'_>>, Fault>;
 
-    /// Nothing is under way, and nobody will find again what these blocks hold: memory that can be given back is.
-    fn rest(&mut self, unused: &[u32]);
+    /// Nothing is under way: gives back what memory it can. `forget` names the blocks that nobody uses, and nobody will find
+    /// again what they hold; it is asked only where that gives memory back.
+    fn rest(&mut self, forget: &mut dyn FnMut() -> Vec<u32>);
 
     /// Ends, and hands over what the blocks hold, if that can be kept.
     fn end(self: Box<Self>, blocks: Blocks) -> Prefixes;
@@ -111,8 +112,8 @@ impl Compute for Cpu {
         Ok(logits.chunks_exact(vocabulary).map(Row::Logits).collect())
     }
 
-    fn rest(&mut self, unused: &[u32]) {
-        unused.iter().for_each(|block| self.cache.give_back(*block));
+    fn rest(&mut self, forget: &mut dyn FnMut() -> Vec<u32>) {
+        forget().into_iter().for_each(|block| self.cache.give_back(block));
         self.scratch = Scratch::default();
     }
 
@@ -125,7 +126,7 @@ impl Compute for Cpu {
 }
 
 /// The chunks as a ragged batch.
-fn batch(chunks: &[Chunk]) -> Batch<'_> {
+pub fn batch(chunks: &[Chunk]) -> Batch<'_> {
     let mut batch = Batch::default();
     for (index, chunk) in chunks.iter().enumerate() {
         batch.tokens.extend(&chunk.tokens);

@@ -637,7 +637,7 @@ impl Worker {
             Err(mpsc::RecvTimeoutError::Disconnected) => return None,
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
-        computer.rest(&self.scheduler.forget_unused());
+        computer.rest(&mut || self.scheduler.forget_unused());
         inbox.recv().ok()
     }
 

@@ -1,8 +1,8 @@
 //! The models of this worker at run time: a task owns them, and loads, drains and unloads them as it is asked.
 //!
-//! `registry` decides, `plan` says what fits and `places` where, `catalogue` what there is, `kept` holds what unloaded models had computed;
-//! `drain` lets a model finish, `questions` is how others ask, and `demand` asks when jobs wait. The task never blocks:
-//! files are read on threads of their own, so that everything that is loaded goes on answering.
+//! `registry` decides, `plan` says what fits and `places` where, `catalogue` what there is, `kept` holds what unloaded
+//! models had computed; `drain` lets a model finish, `questions` is how others ask, and `demand` asks when jobs wait. The
+//! task never blocks: files are read on threads of their own, so that everything that is loaded goes on answering.
 
 pub(crate) mod catalogue;
 mod demand;

@@ -4,6 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use half::bf16;
@@ -431,9 +432,14 @@ fn tiny() -> PathBuf {
 
 /// The tiny model behind its engine, on the emulated GPU.
 fn engine(emulated: &Arc<Emulated>, slots: usize) -> Engine {
+    engine_that_rests(emulated, slots, EngineConfig::default().cache_idle)
+}
+
+/// The same, which rests after so long without work.
+fn engine_that_rests(emulated: &Arc<Emulated>, slots: usize, cache_idle: Duration) -> Engine {
     let model = Model::load_on(&tiny(), None, &Progress::default(), emulated).unwrap();
     let gpu = GpuLimits { step_tokens: 256, ..GpuLimits::default() };
-    let config = EngineConfig { slots, gpu, ..EngineConfig::default() };
+    let config = EngineConfig { slots, gpu, cache_idle, ..EngineConfig::default() };
     Engine::start(Arc::new(model), Arc::new(Team::alone()), &config).unwrap()
 }
 
@@ -535,6 +541,22 @@ fn those_who_leave_leave_nothing_behind() {
     // Whoever asks behind those who leave is answered when they are gone.
     assert!(end(gpu.submit(ask("hello")).unwrap()).is_ok());
     assert_eq!(gpu.free_slots(), gpu.slots());
+    drop(gpu.hand_over());
+}
+
+#[test]
+fn what_was_computed_of_a_prompt_outlives_a_rest_that_gives_nothing_back() {
+    let emulated = Emulated::new(MEMORY);
+    let gpu = engine_that_rests(&emulated, 1, Duration::ZERO);
+    let ask = || ask(&"a prompt of several blocks, ".repeat(12));
+    let (first, outcome) = end(gpu.submit(ask()).unwrap()).unwrap();
+    assert_eq!(outcome.cached_tokens, 0);
+    // It rests as soon as it is idle, which it is before long.
+    for _ in 0..3 {
+        let (again, outcome) = end(gpu.submit(ask()).unwrap()).unwrap();
+        assert!(outcome.cached_tokens >= outcome.prompt_tokens / 2, "{outcome:?}");
+        assert_eq!(again, first);
+    }
     drop(gpu.hand_over());
 }
 

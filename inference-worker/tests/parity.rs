@@ -9,13 +9,14 @@ use std::{
 
 use inference_worker::{
     architecture::Architecture,
+    compute::batch,
     gguf::GgufFile,
     kernels::team::Team,
     kv::BLOCK,
     model::{Batch, Decoder, Scratch},
     parallel::{Rank, Threads},
     sample::Sampling,
-    scheduler::{Chunk, Limits, Scheduler},
+    scheduler::{Limits, Scheduler},
     weights::SafetensorsFiles,
 };
 use schemas::chat::Priority;
@@ -270,18 +271,4 @@ fn positions_turn_as_in_transformers() {
         let amplitude = case["amplitude"].as_f64().unwrap() as f32;
         assert!((rope.amplitude() - amplitude).abs() <= 1e-6, "{}: {} {amplitude}", case["config"], rope.amplitude());
     }
-}
-
-fn batch(chunks: &[Chunk]) -> Batch<'_> {
-    let mut batch = Batch::default();
-    for (index, chunk) in chunks.iter().enumerate() {
-        batch.tokens.extend(&chunk.tokens);
-        batch.positions.extend(chunk.start..chunk.start + chunk.tokens.len());
-        batch.sequences.extend(chunk.tokens.iter().map(|_| index));
-        batch.tables.push(&chunk.blocks);
-        if chunk.yields {
-            batch.outputs.push(batch.tokens.len() - 1);
-        }
-    }
-    batch
 }

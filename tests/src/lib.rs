@@ -15,7 +15,7 @@ pub use account::account;
 pub use deployed::{Deployed, PLACES};
 pub use llama_server::LlamaServer;
 pub use postgres::Postgres;
-pub use program::{Ended, Up, nats_server, processes_about, run, secret_of};
+pub use program::{Ended, Up, bare_nats, nats_server, processes_about, run, secret_of};
 pub use prometheus_server::PrometheusServer;
 pub use python::python;
 pub use redis::Redis;

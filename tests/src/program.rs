@@ -33,6 +33,27 @@ pub fn nats_server() -> anyhow::Result<PathBuf> {
         .context("nats-server is missing: deploy/install installs it")
 }
 
+/// Starts a nats-server of its own with more arguments, and waits until it listens.
+///
+/// # Errors
+/// When it is not installed, or does not open its port.
+pub async fn bare_nats(port: u16, arguments: &[&str]) -> anyhow::Result<Child> {
+    let child = Command::new(nats_server()?)
+        .args(["-a", "127.0.0.1", "-p", &port.to_string()])
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    let open = async {
+        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, open).await.context("nats-server did not open its port")?;
+    Ok(child)
+}
+
 /// How a program ended.
 #[derive(Debug)]
 pub struct Ended {

@@ -450,7 +450,8 @@ impl<D: Device> Compute for Steps<D> {
         Ok(wanted.iter().enumerate().map(row).collect())
     }
 
-    fn rest(&mut self, _: &[u32]) {}
+    /// The memory of a cache here is taken once, so what was computed of prompts is kept.
+    fn rest(&mut self, _: &mut dyn FnMut() -> Vec<u32>) {}
 
     fn end(self: Box<Self>, _: Blocks) -> Prefixes {
         // What lies on a device is not kept: its memory is what a model gives back.

@@ -1,12 +1,10 @@
 //! `vlinders doctor`: what it says of a machine on which something is wrong, and of one on which nothing is.
 
 use std::net::TcpListener;
-use std::process::Stdio;
 
 use anyhow::Context;
-use pipeline_tests::{Ended, PATIENCE, Up, free_port, nats_server, run};
+use pipeline_tests::{Ended, Up, bare_nats, free_port, run};
 use serde_json::{Value, json};
-use tokio::process::Command;
 
 /// What it says of each check by that name.
 fn of(told: &Ended, check: &str) -> anyhow::Result<Vec<Value>> {
@@ -99,18 +97,7 @@ async fn a_server_that_is_named_and_not_there_or_has_no_jetstream_fails() -> any
     assert_eq!((away.code, &jetstream["needed"]), (Some(1), &json!(true)), "{away:?}");
     assert!(jetstream["found"].as_str().is_some_and(|found| found.contains(&url)), "{jetstream}");
 
-    let mut server = Command::new(nats_server()?)
-        .args(["-a", "127.0.0.1", "-p", &port.to_string()])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    let open = async {
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, open).await.context("nats-server did not open its port")?;
+    let mut server = bare_nats(port, &[]).await?;
     let without = run(&["doctor", "--json", "--data", &data, "--nats", &url]).await?;
     let jetstream = one(&without, "jetstream")?;
     assert_eq!((without.code, &jetstream["ok"]), (Some(1), &json!(false)), "{without:?}");

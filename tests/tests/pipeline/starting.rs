@@ -1,12 +1,10 @@
 //! Starts that cannot succeed: each ends with the right exit code, says what to do, and leaves nothing half-done.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use anyhow::Context;
-use pipeline_tests::{Ended, PATIENCE, System, Up, free_port, nats_server, processes_about, repository, run};
+use pipeline_tests::{Ended, PATIENCE, System, Up, bare_nats, free_port, processes_about, repository, run};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::Command;
 
 /// It ended with this code and said all of this.
 fn said(ended: &Ended, code: i32, parts: &[&str]) {
@@ -127,23 +125,6 @@ async fn a_second_up_on_the_same_data_leaves_the_first_alone() -> anyhow::Result
     nothing_left(&data)
 }
 
-/// A nats-server of a configuration of our own.
-async fn nats(port: u16, arguments: &[&str]) -> anyhow::Result<tokio::process::Child> {
-    let child = Command::new(nats_server()?)
-        .args(["-a", "127.0.0.1", "-p", &port.to_string()])
-        .args(arguments)
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    let open = async {
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, open).await.context("nats-server did not open its port")?;
-    Ok(child)
-}
-
 /// Speaks as much of the protocol as a client needs to learn the server's version.
 async fn old_server(listener: tokio::net::TcpListener) -> anyhow::Result<()> {
     let serve = |mut connection: tokio::net::TcpStream| async move {
@@ -174,7 +155,7 @@ async fn a_nats_server_that_does_not_do_is_named_with_what_it_lacks() -> anyhow:
     let orchestrator = ["orchestrator", "--json", "--nats", &url];
     said(&run(&orchestrator).await?, 1, &[&url, "is nats-server running there", "nats-server -js"]);
 
-    let server = nats(port, &[]).await?;
+    let server = bare_nats(port, &[]).await?;
     said(&run(&orchestrator).await?, 1, &["no JetStream", "start it with `-js`"]);
     drop(server);
 

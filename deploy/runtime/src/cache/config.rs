@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Secret;
 
-/// A call may take so long at most.
-const TIMEOUT_MS_MAX: u64 = 10_000;
+/// A call may take so long at most: a worker asks before it says that it is there, which it must every few seconds.
+const TIMEOUT_MS_MAX: u64 = 2_000;
 
 /// Section `cache`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
