@@ -92,9 +92,14 @@ impl Transcript {
             return None;
         }
         sent.attempt = frame.attempt;
-        let whole = format!("{}{}", sent.text, frame.text);
         sent.logprobs.extend_from_slice(&frame.logprobs);
-        sent.become_text(effect, &whole, end)
+        if sent.replace {
+            let whole = format!("{}{}", sent.text, frame.text);
+            return sent.become_text(effect, &whole, end);
+        }
+        // The text so far is not copied for every token of it.
+        (sent.next, sent.text) = (end, std::mem::take(&mut sent.text) + &frame.text);
+        sent.tell(effect, frame.text.clone())
     }
 
     /// Something happened in the log.
@@ -136,24 +141,31 @@ impl Transcript {
 impl Sent {
     /// The effect's text up to token `next` is `text`: sends what is new, or all of it when the old was wrong.
     fn become_text(&mut self, effect: &EffectId, text: &str, next: u64) -> Option<Update> {
-        let id = format!("{effect}.{next}");
         let new = text.strip_prefix(self.text.as_str()).map(str::to_owned);
         self.next = next;
-        // Probabilities wait for the next text; behind the last there is none.
-        let nothing = |new: &str, this: &Self| new.is_empty() && (!this.complete || this.logprobs.is_empty());
-        let update = match new {
-            Some(new) if !self.replace && nothing(&new, self) => None,
-            Some(text) if !self.replace => {
-                Some(Update::Token { id, text, logprobs: std::mem::take(&mut self.logprobs) })
-            }
-            _ => {
-                let logprobs = std::mem::take(&mut self.logprobs);
-                Some(Update::Restart { id, text: text.to_owned(), logprobs })
-            }
-        };
-        self.replace = false;
         text.clone_into(&mut self.text);
-        update
+        match new {
+            Some(new) if !std::mem::take(&mut self.replace) => self.tell(effect, new),
+            _ => {
+                self.replace = false;
+                let logprobs = std::mem::take(&mut self.logprobs);
+                Some(Update::Restart { id: self.id(effect), text: text.to_owned(), logprobs })
+            }
+        }
+    }
+
+    /// Sends text that continues what was sent.
+    fn tell(&mut self, effect: &EffectId, text: String) -> Option<Update> {
+        // Probabilities wait for the next text; behind the last there is none.
+        if text.is_empty() && (!self.complete || self.logprobs.is_empty()) {
+            return None;
+        }
+        Some(Update::Token { id: self.id(effect), text, logprobs: std::mem::take(&mut self.logprobs) })
+    }
+
+    /// Where a client that has all of this can resume.
+    fn id(&self, effect: &EffectId) -> String {
+        format!("{effect}.{}", self.next)
     }
 }
 
