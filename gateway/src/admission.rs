@@ -1,6 +1,7 @@
 //! Who is let in: as many requests as may be open, shared fairly among users, and none for a queue that is full.
 //!
-//! A refusal is told at once, with the seconds after which it is worth asking again.
+//! A refusal is told at once, with the seconds after which it is worth asking again. These are spread: clients that are
+//! refused together do not all come back in the same moment, to be refused together again.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +29,7 @@ pub(crate) struct Admission {
     queued_max: u64,
     open: Arc<Mutex<Open>>,
     queue: Arc<Queue>,
+    refusals: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -61,6 +63,7 @@ impl Admission {
             queued_max: config.jobs_queued_max,
             open: Arc::default(),
             queue: Arc::default(),
+            refusals: Arc::default(),
         }
     }
 
@@ -119,7 +122,9 @@ impl Admission {
         let (waiting, rate) = (waiting.load(Ordering::Relaxed), rate.load(Ordering::Relaxed));
         // As long as half of what waits takes; a second where nothing is known.
         let seconds = (waiting * 500).checked_div(rate).unwrap_or(1).clamp(1, RETRY_AFTER_MAX_S);
-        Failure::new(429, code, detail, next).retry_after(seconds)
+        // Up to as long again, in turn.
+        let later = self.refusals.fetch_add(1, Ordering::Relaxed) % (seconds + 1);
+        Failure::new(429, code, detail, next).retry_after((seconds + later).min(RETRY_AFTER_MAX_S))
     }
 }
 
@@ -181,7 +186,9 @@ mod tests {
             failure.0.retry_after_s
         };
         assert_eq!(wait(10, 0), Some(1), "nobody knows");
-        assert_eq!(wait(40, 2_000), Some(10), "half of 40 at two a second");
+        assert_eq!(wait(10, 0), Some(2), "the next of a crowd comes later");
+        assert_eq!(wait(10, 0), Some(1));
+        assert_eq!(wait(40, 2_000), Some(10 + 3), "half of 40 at two a second, for the fourth");
         assert_eq!(wait(1_000_000, 1_000), Some(60));
     }
 }
