@@ -158,7 +158,7 @@ impl Service {
         while let Some(event) = running.events.recv().await {
             let mut frame = Frame::new(job.attempt, *published, FrameKind::Delta);
             let mut next = Some(event);
-            // What has piled up while the bus was slow leaves in one frame.
+            // What has piled up while the server was behind leaves in one frame.
             while let Some(Event::Token { id, text, logprob }) = next {
                 frame.ids.push(id);
                 frame.text.push_str(&text);
@@ -168,6 +168,9 @@ impl Service {
             if !frame.ids.is_empty() {
                 *published += frame.ids.len() as u64;
                 self.publish(job, &frame).await;
+            }
+            if next.is_none() && job.purpose == Purpose::Answer {
+                self.runtime.bus.tokens_taken().await;
             }
             match next {
                 Some(Event::Finished(outcome)) => return Ok(outcome),

@@ -263,3 +263,18 @@ async fn a_job_becomes_tokens_and_a_result_and_a_second_attempt_continues() {
 
     end(&worker).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_wait_for_a_server_that_is_behind_and_not_for_ever() {
+    let Some((server, bus)) = nats::start().await else {
+        return;
+    };
+    let taken_by_all = || futures::future::join_all((0..100).map(|_| bus.tokens_taken()));
+    assert!(taken_by_all().await.into_iter().all(|taken| taken));
+    server.signal("STOP");
+    let behind = tokio::time::timeout(Duration::from_secs(20), taken_by_all()).await;
+    assert!(behind.expect("all wait for the same echo").into_iter().all(|taken| !taken));
+    server.signal("CONT");
+    let caught_up = async { while !bus.tokens_taken().await {} };
+    tokio::time::timeout(Duration::from_secs(20), caught_up).await.expect("an echo comes again");
+}

@@ -9,6 +9,7 @@ mod follow;
 mod jobs;
 mod log;
 mod objects;
+mod pace;
 mod provision;
 mod pull;
 mod question;
@@ -212,6 +213,8 @@ pub struct Bus {
     log: Client,
     jobs: Client,
     tokens: Client,
+    /// Of the connection for tokens.
+    pace: Arc<pace::Pace>,
     js: jetstream::Context,
     connected: watch::Receiver<u64>,
     replicas: usize,
@@ -243,6 +246,7 @@ impl Bus {
         Ok(Self {
             log,
             jobs,
+            pace: Arc::new(pace::Pace::new(&tokens)),
             tokens,
             js,
             connected,

@@ -81,7 +81,7 @@ impl Engine {
         self.held.lock().expect("no panic").insert(hold.clone());
         bus.claim(&hold).await?;
         // Another attempt goes on behind what was published, as a real worker does.
-        let before = bus.read_tokens(exec, &effect).await?;
+        let before = if attempt > 1 { bus.read_tokens(exec, &effect).await? } else { Vec::new() };
         let first = before.iter().map(|frame| frame.n + frame.ids.len() as u64).max().unwrap_or(0);
         let tokens = job.sampling.max_tokens.map_or(self.tokens, u64::from);
         let mut text: String = (0..first).map(token).collect();
@@ -105,13 +105,16 @@ impl Engine {
         });
         while let Some(n) = said.recv().await {
             let mut frame = Frame { ids: vec![n as u32], text: token(n), ..Frame::new(attempt, n, FrameKind::Delta) };
-            // As from a real worker, what has piled up while the bus was slow leaves in one frame.
+            // As from a real worker, what has piled up while the server was behind leaves in one frame.
             while let Ok(n) = said.try_recv() {
                 frame.ids.push(n as u32);
                 frame.text.push_str(&token(n));
             }
             text.push_str(&frame.text);
             bus.publish_tokens(exec, &effect, &frame).await?;
+            if frame.n + (frame.ids.len() as u64) < tokens {
+                bus.tokens_taken().await;
+            }
         }
         let answer = InferenceCompleted {
             effect,

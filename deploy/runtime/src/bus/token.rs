@@ -23,6 +23,13 @@ impl Bus {
         self.tokens.publish(subject::tokens(exec, effect), encode(frame).into()).await.map_err(Error::broken)
     }
 
+    /// Waits until the server has taken the frames that this process has published so far, for a second at most: false when
+    /// it has not. What piles up meanwhile can leave in one frame, so that tokens are joined when the server is behind, and
+    /// only then. Cancel safe.
+    pub async fn tokens_taken(&self) -> bool {
+        self.pace.taken().await
+    }
+
     /// The frames of an effect that are still kept, in order of arrival.
     ///
     /// # Errors
