@@ -196,10 +196,8 @@ impl Bus {
     /// # Errors
     /// When the connection is closed.
     pub async fn live(&self, exec: ExecutionId) -> Result<Live, Error> {
-        let messages = self.log.subscribe(subject::seen(exec)).await.map_err(Error::broken)?;
-        // The server must know the interest before the caller publishes anything.
-        self.log.flush().await.map_err(Error::broken)?;
-        Ok(Live(messages))
+        // The server knows the interest before anything that is published, or read, over this connection from now on.
+        self.log.subscribe(subject::seen(exec)).await.map(Live).map_err(Error::broken)
     }
 }
 
