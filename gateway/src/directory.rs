@@ -1,4 +1,5 @@
-//! What there is to ask for: models, tools and agent types, asked on the bus and remembered for a second.
+//! What there is to ask for: models, tools and agent types, asked on the bus and remembered for a second. One request asks
+//! then; others that come meanwhile make do with what was known a moment ago.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -17,12 +18,24 @@ use crate::problem::Failure;
 
 /// How long an answer is remembered: a new worker is seen after that.
 const FRESH: Duration = Duration::from_secs(1);
+/// How long it is remembered that there is nothing: whoever starts first is seen at once, and a crowd asks only now and then.
+const EMPTY_FRESH: Duration = Duration::from_millis(100);
+/// How long an old list will do while somebody asks for the new one.
+const STALE: Duration = Duration::from_secs(3);
 /// How long after a model was seen loaded a request for it is still accepted: its worker may be starting anew.
 const RECENTLY: Duration = Duration::from_secs(600);
 /// How long a worker may take to say what it has.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-type Remembered<T> = Mutex<Option<(Instant, Arc<Vec<T>>)>>;
+/// A list as it was answered last.
+struct Remembered<T> {
+    known: Mutex<Option<(Instant, Arc<Vec<T>>)>>,
+    /// Held by who asks, so that not everybody does.
+    asking: tokio::sync::Mutex<()>,
+}
+
+/// To be held while one asks.
+type Turn<'a> = Option<tokio::sync::MutexGuard<'a, ()>>;
 
 /// Agent types, and files that hold none.
 pub(crate) struct Registry {
@@ -53,19 +66,20 @@ impl Directory {
     pub(crate) fn new(bus: Bus) -> Self {
         Self {
             bus,
-            models: Mutex::default(),
-            tools: Mutex::default(),
-            agents: Mutex::default(),
-            workers: Mutex::default(),
+            models: Remembered::new(),
+            tools: Remembered::new(),
+            agents: Remembered::new(),
+            workers: Remembered::new(),
             seen: Mutex::default(),
         }
     }
 
     /// Loaded models, sorted by name: what one worker answers, and what the others announce.
     pub(crate) async fn models(&self) -> Result<Arc<Vec<Model>>, Failure> {
-        if let Some(models) = fresh(&self.models) {
-            return Ok(models);
-        }
+        let _turn = match self.models.get() {
+            Ok(models) => return Ok(models),
+            Err(turn) => turn,
+        };
         // Where nobody answers, entries are of workers that have gone. Who answers may have none, and others some.
         let answered = self.ask::<Model>(subject::RPC_MODELS).await?;
         let mut models = answered.clone().unwrap_or_default();
@@ -79,7 +93,7 @@ impl Directory {
         seen.extend(models.iter().map(|model| (model.name.clone(), (now, model.clone()))));
         seen.retain(|_, (at, _)| now.duration_since(*at) < RECENTLY);
         drop(seen);
-        Ok(remember(&self.models, models))
+        Ok(self.models.remember(models))
     }
 
     /// Models that are not among the loaded ones: those that a worker could load, is loading or is about to give up, and
@@ -101,19 +115,21 @@ impl Directory {
 
     /// Registered tools, or none when no tool worker is there.
     pub(crate) async fn tools(&self) -> Result<Option<Arc<Vec<Tool>>>, Failure> {
-        if let Some(tools) = fresh(&self.tools) {
-            return Ok(Some(tools));
-        }
-        Ok(self.ask::<Tool>(subject::RPC_TOOLS).await?.map(|tools| remember(&self.tools, tools)))
+        let _turn = match self.tools.get() {
+            Ok(tools) => return Ok(Some(tools)),
+            Err(turn) => turn,
+        };
+        Ok(self.ask::<Tool>(subject::RPC_TOOLS).await?.map(|tools| self.tools.remember(tools)))
     }
 
     /// The agent types that count, sorted by name.
     pub(crate) async fn agents(&self) -> Result<Arc<Vec<AgentType>>, Failure> {
-        if let Some(agents) = fresh(&self.agents) {
-            return Ok(agents);
-        }
+        let _turn = match self.agents.get() {
+            Ok(agents) => return Ok(agents),
+            Err(turn) => turn,
+        };
         let team = agent::effective(self.agents_of_all_sources().await?);
-        Ok(remember(&self.agents, team.into_values().map(|(_, agent)| agent).collect()))
+        Ok(self.agents.remember(team.into_values().map(|(_, agent)| agent).collect()))
     }
 
     /// Every agent type of every source as it is now, and what was refused.
@@ -136,7 +152,7 @@ impl Directory {
         let bucket = self.bus.bucket(stream::BUCKET_CONFIG).await?;
         let key = Source::Registered.key(&agent.name);
         bucket.put(&key, encode(agent).into()).await.map_err(|e| bus::Error::Broken(e.to_string()))?;
-        forget(&self.agents);
+        self.agents.forget();
         Ok(())
     }
 
@@ -144,7 +160,7 @@ impl Directory {
     pub(crate) async fn unregister(&self, name: &str) -> Result<(), Failure> {
         let bucket = self.bus.bucket(stream::BUCKET_CONFIG).await?;
         bucket.purge(Source::Registered.key(name)).await.map_err(|e| bus::Error::Broken(e.to_string()))?;
-        forget(&self.agents);
+        self.agents.forget();
         Ok(())
     }
 
@@ -161,22 +177,22 @@ impl Directory {
 
     /// Workers that are there.
     pub(crate) async fn workers(&self) -> Result<Arc<Vec<Worker>>, Failure> {
-        if let Some(workers) = fresh(&self.workers) {
-            return Ok(workers);
+        match self.workers.get() {
+            Ok(workers) => Ok(workers),
+            Err(_turn) => self.workers_now().await,
         }
-        self.workers_now().await
     }
 
     /// The same as it is at this moment.
     pub(crate) async fn workers_now(&self) -> Result<Arc<Vec<Worker>>, Failure> {
         let found = self.bucket::<Worker>(stream::BUCKET_WORKERS, ">").await?;
-        Ok(remember(&self.workers, found.into_values().collect()))
+        Ok(self.workers.remember(found.into_values().collect()))
     }
 
     /// Looks again at the models when they are asked for next: they have just changed.
     pub(crate) fn forget_models(&self) {
-        forget(&self.models);
-        forget(&self.workers);
+        self.models.forget();
+        self.workers.forget();
     }
 
     /// Refuses a workspace in which no tool may work. Where nobody can say, the tool worker will, at the call.
@@ -223,21 +239,61 @@ impl Directory {
     }
 }
 
-fn fresh<T>(remembered: &Remembered<T>) -> Option<Arc<Vec<T>>> {
-    let remembered = remembered.lock().expect("no panic while the lock is held");
-    remembered.as_ref().filter(|(at, _)| clock::instant().duration_since(*at) < FRESH).map(|(_, list)| list.clone())
-}
-
-fn forget<T>(remembered: &Remembered<T>) {
-    *remembered.lock().expect("no panic while the lock is held") = None;
-}
-
-/// Remembers a list, unless it is empty: what is not there yet is asked for each time.
-fn remember<T>(remembered: &Remembered<T>, list: Vec<T>) -> Arc<Vec<T>> {
-    let list = Arc::new(list);
-    if !list.is_empty() {
-        let entry = Some((clock::instant(), list.clone()));
-        *remembered.lock().expect("no panic while the lock is held") = entry;
+impl<T> Remembered<T> {
+    fn new() -> Self {
+        Self { known: Mutex::default(), asking: tokio::sync::Mutex::default() }
     }
-    list
+
+    /// What is remembered, or else the turn to ask for it.
+    fn get(&self) -> Result<Arc<Vec<T>>, Turn<'_>> {
+        let known = self.known.lock().expect("no panic while the lock is held").clone();
+        let Some((at, list)) = known else { return Err(None) };
+        let age = clock::instant().duration_since(at);
+        if age < if list.is_empty() { EMPTY_FRESH } else { FRESH } {
+            return Ok(list);
+        }
+        match self.asking.try_lock() {
+            Err(_) if age < STALE => Ok(list),
+            turn => Err(turn.ok()),
+        }
+    }
+
+    fn remember(&self, list: Vec<T>) -> Arc<Vec<T>> {
+        let list = Arc::new(list);
+        let entry = Some((clock::instant(), Arc::clone(&list)));
+        *self.known.lock().expect("no panic while the lock is held") = entry;
+        list
+    }
+
+    fn forget(&self) {
+        *self.known.lock().expect("no panic while the lock is held") = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_asks_and_the_others_make_do_with_what_was_known() {
+        let remembered = Remembered::new();
+        assert!(matches!(remembered.get(), Err(None)), "nothing is known: everybody asks");
+        remembered.remember(vec![1]);
+        assert_eq!(*remembered.get().expect("fresh"), [1]);
+        let aged = |age: Duration, list: Vec<i32>| {
+            let then = clock::instant().checked_sub(age).expect("the machine is up for longer");
+            *remembered.known.lock().unwrap() = Some((then, Arc::new(list)));
+        };
+        aged(FRESH, vec![1]);
+        let turn = remembered.get().expect_err("it is old");
+        assert!(turn.is_some());
+        assert_eq!(*remembered.get().expect("somebody asks"), [1]);
+        aged(STALE, vec![1]);
+        assert!(matches!(remembered.get(), Err(None)), "too old for anybody");
+        drop(turn);
+        aged(EMPTY_FRESH, vec![]);
+        assert!(matches!(remembered.get(), Err(Some(_))));
+        remembered.forget();
+        assert!(matches!(remembered.get(), Err(None)));
+    }
 }
