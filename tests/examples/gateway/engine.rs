@@ -1,5 +1,6 @@
-//! A worker whose model costs nothing: it does all that a real one does on the bus (pulls one job for each free slot, claims
-//! it, says what it holds, publishes each token, appends the result, acknowledges the job), and makes the tokens up.
+//! A worker whose model costs nothing: it does all that a real one does on the bus (announces itself, pulls one job for each
+//! free slot, claims it, says what it holds, publishes each token, appends the result, acknowledges the job), and makes the
+//! tokens up.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -8,10 +9,11 @@ use std::time::Duration;
 use runtime::bus::{Delivery, JobQueue};
 use runtime::{Runtime, clock};
 use schemas::fact::InferenceCompleted;
-use schemas::presence::{Hold, Holds};
+use schemas::presence::{Hold, Holds, Worker};
 use schemas::rpc::{Model, Reply};
 use schemas::token::FrameKind;
-use schemas::{Fact, FactBody, FinishReason, Frame, InferenceJob, Usage, subject};
+use schemas::wire::encode;
+use schemas::{Fact, FactBody, FinishReason, Frame, InferenceJob, Usage, stream, subject};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{MODEL, until_closed};
@@ -49,6 +51,16 @@ pub(crate) async fn start(runtime: Runtime, tokens: u64, every: Duration) -> any
         tasks.spawn(engine.clone().pull(bus.inference_jobs(MODEL).await?));
     }
     let models = vec![Model { name: MODEL.into(), kind: "chat".into(), window: 8_192 }];
+    let (presence, entry) = (bus.bucket(stream::BUCKET_WORKERS).await?, worker(&engine.id, &models));
+    presence.put(&entry.id, encode(&entry).into()).await?;
+    tasks.spawn(async move {
+        loop {
+            tokio::time::sleep(stream::WORKER_ENTRY_TTL / 3).await;
+            if let Err(error) = presence.put(&entry.id, encode(&entry).into()).await {
+                return eprintln!("the engine is not announced any more: {error}");
+            }
+        }
+    });
     bus.serve(tasks, subject::RPC_MODELS, move |(): ()| std::future::ready(Reply::Ok(models.clone()))).await?;
     Ok(())
 }
@@ -135,6 +147,23 @@ impl Engine {
         delivery.done().await?;
         self.held.lock().expect("no panic").remove(&hold);
         Ok(())
+    }
+}
+
+/// What a worker says of itself.
+fn worker(id: &str, models: &[Model]) -> Worker {
+    Worker {
+        id: id.to_owned(),
+        role: "inference".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        slots: (PULLERS * SLOTS) as u32,
+        models: models.to_vec(),
+        tools: Vec::new(),
+        inference: None,
+        sandbox: None,
+        refused: Vec::new(),
+        vectors: None,
+        cache: None,
     }
 }
 
