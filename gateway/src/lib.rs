@@ -34,6 +34,7 @@ mod openai;
 mod openapi;
 mod operations;
 mod problem;
+mod queues;
 mod requests;
 mod secrets;
 mod service;

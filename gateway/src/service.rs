@@ -35,7 +35,7 @@ use crate::traced::Traced;
 use crate::view::{Entry, Execution};
 use crate::{
     agents, batch, code, completion, console, control, dead_letters, executions, forks, grpc, memory, models, objects,
-    openai, openapi, operations, requests,
+    openai, openapi, operations, queues, requests,
 };
 
 /// Asked every few seconds, by machines.
@@ -112,10 +112,12 @@ pub async fn serve(config: Config, secrets: Secrets, runtime: Runtime) -> Result
     let bounds = Bounds { connections: config.connections_max, head: Duration::from_secs(config.head_timeout_s) };
     let admission = Admission::new(&config);
     admission.watch(&runtime.bus, &runtime.tasks);
+    let metrics = Metrics::new(&runtime.metrics)?;
+    queues::watch(&runtime.bus, &metrics, &runtime.tasks);
     secrets.follow(&runtime.tasks);
     let gateway = Arc::new(Gateway {
         directory: Directory::new(runtime.bus.clone()),
-        metrics: Metrics::new(&runtime.metrics)?,
+        metrics,
         admission,
         secrets,
         live: Live::default(),
@@ -306,7 +308,7 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
 
 async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Response, Failure> {
     if let Ok(waiting) = gateway.runtime.bus.dead_letters_waiting().await {
-        gateway.metrics.dead_letters.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        gateway.metrics.dead_letters(waiting);
     }
     let text = prometheus::TextEncoder::new().encode_to_string(&gateway.runtime.metrics.gather());
     let text = text.map_err(|e| Failure::new(500, "metrics", e.to_string(), "report it"))?;

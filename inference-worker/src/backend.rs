@@ -4,6 +4,7 @@ use tokio::sync::watch;
 
 use crate::{
     engine::{Engine, Rejection, Request, Running},
+    figures::Figures,
     prefixes::Prefixes,
     remote::Remote,
 };
@@ -83,6 +84,14 @@ impl Backend {
     /// Whether it can go on behind the tokens of an earlier attempt. Else an attempt starts over.
     pub const fn continues(&self) -> bool {
         matches!(self, Self::Engine(_))
+    }
+
+    /// What it shows of itself, if it computes here.
+    pub fn figures(&self) -> Option<&Figures> {
+        match self {
+            Self::Engine(engine) => Some(engine.figures()),
+            Self::Remote(_) => None,
+        }
     }
 
     /// Ends it, and returns what it has computed of prompts, if it computes here. Blocks until its step is done.

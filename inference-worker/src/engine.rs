@@ -42,6 +42,7 @@ use crate::{
     compute::{Compute, Cpu, Row, Step, Wanted},
     constraint::{CALLS_MAX, Constraint},
     cuda::{self, device::Fault},
+    figures::Figures,
     kernels::team::Team,
     kv::{BLOCK, Blocks},
     model_directory::Model,
@@ -222,6 +223,7 @@ pub struct Engine {
     computed: Arc<AtomicU64>,
     next_id: Arc<AtomicU64>,
     lost: watch::Receiver<Option<String>>,
+    figures: Figures,
     slots: usize,
     window: usize,
 }
@@ -329,6 +331,7 @@ impl Engine {
         let (commands, inbox) = mpsc::channel();
         let (active, computed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
         let (loses, lost) = watch::channel(None);
+        let figures = Figures::new(&model.name);
         let worker = Worker {
             scheduler: Scheduler::with_blocks(limits, blocks),
             model: Arc::clone(&model),
@@ -339,10 +342,22 @@ impl Engine {
             computed: Arc::clone(&computed),
             cache_idle: config.cache_idle,
             loses,
+            figures: figures.clone(),
         };
+        figures.show(&worker.scheduler);
         let name = format!("engine-{}", model.name);
         std::thread::Builder::new().name(name).spawn(move || worker.run(inbox, computer))?;
-        Ok(Self { model, commands, active, computed, next_id: Arc::default(), lost, slots: config.slots, window })
+        Ok(Self {
+            model,
+            commands,
+            active,
+            computed,
+            next_id: Arc::default(),
+            lost,
+            figures,
+            slots: config.slots,
+            window,
+        })
     }
 
     /// Ends it, and returns what it has computed of prompts. Requests under way fail. None if it had ended already.
@@ -356,6 +371,11 @@ impl Engine {
     /// Why it can compute no more, once it cannot: its device was lost. It has told everyone who asked it by then.
     pub fn lost(&self) -> watch::Receiver<Option<String>> {
         self.lost.clone()
+    }
+
+    /// What it shows of itself.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// The model it runs.
@@ -580,6 +600,7 @@ struct Worker {
     computed: Arc<AtomicU64>,
     cache_idle: Duration,
     loses: watch::Sender<Option<String>>,
+    figures: Figures,
 }
 
 /// A step that was begun: what it will yield, in order.
@@ -612,6 +633,7 @@ impl Worker {
                 if let Err(fault) = self.collect(&mut *computer) {
                     return self.lose(inbox, &fault);
                 }
+                self.figures.show(&self.scheduler);
                 match self.wait(&inbox, &mut *computer) {
                     Some(Command::HandOver(to)) => return self.hand_over(inbox, computer, &to),
                     Some(command) => self.take(command),
@@ -638,6 +660,7 @@ impl Worker {
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
         computer.rest(&mut || self.scheduler.forget_unused());
+        self.figures.show(&self.scheduler);
         inbox.recv().ok()
     }
 
@@ -719,6 +742,7 @@ impl Worker {
     /// Begins the next step, then finishes the one before it, and this one, too, if its tokens are picked here.
     fn step(&mut self, computer: &mut dyn Compute) -> Result<(), Fault> {
         let chunks = self.scheduler.schedule();
+        self.figures.show(&self.scheduler);
         if chunks.is_empty() {
             if self.under_way.is_none() {
                 assert!(self.scheduler.is_idle(), "the scheduler always finds work while there is some");
@@ -727,6 +751,7 @@ impl Worker {
         }
         let tokens: usize = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
         self.computed.fetch_add(tokens as u64, Ordering::AcqRel);
+        self.figures.stepped(chunks.len(), tokens);
         let begun = self.begin_step(computer, chunks)?;
         self.collect(computer)?;
         let waits = begun.waits;

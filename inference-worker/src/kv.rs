@@ -24,6 +24,8 @@ pub struct Blocks {
     /// Counts up when a block leaves the free list by hash, which makes its old entry stale.
     generations: Vec<u64>,
     free_count: usize,
+    /// Of the free blocks, those with a hash.
+    kept_count: usize,
 }
 
 impl Blocks {
@@ -36,12 +38,18 @@ impl Blocks {
             free: (0..total as u32).map(|block| (block, 0)).collect(),
             generations: vec![0; total],
             free_count: total,
+            kept_count: 0,
         }
     }
 
     /// Blocks that can be taken now.
     pub fn free(&self) -> usize {
         self.free_count
+    }
+
+    /// Blocks that nobody holds and that can be found by their hash.
+    pub fn kept(&self) -> usize {
+        self.kept_count
     }
 
     /// All blocks.
@@ -57,9 +65,7 @@ impl Blocks {
             if self.generations[index] != generation {
                 continue;
             }
-            if let Some(hash) = self.hashes[index].take() {
-                self.by_hash.remove(&hash);
-            }
+            self.forget(block);
             debug_assert_eq!(self.counts[index], 0, "a free block has no owner");
             self.generations[index] += 1;
             self.counts[index] = 1;
@@ -75,6 +81,7 @@ impl Blocks {
         if self.counts[index] == 0 {
             self.generations[index] += 1;
             self.free_count -= 1;
+            self.kept_count -= 1;
         }
         self.counts[index] += 1;
         Some(block)
@@ -96,17 +103,14 @@ impl Blocks {
         if self.counts[index] == 0 {
             self.free.push_back((block, self.generations[index]));
             self.free_count += 1;
+            self.kept_count += usize::from(self.hashes[index].is_some());
         }
     }
 
     /// Forgets what unused blocks hold, and names them: nobody will find their content again.
     pub fn forget_unused(&mut self) -> Vec<u32> {
         let unused: Vec<u32> = (0..self.counts.len() as u32).filter(|b| self.counts[*b as usize] == 0).collect();
-        for block in &unused {
-            if let Some(hash) = self.hashes[*block as usize].take() {
-                self.by_hash.remove(&hash);
-            }
-        }
+        unused.iter().for_each(|block| self.forget(*block));
         unused
     }
 
@@ -128,12 +132,16 @@ impl Blocks {
             self.generations[block as usize] == generation && self.hashes[block as usize].is_some()
         };
         let oldest: Vec<u32> = self.free.iter().filter(current).take(count).map(|(block, _)| *block).collect();
-        for block in &oldest {
-            if let Some(hash) = self.hashes[*block as usize].take() {
-                self.by_hash.remove(&hash);
-            }
-        }
+        oldest.iter().for_each(|block| self.forget(*block));
         oldest
+    }
+
+    /// Nobody finds what a free block holds any more.
+    fn forget(&mut self, block: u32) {
+        if let Some(hash) = self.hashes[block as usize].take() {
+            self.by_hash.remove(&hash);
+            self.kept_count -= 1;
+        }
     }
 
     /// How many hold this block.

@@ -9,7 +9,7 @@
 //! result. An attempt after the first goes on behind the tokens already published. `results` knows answers that would
 //! come out the same again. `embed` turns texts into vectors, with which `embeddings` answers questions.
 //! `models` loads and unloads while others answer: it reads what a model will `need` before it reads the model, keeps the
-//! `prefixes` of one that goes, and answers questions for changes. `gpus` measures.
+//! `prefixes` of one that goes, and answers questions for changes. `gpus` measures, and `figures` are what an engine shows.
 
 pub mod answer;
 mod answered;
@@ -24,6 +24,7 @@ pub mod detokenize;
 pub mod embed;
 mod embeddings;
 pub mod engine;
+pub mod figures;
 pub mod gguf;
 pub mod gpus;
 mod identity;

@@ -402,6 +402,9 @@ impl Task {
         if engine.model().device.is_some() {
             self.watch(name, &engine);
         }
+        if let Err(error) = engine.figures().register(&self.service.runtime.metrics) {
+            tracing::warn!(model = name, %error, "its figures are not shown");
+        }
         let backend = Backend::Engine(engine);
         let window = u32::try_from(backend.window()).unwrap_or(u32::MAX);
         // Shutdown ends the pulling, too.
@@ -443,6 +446,7 @@ impl Task {
         // On its way already.
         let Some(running) = self.running.remove(&model) else { return };
         let (service, messages, cards) = (Arc::clone(&self.service), self.messages.clone(), Arc::clone(&self.cards));
+        let figures = running.backend.figures().cloned();
         let at_most = Duration::from_secs(self.config.drain_s_max);
         self.service.runtime.tasks.spawn(async move {
             let finished = service.finish_waiting(running.backend.name(), at_most);
@@ -458,6 +462,10 @@ impl Task {
                 running.identity.zip(left)
             });
             let left = gone.await.unwrap_or_default();
+            if let Some(figures) = figures {
+                // An error says that they were not shown.
+                let _ = figures.unregister(&service.runtime.metrics);
+            }
             let rooms = rooms(&cards).await;
             // The task has ended, and all memory is given back.
             let _ = messages.send(Message::Drained { model, left, rooms }).await;

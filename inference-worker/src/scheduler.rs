@@ -61,6 +61,8 @@ pub struct Scheduler {
     waiting: Waiting,
     /// Sequences that were ever added.
     added: u64,
+    /// Times that one gave its blocks to another.
+    preemptions: u64,
 }
 
 #[derive(Debug)]
@@ -87,7 +89,8 @@ impl Scheduler {
     /// The same over blocks of which nobody holds any; what they hold may be found again.
     pub fn with_blocks(limits: Limits, blocks: Blocks) -> Self {
         assert!(limits.step_tokens > 0 && limits.running > 0, "a step must be able to do something");
-        Self { limits, blocks, sequences: BTreeMap::new(), running: Vec::new(), waiting: Waiting::default(), added: 0 }
+        let (sequences, running, waiting) = (BTreeMap::new(), Vec::new(), Waiting::default());
+        Self { limits, blocks, sequences, running, waiting, added: 0, preemptions: 0 }
     }
 
     /// Tokens that one sequence can reach when it has all blocks.
@@ -119,6 +122,16 @@ impl Scheduler {
     /// Sequences admitted and not finished.
     pub fn running(&self) -> usize {
         self.running.len()
+    }
+
+    /// Sequences that wait to be admitted, for the first time or again.
+    pub fn waiting(&self) -> usize {
+        self.sequences.len() - self.running.len()
+    }
+
+    /// How often a sequence gave its blocks to another, since the beginning.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
     }
 
     /// Forgets what unused blocks hold, and names them.
@@ -237,6 +250,7 @@ impl Scheduler {
                 return None;
             }
             self.give_back(victim);
+            self.preemptions += 1;
             self.running.retain(|&other| other != victim);
             self.waiting.insert(victim, self.sequences[&victim].place);
         }

@@ -84,6 +84,9 @@ proptest! {
             prop_assert!(!step.is_empty(), "a step computes something");
             prop_assert!(step.iter().map(|chunk| chunk.tokens.len()).sum::<usize>() <= step_tokens);
             prop_assert!(scheduler.running() <= running);
+            let (accounts, all) = (scheduler.blocks(), blocks as u32);
+            let nobodys = (0..all).filter(|block| accounts.holders(*block) == 0).count();
+            prop_assert_eq!(accounts.kept(), nobodys - accounts.unfindable().len());
             for chunk in &step {
                 for (offset, _) in chunk.tokens.iter().enumerate() {
                     let position = chunk.start + offset;

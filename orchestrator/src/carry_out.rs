@@ -124,7 +124,7 @@ impl Hands {
         for (id, effect) in execution.effects.open_effects() {
             if let Some(placed) = owned.placed.get(id).filter(|p| p.attempt == effect.attempt) {
                 if let Some(place) = &placed.job {
-                    self.liveness.watch(exec, id, effect.attempt, place);
+                    self.liveness.watch(execution, id, effect.attempt, place);
                 }
                 continue;
             }
@@ -134,7 +134,7 @@ impl Hands {
             let before = history.as_deref().unwrap_or(&[]);
             if let Some(order) = work::order(execution, id, effect, before, clock::now()) {
                 if !matches!(order, Order::Child(_)) {
-                    self.liveness.expect(exec, id, effect.attempt);
+                    self.liveness.expect(execution, id, effect.attempt);
                 }
                 orders.push((id.clone(), effect.attempt, order));
             }
@@ -145,7 +145,8 @@ impl Hands {
                 Ok(job) => {
                     if let Some(place) = &job {
                         self.metrics.jobs.inc();
-                        self.liveness.watch(exec, &id, attempt, place);
+                        self.liveness.watch(execution, &id, attempt, place);
+                        tracing::debug!(effect = %id, attempt, "its job is queued");
                     }
                     // Another attempt of the same effect may still be queued; nobody wants it.
                     if let Some(old) = owned.placed.insert(id, Placed { attempt, job }).and_then(|p| p.job) {

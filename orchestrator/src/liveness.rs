@@ -9,13 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use runtime::{Runtime, bus, clock};
+use runtime::{Runtime, bus, clock, lines};
 use schemas::fact::EffectLost;
 use schemas::presence::{Hold, Holds};
+use schemas::trace::Context;
 use schemas::{EffectId, ExecutionId, Fact, FactBody, stream};
+use tracing::Instrument as _;
 
 use crate::config::Config;
+use crate::execution::Execution;
 use crate::service::Metrics;
+use crate::traced;
 
 /// How long a worker may take to answer. One that is busy and answers later loses nothing; but a question that was on its
 /// way to a worker when it died is never answered, and holds up the next round, which finds it gone.
@@ -26,8 +30,15 @@ const DENIED_FOR: Duration = Duration::from_secs(2);
 const UNHELD_FOR: Duration = Duration::from_millis(1_500);
 
 type Key = (ExecutionId, EffectId, u32);
-/// A lost effect and who held it, when known.
-type Lost = (Key, Option<String>);
+
+/// A lost effect.
+struct Lost {
+    key: Key,
+    /// Who held it, when known.
+    holder: Option<String>,
+    /// Where its execution stands in a trace.
+    context: Option<Context>,
+}
 
 /// Where a job was queued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +54,8 @@ struct Watched {
     holder: Option<String>,
     /// Since when nobody is known to hold it.
     unheld_since: Instant,
+    /// Where its execution stands in a trace.
+    context: Option<Context>,
 }
 
 /// Watches the holders of open effects. Cheap to clone.
@@ -76,13 +89,13 @@ impl Liveness {
     }
 
     /// The job of an effect's attempt is about to be queued: whoever takes it may say so before the queue has answered.
-    pub(crate) fn expect(&self, exec: ExecutionId, effect: &EffectId, attempt: u32) {
-        self.entry(exec, effect, attempt, |_| {});
+    pub(crate) fn expect(&self, execution: &Execution, effect: &EffectId, attempt: u32) {
+        self.entry(execution, effect, attempt, |_| {});
     }
 
     /// An attempt of an effect is open and its job queued.
-    pub(crate) fn watch(&self, exec: ExecutionId, effect: &EffectId, attempt: u32, place: &Place) {
-        self.entry(exec, effect, attempt, |watched| {
+    pub(crate) fn watch(&self, execution: &Execution, effect: &EffectId, attempt: u32, place: &Place) {
+        self.entry(execution, effect, attempt, |watched| {
             // Queued anew after a queue was lost, it has another place.
             if watched.place.as_ref() != Some(place) {
                 (watched.place, watched.unheld_since) = (Some(place.clone()), clock::instant());
@@ -90,8 +103,12 @@ impl Liveness {
         });
     }
 
-    fn entry(&self, exec: ExecutionId, effect: &EffectId, attempt: u32, then: impl FnOnce(&mut Watched)) {
-        let watched = || Watched { place: None, holder: None, unheld_since: clock::instant() };
+    fn entry(&self, execution: &Execution, effect: &EffectId, attempt: u32, then: impl FnOnce(&mut Watched)) {
+        let Some(exec) = execution.exec else { return };
+        let watched = || {
+            let (unheld_since, context) = (clock::instant(), traced::place(execution));
+            Watched { place: None, holder: None, unheld_since, context }
+        };
         then(self.lock().entry((exec, effect.clone(), attempt)).or_insert_with(watched));
     }
 
@@ -124,16 +141,25 @@ impl Liveness {
             match answer {
                 Ok(Some(holds)) => drop(present.insert(id, holds)),
                 Ok(None) => drop(gone.insert(id)),
-                Err(error) => {
-                    tracing::debug!(worker = id, %error, "a worker gave no sign of life in time")
-                }
+                Err(error) => self.silent(&id, &error),
             }
         }
-        let unheld = self.compare(&gone, &present);
-        let mut lost = unheld.0;
-        lost.extend(self.orphans(runtime, unheld.1).await);
-        for (key, worker) in lost {
-            self.report(runtime, metrics, key, worker).await;
+        let (mut lost, unheld) = self.compare(&gone, &present);
+        lost.extend(self.orphans(runtime, unheld).await);
+        for lost in lost {
+            let within = lines::within(lost.context, Some(lost.key.0));
+            self.report(runtime, metrics, lost).instrument(within).await;
+        }
+    }
+
+    /// A worker did not answer in time: that is logged of each effect that it holds, as a part of its execution.
+    fn silent(&self, worker: &str, error: &bus::Error) {
+        let holds = |watched: &Watched| watched.holder.as_deref() == Some(worker);
+        let watched = self.lock();
+        for ((exec, effect, attempt), of) in watched.iter().filter(|(_, watched)| holds(watched)) {
+            lines::within(of.context, Some(*exec)).in_scope(|| {
+                tracing::debug!(%effect, attempt, worker, %error, "its worker gave no sign of life in time");
+            });
         }
     }
 
@@ -147,7 +173,7 @@ impl Liveness {
     }
 
     /// Brings what is known up to date. Returns what is lost for sure, and what nobody is known to hold.
-    fn compare(&self, gone: &BTreeSet<String>, present: &BTreeMap<String, Holds>) -> (Vec<Lost>, Vec<(Key, Place)>) {
+    fn compare(&self, gone: &BTreeSet<String>, present: &BTreeMap<String, Holds>) -> (Vec<Lost>, Vec<(Lost, Place)>) {
         let now = clock::instant();
         let (mut lost, mut unheld) = (Vec::new(), Vec::new());
         for holds in present.values() {
@@ -159,14 +185,13 @@ impl Liveness {
                     .get(worker)
                     .is_none_or(|h| h.effects.iter().any(|e| (e.exec, &e.effect, e.attempt) == (key.0, &key.1, key.2)))
             };
+            let of = || Lost { key: key.clone(), holder: watched.holder.clone(), context: watched.context };
             match &watched.holder {
-                Some(worker) if gone.contains(worker) => lost.push((key.clone(), Some(worker.clone()))),
+                Some(worker) if gone.contains(worker) => lost.push(of()),
                 Some(worker) if holds(worker) => watched.unheld_since = now,
-                Some(worker) if now.duration_since(watched.unheld_since) > DENIED_FOR => {
-                    lost.push((key.clone(), Some(worker.clone())))
-                }
+                Some(_) if now.duration_since(watched.unheld_since) > DENIED_FOR => lost.push(of()),
                 None if now.duration_since(watched.unheld_since) > UNHELD_FOR => {
-                    unheld.extend(watched.place.clone().map(|place| (key.clone(), place)))
+                    unheld.extend(watched.place.clone().map(|place| (of(), place)))
                 }
                 _ => {}
             }
@@ -175,7 +200,7 @@ impl Liveness {
     }
 
     /// Of the effects nobody holds, those whose jobs were handed out: their holder died before anybody knew it.
-    async fn orphans(&self, runtime: &Runtime, unheld: Vec<(Key, Place)>) -> Vec<Lost> {
+    async fn orphans(&self, runtime: &Runtime, unheld: Vec<(Lost, Place)>) -> Vec<Lost> {
         let mut progress = BTreeMap::new();
         for stream in unheld.iter().map(|(_, place)| place.stream).collect::<BTreeSet<_>>() {
             match runtime.bus.job_progress(stream).await {
@@ -185,10 +210,11 @@ impl Liveness {
         }
         let handed_out =
             |place: &Place| progress.get(place.stream).is_some_and(|p| p.handed_out(&place.subject, place.sequence));
-        unheld.into_iter().filter(|(_, place)| handed_out(place)).map(|(key, _)| (key, None)).collect()
+        unheld.into_iter().filter(|(_, place)| handed_out(place)).map(|(lost, _)| lost).collect()
     }
 
-    async fn report(&self, runtime: &Runtime, metrics: &Metrics, key: Key, worker: Option<String>) {
+    async fn report(&self, runtime: &Runtime, metrics: &Metrics, lost: Lost) {
+        let Lost { key, holder: worker, .. } = lost;
         let (exec, effect, attempt) = key.clone();
         tracing::warn!(%exec, %effect, attempt, worker = worker.as_deref().unwrap_or("unknown"), "the worker is gone; asking another");
         let fact = Fact::new(exec, clock::now(), FactBody::EffectLost(EffectLost { effect, attempt, worker }));

@@ -24,7 +24,7 @@ pub(crate) fn note(execution: &Execution) {
 }
 
 /// The execution's own span; none outside any trace.
-fn place(execution: &Execution) -> Option<Context> {
+pub(crate) fn place(execution: &Execution) -> Option<Context> {
     let (context, exec) = (Context::read(&execution.trace)?, execution.exec?);
     let kind = execution.request.as_ref().map(|request| request.kind);
     Some(kind.map_or(context, |kind| context.with_span(span_of(exec, whole(kind)))))

@@ -49,6 +49,21 @@ impl Deployed {
         Ok(Self { directory: directory.to_owned(), keys })
     }
 
+    /// From its next start on the server keeps its files there, so many bytes of them; none for its own default.
+    ///
+    /// # Errors
+    /// When its configuration cannot be written.
+    pub fn keep_files(&self, store: &Path, bytes_max: Option<u64>) -> anyhow::Result<()> {
+        let file = self.directory.join("server.conf");
+        let text = std::fs::read_to_string(&file)?;
+        let set = |line: &&str| ["store_dir:", "max_file_store:"].iter().any(|key| line.trim_start().starts_with(key));
+        let rest: Vec<&str> = text.lines().filter(|line| !set(line)).collect();
+        let limit = bytes_max.map(|bytes| format!("\n  max_file_store: {bytes}")).unwrap_or_default();
+        let with = format!("jetstream {{\n  store_dir: {store:?}{limit}");
+        ensure!(text.contains("jetstream {"), "server.conf configures JetStream");
+        Ok(std::fs::write(file, rest.join("\n").replacen("jetstream {", &with, 1))?)
+    }
+
     /// The file with the seed of a user.
     #[must_use]
     pub fn seed(&self, user: &str) -> PathBuf {

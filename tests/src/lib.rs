@@ -15,7 +15,7 @@ pub use account::account;
 pub use deployed::{Deployed, PLACES};
 pub use llama_server::LlamaServer;
 pub use postgres::Postgres;
-pub use program::{Ended, Up, bare_nats, nats_server, processes_about, run, secret_of};
+pub use program::{Ended, Up, bare_nats, nats_server, processes_about, run, run_with, secret_of};
 pub use prometheus_server::PrometheusServer;
 pub use python::python;
 pub use redis::Redis;
@@ -31,6 +31,7 @@ use runtime::config::Secret;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use schemas::chat::{FinishReason, Role, Sampling};
 use schemas::fact::{ExecutionSubmitted, InferenceCompleted, Kind, Limits};
+use schemas::permission::User;
 use schemas::{EffectId, Event, ExecutionId, Fact, FactBody, Message, Record, ToolCall, ToolSpec, Usage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -45,6 +46,9 @@ pub const ROLES: [&str; 5] = ["orchestrator", "inference-worker", "analysis-work
 
 /// The secret of every test's gateway.
 const SECRET: &str = "test-secret";
+
+/// The switch for telling every story on a NATS with the deployed configuration.
+const DEPLOYED: &str = "VLINDERS_TEST_DEPLOYED";
 
 /// A small workspace whose search results fit a small model's window, and do not change with this repository.
 const SOURCES: [(&str, &str); 3] = [
@@ -108,7 +112,7 @@ pub fn raise_open_files() -> anyhow::Result<()> {
 /// `VLINDERS_TEST_DEPLOYED=1`: every story is told on a NATS with the deployed configuration.
 #[expect(clippy::disallowed_methods, reason = "a switch for the person who changes what roles may do on the bus")]
 fn is_deployed_wanted() -> bool {
-    std::env::var_os("VLINDERS_TEST_DEPLOYED").is_some()
+    std::env::var_os(DEPLOYED).is_some()
 }
 
 /// A port that nobody listens on.
@@ -174,7 +178,8 @@ impl System {
     async fn up(self, missing: &[&str]) -> anyhow::Result<Self> {
         let mut system = self;
         system.start_nats().await?;
-        if system.deployed.is_none() {
+        // Where NATS is deployed, orchestrators make the streams, and all others wait for them.
+        if system.deployed.is_none() || missing.contains(&"orchestrator") {
             bus::provision(&system.bus().await?).await?;
         }
         for role in ROLES.into_iter().filter(|role| !missing.contains(role)) {
@@ -243,7 +248,10 @@ impl System {
             self.nats_port, self.store
         );
         let config = match &self.deployed {
-            Some(deployed) => deployed.directory.join("nats.conf"),
+            Some(deployed) => {
+                deployed.keep_files(&self.store, self.store_bytes_max)?;
+                deployed.directory.join("nats.conf")
+            }
             None => {
                 let config = self.directory.path().join("nats.conf");
                 std::fs::write(&config, text)?;
@@ -314,7 +322,7 @@ impl System {
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> anyhow::Result<()> {
-        let mut command = Command::new(program::program()?);
+        let mut command = program::vlinders()?;
         command.arg(role).args(["--json", "--nats", &self.nats_url()]);
         if let Some(config) = &self.config {
             command.arg("--config").arg(config);
@@ -376,6 +384,17 @@ impl System {
         Ok(child.kill().await?)
     }
 
+    /// SIGSTOP for the oldest process of a role: it is there and does nothing.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn halt_role(&self, role: &str) -> anyhow::Result<()> {
+        let running = self.roles.iter().find(|(r, _)| r == role).with_context(|| format!("no {role} runs"))?;
+        let id = running.1.id().context("it runs")?.to_string();
+        ensure!(Command::new("kill").args(["-STOP", &id]).status().await?.success(), "kill -STOP {id}");
+        Ok(())
+    }
+
     /// What all processes logged.
     #[must_use]
     pub fn log(&self) -> String {
@@ -387,6 +406,12 @@ impl System {
     /// # Errors
     /// When NATS does not answer.
     pub async fn bus(&self) -> anyhow::Result<Bus> {
+        Ok(Bus::connect(&self.bus_config(), "test").await?)
+    }
+
+    /// How a test reaches the bus: as somebody who may do anything there.
+    #[must_use]
+    pub fn bus_config(&self) -> bus::Config {
         let mut config = bus::Config { url: self.nats_url(), ..bus::Config::default() };
         if self.deployed.is_some() {
             config.user = Some("test".to_owned());
@@ -394,7 +419,29 @@ impl System {
             // Roles answer whoever may ask them, and nobody else.
             config.inbox_prefix = Some("_INBOX_gateway".to_owned());
         }
-        Ok(Bus::connect(&config, "test").await?)
+        config
+    }
+
+    /// A connection that may do anything, for what no process of ours does.
+    ///
+    /// # Errors
+    /// When NATS does not answer.
+    pub async fn nats(&self) -> anyhow::Result<async_nats::Client> {
+        let options = match &self.deployed {
+            Some(_) => async_nats::ConnectOptions::with_user_and_password("test".to_owned(), "test".to_owned()),
+            None => async_nats::ConnectOptions::new(),
+        };
+        Ok(options.connect(self.nats_url()).await?)
+    }
+
+    /// Runs a command of `vlinders` that asks NATS itself, as this user where NATS is deployed, and returns how it ended.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn on_nats(&self, user: User, arguments: &[&str]) -> anyhow::Result<Ended> {
+        let url = self.nats_url();
+        let environment = self.deployed.as_ref().map(|deployed| deployed.environment(user.name())).unwrap_or_default();
+        run_with(&[arguments, &["--nats", url.as_str()]].concat(), &environment).await
     }
 
     /// A request with the secret.
@@ -439,7 +486,7 @@ impl System {
     /// # Errors
     /// When it prints no JSON.
     pub async fn client(&self, arguments: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
-        let mut command = Command::new(program::program()?);
+        let mut command = program::vlinders()?;
         command.args(arguments).args(["--json", "--url", &self.http]).env("VLINDERS_SECRET", SECRET).kill_on_drop(true);
         let output = tokio::time::timeout(PATIENCE, command.output()).await.context("the command did not end")??;
         let json = serde_json::from_slice(&output.stdout);
@@ -451,7 +498,7 @@ impl System {
     /// # Errors
     /// When it does not end.
     pub async fn plain_client(&self, arguments: &[&str]) -> anyhow::Result<Ended> {
-        let mut command = Command::new(program::program()?);
+        let mut command = program::vlinders()?;
         command.args(arguments).args(["--url", &self.http]).env("VLINDERS_SECRET", SECRET).kill_on_drop(true);
         let output = tokio::time::timeout(PATIENCE, command.output()).await.context("the command did not end")??;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

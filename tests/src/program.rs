@@ -8,10 +8,17 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::{PATIENCE, SECRET};
+use crate::{DEPLOYED, PATIENCE, SECRET};
+
+/// A run of the `vlinders` program, which takes no switch of the tests for a setting.
+pub(crate) fn vlinders() -> anyhow::Result<Command> {
+    let mut command = Command::new(program()?);
+    command.env_remove(DEPLOYED);
+    Ok(command)
+}
 
 /// The `vlinders` program that was built with these tests.
-pub(crate) fn program() -> anyhow::Result<PathBuf> {
+fn program() -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe()?;
     let program = test.ancestors().nth(2).context("a test lies in target/PROFILE/deps")?.join("vlinders");
     ensure!(program.is_file(), "{} is not built: run the tests with --workspace", program.display());
@@ -70,8 +77,17 @@ pub struct Ended {
 /// # Errors
 /// When it does not end.
 pub async fn run(arguments: &[&str]) -> anyhow::Result<Ended> {
-    let mut command = Command::new(program()?);
-    command.args(arguments).env("VLINDERS_SECRET", SECRET).stdin(Stdio::null()).kill_on_drop(true);
+    run_with(arguments, &[]).await
+}
+
+/// The same with more variables.
+///
+/// # Errors
+/// When it does not end.
+pub async fn run_with(arguments: &[&str], environment: &[(&'static str, String)]) -> anyhow::Result<Ended> {
+    let mut command = vlinders()?;
+    command.args(arguments).env("VLINDERS_SECRET", SECRET).envs(environment.iter().cloned());
+    command.stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(PATIENCE, command.output())
         .await
         .with_context(|| format!("vlinders {} did not end", arguments.join(" ")))??;
@@ -103,7 +119,7 @@ impl Up {
     /// # Errors
     /// When it does not become ready.
     pub async fn start_with(data: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
-        let mut child = Command::new(program()?)
+        let mut child = vlinders()?
             .args(["up", "--json", "--http", "127.0.0.1:0", "--data"])
             .arg(data)
             .args(arguments)

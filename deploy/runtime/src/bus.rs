@@ -23,7 +23,7 @@ pub use jobs::{Delivery, JobProgress, JobQueue, Queued};
 pub use log::{Appended, Commit, FactDelivery, Facts, Kind, Live, Stored};
 pub use objects::ObjectError;
 pub use provision::provision;
-pub use queues::{ConsumerState, StreamState};
+pub use queues::{Backlog, ConsumerState, StreamState};
 pub use server::{ServerClock, ServerState};
 pub use token::TokenReader;
 

@@ -12,7 +12,7 @@ use crate::browser::story;
 #[tokio::test]
 async fn a_letter_is_read_redriven_when_it_helps_and_removed() -> anyhow::Result<()> {
     let system = System::start_without(&["inference-worker", "analysis-worker"]).await?;
-    let context = jetstream::new(async_nats::connect(system.nats_url()).await?);
+    let context = jetstream::new(system.nats().await?);
     let nobody = runtime::clock::execution_id();
     let message = UserMessage { object: None, id: "m-1".into(), by: None, text: "is anybody there?".into() };
     let early = Fact::new(nobody, runtime::clock::now(), FactBody::UserMessage(message));

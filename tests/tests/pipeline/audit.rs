@@ -3,16 +3,16 @@
 
 use std::path::{Path, PathBuf};
 
-use pipeline_tests::{System, conversation, run};
+use pipeline_tests::{System, conversation};
 use runtime::bus::Commit;
 use schemas::decision::{Draft, FactsDigest};
+use schemas::permission::User;
 use schemas::{ExecutionId, Fact, Record};
 use serde_json::{Value, json};
 
 /// Runs a command that reads the log, with `--json`; returns its exit code and what it printed.
 async fn read(system: &System, arguments: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
-    let url = system.nats_url();
-    let ended = run(&[arguments, &["--json", "--nats", url.as_str()]].concat()).await?;
+    let ended = system.on_nats(User::Auditor, &[arguments, &["--json"]].concat()).await?;
     let json = serde_json::from_str(&ended.stdout).map_err(|e| anyhow::anyhow!("{e}: {ended:?}"))?;
     Ok((ended.code, json))
 }
@@ -41,7 +41,7 @@ async fn an_audit_proves_an_honest_log_and_locates_a_forged_decision() -> anyhow
     assert_eq!((code, &found["executions"], &found["events"]), (Some(0), &json!(13), &json!(events)), "{found}");
     let (code, found) = read(&system, &["audit", "--since", "2100-01-01T00:00:00Z"]).await?;
     assert_eq!((code, &found["executions"]), (Some(0), &json!(0)), "{found}");
-    let ended = run(&["audit", "--since", "yesterday", "--nats", &system.nats_url()]).await?;
+    let ended = system.on_nats(User::Auditor, &["audit", "--since", "yesterday"]).await?;
     assert_eq!((ended.code, ended.stderr.contains("90s, 15m, 2h, 7d")), (Some(2), true), "{ended:?}");
 
     // A decision after the end of one, well formed and well chained.
@@ -105,10 +105,10 @@ async fn a_state_is_shown_after_any_message_and_another_execution_goes_on_from_t
     let (code, other) = read(&system, &["replay", &id, "--machine", "1"]).await?;
     assert_eq!((code, &other["verified"], &other["decision"]), (Some(3), &json!(false), &json!(0)), "{other}");
     for wrong in [vec!["--at", "4"], vec!["--machine", "99"]] {
-        let ended = run(&[&["replay", &id, "--nats", &system.nats_url()], wrong.as_slice()].concat()).await?;
+        let ended = system.on_nats(User::Auditor, &[&["replay", &id], wrong.as_slice()].concat()).await?;
         assert_eq!(ended.code, Some(2), "{ended:?}");
     }
-    let ended = run(&["replay", &id, "--follow", "--verify", "--nats", &system.nats_url()]).await?;
+    let ended = system.on_nats(User::Auditor, &["replay", &id, "--follow", "--verify"]).await?;
     assert!(ended.code == Some(0) && ended.stdout.contains("verified: 2 decisions"), "{ended:?}");
 
     // From before the answer: the same question. From after it: more is said.

@@ -1,6 +1,8 @@
 //! Settings as people see them: each with its origin, secrets hidden, mistakes named.
 
-use pipeline_tests::run;
+use std::collections::BTreeSet;
+
+use pipeline_tests::{repository, run};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -30,6 +32,24 @@ async fn every_setting_is_shown_with_its_origin_and_no_secret() -> anyhow::Resul
     assert!(!shown.stdout.contains("hidden") && !people.stdout.contains("hidden"), "a secret is shown");
     let none = run(&["config", "show", "gatewy", "--config", &file]).await?;
     assert!(none.code == Some(2) && none.stderr.contains("gateway"), "{none:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_setting_is_explained_where_people_look() -> anyhow::Result<()> {
+    let readme = std::fs::read_to_string(repository().join("README.md"))?;
+    let words: BTreeSet<&str> = readme.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).collect();
+    let shown = run(&["config", "show", "--json"]).await?;
+    let all: Vec<Value> = serde_json::from_str(&shown.stdout)?;
+    // Sections of sections have theirs below them.
+    let mut names: Vec<String> = Vec::new();
+    for setting in &all {
+        names.extend(setting["key"].as_str().map(str::to_owned));
+        names.extend(setting["value"].as_object().into_iter().flatten().map(|(key, _)| key.clone()));
+    }
+    let missing = names.iter().filter(|name| !words.contains(name.rsplit('.').next().unwrap_or(name)));
+    assert_eq!(missing.collect::<Vec<_>>(), [""; 0], "the README does not say what these are");
+    assert!(all.len() > 50, "{all:?}");
     Ok(())
 }
 

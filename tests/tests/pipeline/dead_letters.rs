@@ -6,17 +6,18 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, AckKind};
 use futures::StreamExt;
-use pipeline_tests::{PATIENCE, System, conversation, events, run};
+use pipeline_tests::{PATIENCE, System, conversation, events};
 use runtime::bus::KeptLetter;
 use schemas::dead_letter::Reason;
 use schemas::fact::{Sandbox, ToolCompleted, UserMessage};
+use schemas::permission::User;
 use schemas::wire::{Schema, encode};
 use schemas::{EffectId, ExecutionId, Fact, FactBody, Job, ToolJob, stream, subject};
 use serde_json::{Value, json};
 
 /// Publishes bytes as anybody may who reaches the bus; returns the sequence they were stored at.
 async fn publish(system: &System, subject: String, payload: Vec<u8>) -> anyhow::Result<u64> {
-    let context = jetstream::new(async_nats::connect(system.nats_url()).await?);
+    let context = jetstream::new(system.nats().await?);
     let mut headers = HeaderMap::new();
     headers.insert("Vl-Note", "as it was");
     Ok(context.publish_with_headers(subject, headers, payload.into()).await?.await?.sequence)
@@ -25,7 +26,7 @@ async fn publish(system: &System, subject: String, payload: Vec<u8>) -> anyhow::
 /// Waits until letters are there that `enough` looks for.
 async fn letters(system: &System, enough: impl Fn(&[KeptLetter]) -> bool) -> anyhow::Result<Vec<KeptLetter>> {
     let bus = system.bus().await?;
-    let client = async_nats::connect(system.nats_url()).await?;
+    let client = system.nats().await?;
     // Whatever is published there may be a letter.
     let mut seen = client.subscribe("vl.v1.dlq.>").await?;
     client.flush().await?;
@@ -129,7 +130,7 @@ async fn what_nobody_can_use_becomes_one_letter_and_everything_else_goes_on() ->
     assert_eq!(health["ready"], json!(true), "letters hold nothing up: {health}");
     let metrics = system.get("/metrics").send().await?.text().await?;
     assert!(metrics.contains(&format!("vlinders_dead_letters_waiting {}", found.len())), "{metrics}");
-    let audit = run(&["audit", "--json", "--nats", &system.nats_url()]).await?;
+    let audit = system.on_nats(User::Auditor, &["audit", "--json"]).await?;
     let audit: Value = serde_json::from_str(&audit.stdout)?;
     let broken: Vec<&Value> = audit["broken"].as_array().context("a list")?.iter().collect();
     ensure!(broken.iter().all(|b| b["sequence"] == json!(decision)) && broken.len() == 1, "{audit}");
@@ -259,7 +260,7 @@ async fn a_job_that_nobody_finishes_is_given_up_and_is_carried_out_when_it_is_se
     let sequence = publish(&system, job.subject(), encode(&job)).await?;
     // The tools' consumer, whose workers all fall over.
     system.bus().await?.tool_jobs().await?;
-    let context = jetstream::new(async_nats::connect(system.nats_url()).await?);
+    let context = jetstream::new(system.nats().await?);
     let tools: PullConsumer = context.get_consumer_from_stream("tools", stream::TOOL_JOBS).await?;
     let expires = std::time::Duration::from_secs(5);
     for delivery in 1..=stream::JOB_DELIVERIES_MAX {

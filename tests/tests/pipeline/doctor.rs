@@ -1,10 +1,12 @@
 //! `vlinders doctor`: what it says of a machine on which something is wrong, and of one on which nothing is.
 
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use pipeline_tests::{Ended, Up, bare_nats, free_port, run};
+use pipeline_tests::{Ended, System, Up, bare_nats, free_port, run, run_with};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 /// What it says of each check by that name.
 fn of(told: &Ended, check: &str) -> anyhow::Result<Vec<Value>> {
@@ -111,5 +113,40 @@ async fn a_server_that_is_named_and_not_there_or_has_no_jetstream_fails() -> any
     let resting = run(&["doctor", "--json", "--data", &data]).await?;
     let jetstream = one(&resting, "jetstream")?;
     assert_eq!((&jetstream["state"], &jetstream["needed"]), (&json!("at rest"), &json!(false)), "{jetstream}");
+    Ok(())
+}
+
+/// A library that makes the clock of the program wrong into which it is loaded.
+async fn wrong_clock(directory: &Path) -> anyhow::Result<PathBuf> {
+    let (source, library) = (directory.join("wrong_clock.c"), directory.join("wrong_clock.so"));
+    std::fs::write(&source, include_str!("wrong_clock.c"))?;
+    let compiled =
+        Command::new("cc").args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(&library).arg(&source).output();
+    let compiled = compiled.await.context("the C compiler, which cargo links with, is there")?;
+    anyhow::ensure!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    Ok(library)
+}
+
+#[tokio::test]
+async fn a_machine_whose_clock_is_wrong_hears_by_how_much_from_the_server() -> anyhow::Result<()> {
+    let without = ["gateway", "inference-worker", "tool-worker", "analysis-worker"];
+    let (system, directory) = (System::start_without(&without).await?, tempfile::tempdir()?);
+    let library = wrong_clock(directory.path()).await?.display().to_string();
+    let data = directory.path().join("data").display().to_string();
+    let url = system.nats_url();
+    let clock = async |ahead_s: i64| -> anyhow::Result<Value> {
+        let mut environment = system.deployed.as_ref().map(|d| d.environment("orchestrator")).unwrap_or_default();
+        environment.extend([("LD_PRELOAD", library.clone()), ("CLOCK_AHEAD_S", ahead_s.to_string())]);
+        one(&run_with(&["doctor", "--json", "--data", &data, "--nats", &url], &environment).await?, "clock")
+    };
+    let right = clock(0).await?;
+    assert_eq!(right["ok"], true, "{right}");
+    for (ahead_s, side) in [(30, "behind ours"), (-30, "ahead of ours")] {
+        let wrong = clock(ahead_s).await?;
+        assert_eq!((&wrong["ok"], &wrong["state"], &wrong["needed"]), (&json!(false), &json!("WRONG"), &json!(true)));
+        let found = wrong["found"].as_str().context("a finding")?;
+        assert!((found.contains("30.0s ") || found.contains("29.9s ")) && found.contains(side), "{wrong}");
+        assert!(wrong["next_step"].as_str().is_some_and(|next| next.contains("NTP")), "{wrong}");
+    }
     Ok(())
 }

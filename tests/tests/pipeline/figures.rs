@@ -66,6 +66,9 @@ async fn prometheus_sees_every_role_and_all_that_alerts_and_panels_ask_for() -> 
     assert_eq!(Some(tokens), view["usage"]["tokens"].as_f64(), "{view}");
     prometheus.until_at_least(r#"vlinders_tool_calls_total{tool="search_code",outcome="completed"}"#, 1.0).await?;
     prometheus.until_at_least("vlinders_decisions_total", 3.0).await?;
+    prometheus.until_at_least(r#"vlinders_step_tokens_sum{model="tiny",role="inference-worker"}"#, 1.0).await?;
+    prometheus.until_at_least(r#"vlinders_kv_kept_blocks{model="tiny",role="inference-worker"}"#, 1.0).await?;
+    prometheus.until_at_least(r#"vlinders_job_queue_seconds_count{model="tiny"}"#, 1.0).await?;
 
     // Every rule was evaluated, without an error.
     let evaluated = |rules: &Value| {

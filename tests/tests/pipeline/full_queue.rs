@@ -20,7 +20,7 @@ fn steps(metrics: &Registry) -> anyhow::Result<f64> {
 async fn an_execution_that_was_cancelled_while_its_queue_was_full_is_left_alone() -> anyhow::Result<()> {
     let system = System::start_without(&["orchestrator", "inference-worker"]).await?;
     // The queue takes one job, and has one that nobody takes.
-    let context = jetstream::new(async_nats::connect(system.nats_url()).await?);
+    let context = jetstream::new(system.nats().await?);
     let mut config = context.get_stream(stream::INFERENCE_JOBS).await?.cached_info().config.clone();
     config.max_messages = 1;
     context.update_stream(config).await?;

@@ -88,6 +88,14 @@ async fn until(system: &System, model: &str, wanted: impl Fn(&ModelState) -> boo
     Ok(())
 }
 
+/// The models of which a process shows how full their memory is, from its own listener.
+async fn models_shown(address: &str) -> anyhow::Result<Vec<String>> {
+    let shown = reqwest::get(format!("{address}/metrics")).await?.text().await?;
+    let model =
+        |line: &str| Some(line.strip_prefix("vlinders_kv_total_blocks{model=\"")?.split_once('"')?.0.to_owned());
+    Ok(shown.lines().filter_map(model).collect())
+}
+
 /// The model that an execution asked.
 async fn model_of(system: &System, exec: &Value) -> anyhow::Result<String> {
     let exec: ExecutionId = exec.as_str().context("an execution")?.parse()?;
@@ -216,9 +224,11 @@ async fn an_agent_that_is_at_work_finishes_with_the_model_it_began_with() -> any
 async fn a_model_that_does_not_fit_is_refused_with_the_numbers_and_fits_once_there_is_room() -> anyhow::Result<()> {
     // Room for one and a half.
     let limit = (110 * MIB).to_string();
-    let system =
-        start(&["other"], &["tool-worker", "analysis-worker"], &[("VLINDERS_INFERENCE__MEMORY_BYTES_MAX", &limit)])
-            .await?;
+    let limits =
+        [("VLINDERS_INFERENCE__MEMORY_BYTES_MAX", limit.as_str()), ("VLINDERS_TELEMETRY__METRICS", "127.0.0.1:0")];
+    let system = start(&["other"], &["tool-worker", "analysis-worker"], &limits).await?;
+    let (_, shown) = system.metrics.first().context("the worker shows figures")?;
+    assert_eq!(models_shown(shown).await?, ["tiny"]);
     let (status, problem) = system.ask("/internal/models/other/load", &json!({})).await?;
     assert_eq!((status, &problem["code"]), (409, &json!("no_room")), "{problem}");
     let detail = problem["detail"].as_str().context("a detail")?;
@@ -231,8 +241,10 @@ async fn a_model_that_does_not_fit_is_refused_with_the_numbers_and_fits_once_the
     assert_eq!(loaded(&system).await?, ["tiny"], "nothing was begun");
     let ended = system.plain_client(&["models", "unload", "tiny"]).await?;
     assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(models_shown(shown).await?, [""; 0], "a model takes its figures with it");
     let ended = system.plain_client(&["models", "load", "other"]).await?;
     assert_eq!((ended.code, loaded(&system).await?), (Some(0), vec!["other".to_owned()]), "{ended:?}");
+    assert_eq!(models_shown(shown).await?, ["other"]);
     Ok(())
 }
 

@@ -120,7 +120,7 @@ async fn an_orchestrator_may_die_between_any_two_steps() -> anyhow::Result<()> {
 
 /// Waits until nothing is left in a job queue.
 async fn queue_empty(system: &System, name: &str) -> anyhow::Result<()> {
-    let context = async_nats::jetstream::new(async_nats::connect(system.nats_url()).await?);
+    let context = async_nats::jetstream::new(system.nats().await?);
     let mut queue = context.get_stream(name).await?;
     let empty = async {
         while queue.info().await?.state.messages > 0 {

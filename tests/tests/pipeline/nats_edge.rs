@@ -11,11 +11,14 @@ use serde_json::{Value, json};
 /// A client that knows nothing but the subjects.
 struct Plain {
     client: Client,
+    /// Where its answers come: a subject of its own, or below those to which roles may answer where they may not to any.
+    answers: &'static str,
 }
 
 impl Plain {
     async fn connect(system: &System) -> anyhow::Result<Self> {
-        Ok(Self { client: async_nats::connect(system.nats_url()).await? })
+        let answers = if system.deployed.is_some() { "vl.v1.reply" } else { "answer" };
+        Ok(Self { client: system.nats().await?, answers })
     }
 
     /// Publishes a request in JSON, and returns the server's word that it is stored. The partition is computed, because
@@ -34,9 +37,13 @@ impl Plain {
     }
 
     async fn answers(&self, exec: ExecutionId) -> anyhow::Result<Subscriber> {
-        let answers = self.client.subscribe(format!("answer.{exec}")).await?;
+        let answers = self.client.subscribe(self.reply(exec)).await?;
         self.client.flush().await?;
         Ok(answers)
+    }
+
+    fn reply(&self, exec: ExecutionId) -> String {
+        format!("{}.{exec}", self.answers)
     }
 }
 
@@ -84,7 +91,7 @@ async fn a_request_is_safe_while_there_is_no_gateway_and_stored_once() -> anyhow
     let exec = runtime::clock::execution_id();
     let mut answers = plain.answers(exec).await?;
     let chat = json!({"messages": [{"role": "user", "content": "hello"}]});
-    let data = json!({"request": {"chat": chat}, "reply": format!("answer.{exec}")});
+    let data = json!({"request": {"chat": chat}, "reply": plain.reply(exec)});
     assert!(plain.submit(exec, &data).await?["seq"].as_u64().is_some_and(|n| n > 0));
     assert_eq!(plain.submit(exec, &data).await?["duplicate"], true);
     // Whoever owned it may die before anybody says what it comes to.
@@ -113,7 +120,7 @@ async fn what_is_wrong_is_told_on_the_reply_subject_and_stands_in_the_log() -> a
     for (request, status, code, names) in wrong {
         let exec = runtime::clock::execution_id();
         let mut answers = plain.answers(exec).await?;
-        plain.submit(exec, &json!({"request": request, "reply": format!("answer.{exec}")})).await?;
+        plain.submit(exec, &json!({"request": request, "reply": plain.reply(exec)})).await?;
         let answer = next(&mut answers).await?;
         assert_eq!(answer["status"], "rejected", "{answer}");
         let problem = &answer["problem"];

@@ -2,8 +2,9 @@
 //! said to be.
 
 use async_nats::jetstream;
-use pipeline_tests::{System, conversation, events, run};
+use pipeline_tests::{System, conversation, events};
 use schemas::object::{INLINE_BYTES_MAX, Reference, TEXT, references};
+use schemas::permission::User;
 use schemas::{Event, ExecutionId, Fact, FactBody, stream};
 use serde_json::{Value, json};
 
@@ -34,13 +35,13 @@ async fn object(system: &System, sha256: &str, range: Option<&str>) -> anyhow::R
 
 /// The audit's exit code and what it found broken.
 async fn audit(system: &System) -> anyhow::Result<(Option<i32>, Value)> {
-    let ended = run(&["audit", "--json", "--nats", &system.nats_url()]).await?;
+    let ended = system.on_nats(User::Auditor, &["audit", "--json"]).await?;
     Ok((ended.code, serde_json::from_str::<Value>(&ended.stdout)?["broken"].clone()))
 }
 
 /// Deletes an object behind the log's back.
 async fn lose(system: &System, sha256: &str) -> anyhow::Result<()> {
-    let context = jetstream::new(async_nats::connect(system.nats_url()).await?);
+    let context = jetstream::new(system.nats().await?);
     Ok(context.get_object_store(stream::BUCKET_OBJECTS).await?.delete(sha256).await?)
 }
 
@@ -165,7 +166,7 @@ async fn a_prompt_that_is_lost_fails_its_execution_and_says_so() -> anyhow::Resu
     }
     assert_eq!(audit(&system).await?, (Some(0), json!([])));
     // Other bytes under its name are nobody's prompt.
-    let context = jetstream::new(async_nats::connect(system.nats_url()).await?);
+    let context = jetstream::new(system.nats().await?);
     let store = context.get_object_store(stream::BUCKET_OBJECTS).await?;
     store.put(reference.sha256.as_str(), &mut b"other".as_slice()).await?;
     assert_eq!(object(&system, &reference.sha256, None).await?.0, 502);

@@ -11,6 +11,7 @@ use schemas::executions::{
     ProjectionState, ToolCalls,
 };
 use schemas::fact::{Sandbox, ToolCompleted};
+use schemas::permission::User;
 use schemas::rpc::Reply;
 use schemas::summary::Summary;
 use schemas::{EffectId, Event, ExecutionId, Fact, FactBody, Record, subject};
@@ -141,8 +142,7 @@ async fn every_message_counts_once_whenever_the_orchestrator_dies_and_a_rebuild_
     assert_eq!((model.inferences, model.errors, model.prompt_tokens), (48, 0, 480), "{model:?}");
     assert_eq!((found.2.tools[0].calls, found.2.tools[0].errors), (24, 0));
 
-    let arguments = ["projection", "rebuild", "--json", "--nats", &system.nats_url()];
-    let ended = pipeline_tests::run(&arguments).await?;
+    let ended = system.on_nats(User::Gateway, &["projection", "rebuild", "--json"]).await?;
     let told: Value = serde_json::from_str(&ended.stdout).with_context(|| format!("{ended:?}"))?;
     assert_eq!((ended.code, told["state"] != "away"), (Some(0), true), "{told}");
     projection(&system, is_whole).await?;
@@ -272,8 +272,7 @@ async fn executions_are_listed_watched_and_looked_into_over_http() -> anyhow::Re
     let (_, health) = get("/health").await?;
     assert_eq!(health["parts"]["projection"]["state"], "following", "{health}");
 
-    let nats = system.nats_url();
-    let lines = pipeline_tests::run(&["executions", "ls", "--status", "running", "--json", "--nats", &nats]).await?;
+    let lines = system.on_nats(User::Auditor, &["executions", "ls", "--status", "running", "--json"]).await?;
     let line: Value = serde_json::from_str(lines.stdout.trim()).with_context(|| format!("{lines:?}"))?;
     assert_eq!((&line["execution_id"], &line["user_id"]), (&json!(open), &json!("u1")));
     Ok(())

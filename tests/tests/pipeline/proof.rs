@@ -2,15 +2,16 @@
 
 use orchestrator::execution::Rules;
 use orchestrator::history::History;
-use pipeline_tests::{System, run};
+use pipeline_tests::System;
 use runtime::bus::Commit;
 use schemas::decision::{Draft, FactsDigest};
+use schemas::permission::User;
 use schemas::{Event, ExecutionId, Record};
 use serde_json::{Value, json};
 
 /// `vlinders replay EXEC --verify --json`: its exit code and what it printed.
 async fn verify(system: &System, exec: ExecutionId) -> anyhow::Result<(Option<i32>, Value)> {
-    let ended = run(&["replay", &exec.to_string(), "--verify", "--json", "--nats", &system.nats_url()]).await?;
+    let ended = system.on_nats(User::Auditor, &["replay", &exec.to_string(), "--verify", "--json"]).await?;
     assert_eq!(ended.stdout.lines().count(), 1, "{ended:?}");
     Ok((ended.code, serde_json::from_str(&ended.stdout)?))
 }
@@ -71,7 +72,7 @@ async fn a_replay_proves_an_honest_log_and_finds_a_forged_decision() -> anyhow::
     assert!(proof["difference"].as_str().is_some_and(|d| d.contains("tokens_max")), "{proof}");
 
     let nobody = runtime::clock::execution_id().to_string();
-    let ended = run(&["replay", &nobody, "--verify", "--json", "--nats", &system.nats_url()]).await?;
+    let ended = system.on_nats(User::Auditor, &["replay", &nobody, "--verify", "--json"]).await?;
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("there is no execution"), "{ended:?}");
     Ok(())

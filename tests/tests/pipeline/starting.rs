@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use pipeline_tests::{Ended, PATIENCE, System, Up, bare_nats, free_port, processes_about, repository, run};
+use schemas::permission::User;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 /// It ended with this code and said all of this.
@@ -174,7 +175,7 @@ async fn a_nats_server_that_does_not_do_is_named_with_what_it_lacks() -> anyhow:
 async fn a_stream_of_another_nature_is_refused_and_left_as_it_is() -> anyhow::Result<()> {
     let mut system = System::new()?;
     system.start_nats().await?;
-    let context = async_nats::jetstream::new(async_nats::connect(system.nats_url()).await?);
+    let context = async_nats::jetstream::new(system.nats().await?);
     let wrong = async_nats::jetstream::stream::Config {
         name: "VL_LOG_3".to_owned(),
         subjects: vec!["vl.v1.log.3.>".to_owned()],
@@ -183,7 +184,7 @@ async fn a_stream_of_another_nature_is_refused_and_left_as_it_is() -> anyhow::Re
     };
     let mut made = context.create_stream(wrong).await?;
     let before = made.info().await?.config.clone();
-    let ended = run(&["orchestrator", "--json", "--nats", &system.nats_url()]).await?;
+    let ended = system.on_nats(User::Orchestrator, &["orchestrator", "--json"]).await?;
     said(&ended, 1, &["stream VL_LOG_3 exists and differs", "storage: needs File, is Memory", "nothing was changed"]);
     assert_eq!(made.info().await?.config, before);
     Ok(())

@@ -5,7 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use pipeline_tests::{System, run};
+use pipeline_tests::System;
+use schemas::permission::User;
 use schemas::{ExecutionId, subject};
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -14,7 +15,7 @@ const MIB: usize = 1 << 20;
 
 /// Dead letters may take 64 MiB, which the server sets aside. An operator of a small machine allows less.
 async fn allow_fewer_dead_letters(system: &System) -> anyhow::Result<()> {
-    let context = async_nats::jetstream::new(async_nats::connect(system.nats_url()).await?);
+    let context = async_nats::jetstream::new(system.nats().await?);
     let definition = schemas::stream::streams().into_iter().find(|s| s.name == schemas::stream::DEAD_LETTERS);
     let definition = definition.context("defined")?;
     let config = async_nats::jetstream::stream::Config {
@@ -31,7 +32,7 @@ async fn allow_fewer_dead_letters(system: &System) -> anyhow::Result<()> {
 
 /// Writes into the log until the server takes no more, in ever smaller pieces.
 async fn fill(system: &System) -> anyhow::Result<()> {
-    let client = async_nats::connect(system.nats_url()).await?;
+    let client = system.nats().await?;
     let context = async_nats::jetstream::new(client);
     let exec = runtime::clock::execution_id();
     for bytes in [MIB, 64 << 10, 1 << 10, 64] {
@@ -76,7 +77,7 @@ async fn a_full_log_refuses_with_a_next_step_and_goes_on_by_itself_with_more_roo
     let mut system = System::new()?;
     system.store_bytes_max = Some(4 * MIB as u64);
     system.start_nats().await?;
-    let ended = run(&["orchestrator", "--json", "--nats", &system.nats_url()]).await?;
+    let ended = system.on_nats(User::Orchestrator, &["orchestrator", "--json"]).await?;
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("no room for stream VL_DLQ of 64 MiB"), "{ended:?}");
     assert!(ended.stderr.contains("raise max_file_store"), "{ended:?}");

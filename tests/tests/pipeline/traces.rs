@@ -132,3 +132,44 @@ async fn every_process_logs_a_request_under_its_trace() -> anyhow::Result<()> {
     assert!(different.len() >= 5, "the gateway's, the agent's, two inferences' and a tool's: {spans:?}");
     Ok(())
 }
+
+/// Waits for a line with this message about the effect, and says under which trace and execution it stands.
+async fn logged(system: &System, message: &str, attempt: u32) -> anyhow::Result<(Value, Value)> {
+    let of = |line: &Value| {
+        let fields = &line["fields"];
+        let matches = fields["message"] == message && fields["attempt"] == attempt;
+        matches.then(|| (line["trace_id"].clone(), line["execution_id"].clone()))
+    };
+    let found = async {
+        loop {
+            let lines = system.log();
+            let found = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).find_map(|line| of(&line));
+            if let Some(found) = found {
+                return found;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.with_context(|| format!("{message:?}:\n{}", system.log()))
+}
+
+#[tokio::test]
+async fn the_loss_of_a_worker_is_logged_under_the_trace_of_whom_it_worked_for() -> anyhow::Result<()> {
+    let mut system = System::start_with("[telemetry]\nlog = \"warn,orchestrator=debug\"\n").await?;
+    let ask = json!({"messages": [{"role": "user", "content": "hello"}], "stream": true, "seed": 7, "temperature": 8,
+        "max_tokens": 900});
+    let request = system.post("/internal/chat", &ask).header("traceparent", format!("00-{TRACE}-{CALLER}-01"));
+    let mut stream = request.send().await?;
+    let exec = stream.headers()["x-execution-id"].to_str()?.to_owned();
+    let begun = |events: &[(String, Value)]| events.iter().any(|(name, _)| name == "token");
+    read_events(&mut stream, begun).await?;
+
+    let ours = (json!(TRACE), json!(exec));
+    assert_eq!(logged(&system, "its job is queued", 1).await?, ours);
+    system.halt_role("inference-worker").await?;
+    assert_eq!(logged(&system, "its worker gave no sign of life in time", 1).await?, ours);
+    system.kill_role("inference-worker").await?;
+    assert_eq!(logged(&system, "the worker is gone; asking another", 1).await?, ours);
+    assert_eq!(logged(&system, "its job is queued", 2).await?, ours);
+    Ok(())
+}

@@ -1,4 +1,5 @@
-//! What waits where: the streams and buckets of the bus, what they hold, and how far each one's consumers are.
+//! What waits where: the streams and buckets of the bus, what they hold, and how far each one's consumers are; and of the
+//! work queues, how many jobs wait and for how long.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -58,7 +59,33 @@ pub struct ConsumerState {
     pub oldest_at: Option<Nanos>,
 }
 
+/// The jobs of a work queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Jobs that no worker was given yet, those among them whose workers have never been there.
+    pub waiting: u64,
+    /// Jobs that a worker has and has not finished.
+    pub held: u64,
+    /// When the oldest job that waits for workers who are or were there was stored.
+    pub oldest_at: Option<Nanos>,
+}
+
 impl Bus {
+    /// The jobs of a work queue. Two questions, and one more for each consumer that has not given all of its jobs away.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn backlog(&self, stream: &str) -> Result<Backlog, Error> {
+        let stream = self.js.get_stream(stream).await.map_err(Error::broken)?;
+        let consumers: Vec<consumer::Info> = stream.consumers().try_collect().await.map_err(Error::broken)?;
+        let held = consumers.iter().map(|info| info.num_ack_pending as u64).sum();
+        let behind = consumers.iter().filter(|info| info.num_pending > 0);
+        let oldest = behind.map(|info| self.first_from(info, info.delivered.stream_sequence + 1));
+        let oldest = futures::future::try_join_all(oldest).await?;
+        let waiting = stream.cached_info().state.messages.saturating_sub(held);
+        Ok(Backlog { waiting, held, oldest_at: oldest.into_iter().flatten().min() })
+    }
+
     /// Every stream and bucket of this system that the server holds, sorted by name.
     ///
     /// # Errors
@@ -105,7 +132,11 @@ impl Bus {
 
     async fn consumer_state(&self, info: consumer::Info) -> Result<ConsumerState, Error> {
         let (pending, ack_pending) = (info.num_pending, info.num_ack_pending as u64);
-        let oldest_at = if pending + ack_pending == 0 { None } else { self.oldest(&info).await? };
+        let oldest_at = if pending + ack_pending == 0 {
+            None
+        } else {
+            self.first_from(&info, info.ack_floor.stream_sequence + 1).await?
+        };
         Ok(ConsumerState {
             name: info.name,
             pending,
@@ -116,17 +147,17 @@ impl Bus {
         })
     }
 
-    /// When the first message behind everything that is finished was stored; none when it is finished meanwhile.
-    async fn oldest(&self, info: &consumer::Info) -> Result<Option<Nanos>, Error> {
+    /// When the first message that a consumer is to hand out, from this sequence on, was stored; none when it is finished
+    /// meanwhile.
+    async fn first_from(&self, info: &consumer::Info, sequence: u64) -> Result<Option<Nanos>, Error> {
         let config = &info.config;
         let mut filters = config.filter_subjects.clone();
         filters.extend(Some(config.filter_subject.clone()).filter(|filter| !filter.is_empty()));
         if filters.is_empty() {
             filters.push(">".to_owned());
         }
-        let behind = info.ack_floor.stream_sequence + 1;
         let found = filters.iter().map(|filter| {
-            let request = json!({"seq": behind, "next_by_subj": filter, "batch": 1});
+            let request = json!({"seq": sequence, "next_by_subj": filter, "batch": 1});
             async move { direct_get(&self.log, &info.stream_name, &request).await }
         });
         let found = futures::future::try_join_all(found).await?;
