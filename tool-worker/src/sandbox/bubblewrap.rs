@@ -5,8 +5,10 @@
 //! `/proc` of its own processes, a small `/dev` and a `/tmp` in memory; it is made only where a control group bounds it,
 //! and never by root. Ending `bwrap` ends the whole process namespace, so nothing outlives a call.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use runtime::Tasks;
@@ -170,22 +172,56 @@ impl Bubblewrap {
     }
 }
 
-/// A copy of the runner that everybody can read, in a directory that goes with the worker.
+/// What the directories of copies begin with.
+const COPY_PREFIX: &str = "vlinders-runner-";
+/// The file in such a directory that its worker holds a lock of.
+const COPY_HELD: &str = "held";
+/// How old a directory without a holder must be: its worker may be about to take the lock.
+const COPY_ABANDONED_AFTER: Duration = Duration::from_secs(60);
+
+/// A copy of the runner that everybody can read, in a directory that goes with the worker. What a worker left that was
+/// killed, the next one removes.
 struct Reachable {
     file: PathBuf,
+    _held: File,
     _directory: tempfile::TempDir,
 }
 
 impl Reachable {
     fn copy(program: &Program) -> std::io::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
-        let directory = tempfile::Builder::new().prefix("vlinders-runner-").tempdir()?;
+        let parent = std::env::temp_dir();
+        remove_abandoned(&parent, COPY_ABANDONED_AFTER);
+        let directory = tempfile::Builder::new().prefix(COPY_PREFIX).tempdir_in(parent)?;
+        let held = File::create(directory.path().join(COPY_HELD))?;
+        held.lock()?;
         let file = directory.path().join("runner");
         std::fs::copy(&program.file, &file)?;
         for path in [directory.path(), &file] {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
         }
-        Ok(Self { file, _directory: directory })
+        Ok(Self { file, _held: held, _directory: directory })
+    }
+}
+
+/// Removes copies of ours that nobody holds. What cannot be looked at or removed stays: it is not ours.
+fn remove_abandoned(parent: &Path, after: Duration) {
+    use std::os::unix::fs::MetadataExt;
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let is_copy = entry.file_name().to_str().is_some_and(|name| name.starts_with(COPY_PREFIX));
+        let ours = |found: &std::fs::Metadata| found.is_dir() && found.uid() == rustix::process::geteuid().as_raw();
+        // The metadata of a link are the link's own.
+        let Some(found) = entry.metadata().ok().filter(|found| is_copy && ours(found)) else { continue };
+        let is_old = found.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age >= after));
+        let is_free = || File::open(entry.path().join(COPY_HELD)).is_ok_and(|held| held.try_lock().is_ok());
+        if is_old && is_free() {
+            match std::fs::remove_dir_all(entry.path()) {
+                Ok(()) => tracing::info!(directory = %entry.path().display(), "removed what a killed worker left"),
+                Err(error) => {
+                    tracing::debug!(directory = %entry.path().display(), %error, "what a killed worker left stays");
+                }
+            }
+        }
     }
 }
 
@@ -228,4 +264,35 @@ fn pieces(
     piece: fn(bytes::Bytes) -> Piece,
 ) -> impl futures::Stream<Item = Piece> + Send {
     ReaderStream::with_capacity(pipe, 64 * 1024).filter_map(move |read| std::future::ready(read.ok().map(piece)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_that_nobody_holds_are_removed_and_no_others() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = |name: &str| {
+            let directory = parent.path().join(name);
+            std::fs::create_dir(&directory).unwrap();
+            (File::create(directory.join(COPY_HELD)).unwrap(), directory)
+        };
+        let (held, in_use) = directory("vlinders-runner-in-use");
+        held.lock().unwrap();
+        let (_, left) = directory("vlinders-runner-left");
+        let (_, another) = directory("another");
+        let unknown = parent.path().join("vlinders-runner-unknown");
+        std::fs::create_dir(&unknown).unwrap();
+        std::os::unix::fs::symlink(&another, parent.path().join("vlinders-runner-link")).unwrap();
+
+        remove_abandoned(parent.path(), Duration::from_secs(3_600));
+        assert!(left.exists(), "its worker may be about to hold it");
+        remove_abandoned(parent.path(), Duration::ZERO);
+        assert!(!left.exists());
+        assert!(in_use.exists() && another.exists() && unknown.exists());
+        drop(held);
+        remove_abandoned(parent.path(), Duration::ZERO);
+        assert!(!in_use.exists());
+    }
 }
