@@ -27,7 +27,7 @@ use inference_worker::{
     model_directory::{Error, Model},
     sample::Sampling,
     scheduler::{Chunk, Limits, Scheduler},
-    weights::{Progress, SafetensorsFiles, Stored, Weights},
+    weights::{BlockKind, Blocks, Progress, SafetensorsFiles, Stored, Weights},
 };
 use schemas::chat::{Priority, ResponseFormat};
 use serde_json::{Value, json};
@@ -473,6 +473,140 @@ fn a_shape_is_recorded_by_all_ranks_or_by_none() {
     let plain = run_on(&one_forgets, &prompts, 9, 200);
     assert!(recorded.recordings > 0 && plain.recordings == 0);
     assert_eq!(recorded.answers, plain.answers);
+}
+
+/// The same weights, all made bf16 on the host.
+struct Widened<'a, W>(&'a W);
+
+impl<W: Weights> Weights for Widened<'_, W> {
+    fn refuse(&self, reason: &str) -> Error {
+        self.0.refuse(reason)
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        self.0.tensor(name, shape)
+    }
+
+    fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error> {
+        self.0.matrix(name, outputs, inputs)
+    }
+
+    fn stored(&self, name: &str) -> Option<Stored> {
+        self.0.stored(name)
+    }
+}
+
+/// How often blocks were widened on devices, and the logits that come of them.
+fn widened(a: &Architecture, weights: &impl Weights, ranks: usize) -> (usize, Vec<f32>) {
+    let devices = match ranks {
+        1 => vec![Emulated::new(MEMORY)],
+        ranks => Emulated::ranks(MEMORY, ranks),
+    };
+    let parts = DeviceDecoder::load_across(&devices, a, weights).unwrap();
+    let parts: Vec<_> = parts.into_iter().map(Arc::new).collect();
+    let times = devices.iter().map(|device| device.launched("dequantise")).sum();
+    (times, logits_of(&parts, &[1, 17, 5, 40, 3, 3, 9]))
+}
+
+#[test]
+fn quantised_weights_that_are_widened_on_a_device_are_those_of_the_host() {
+    // Between them they have every kind of block; in one, rows of queries and keys are interleaved.
+    for name in ["llama-gguf", "qwen3-gguf"] {
+        let gguf = GgufFile::open(&reference(name).join(format!("{name}.gguf"))).unwrap();
+        for ranks in [1, 2] {
+            let a = gguf.architecture();
+            let (none, by_host) = widened(a, &Widened(&gguf), ranks);
+            let (some, by_device) = widened(a, &gguf, ranks);
+            assert_eq!(none, 0);
+            assert!(some > 0, "{name} on {ranks}");
+            assert!(by_host.iter().all(|value| value.is_finite()) && by_host.iter().any(|value| *value != 0.0));
+            assert_eq!(by_device, by_host, "{name} on {ranks}: bit for bit");
+        }
+    }
+}
+
+#[test]
+fn blocks_that_a_cut_would_divide_are_widened_on_the_host() {
+    let gguf = GgufFile::open(&reference("llama-gguf/llama-gguf.gguf")).unwrap();
+    let a = gguf.architecture();
+    let down = "model.layers.0.mlp.down_proj.weight";
+    let kind = |piece| gguf.blocks(down, a.hidden, a.intermediate, piece).unwrap().map(|blocks| blocks.kind);
+    assert_eq!(kind(a.intermediate), Some(BlockKind::Q4K));
+    assert_eq!(kind(a.intermediate / 2), None, "128 weights of a block of 256");
+    let output = gguf.blocks("lm_head.weight", a.vocabulary, a.hidden, 64).unwrap().unwrap();
+    assert_eq!(output.kind, BlockKind::Q8_0);
+    assert_eq!(output.bytes.len(), a.vocabulary * a.hidden / 32 * 34);
+    let other = "model.layers.0.self_attn.v_proj.weight";
+    assert_eq!(gguf.blocks(other, a.kv_heads * a.head_width, a.hidden, a.hidden).unwrap(), None, "it is Q6_K");
+}
+
+/// Embeddings in so many blocks that they go to a device in two pieces, and everything else in floats.
+struct Large {
+    blocks: Vec<u8>,
+}
+
+impl Weights for Large {
+    fn refuse(&self, reason: &str) -> Error {
+        panic!("{reason}")
+    }
+
+    fn tensor(&self, _: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        Ok(vec![1.0; shape.iter().product()])
+    }
+
+    fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error> {
+        if !name.contains("embed_tokens") {
+            return Ok(Matrix::Float((0..outputs * inputs).map(|at| (at % 17) as f32 / 64.0 - 0.125).collect()));
+        }
+        let (blocks, _) = self.blocks.as_chunks::<34>();
+        let widened = blocks.iter().flat_map(|block| {
+            let scale = half::f16::from_le_bytes([block[0], block[1]]).to_f32();
+            block[2..].iter().map(move |byte| scale * f32::from(*byte as i8))
+        });
+        Ok(Matrix::Float(widened.collect()))
+    }
+
+    fn blocks(&self, name: &str, _: usize, _: usize, _: usize) -> Result<Option<Blocks>, Error> {
+        let blocks = || Blocks { kind: BlockKind::Q8_0, bytes: self.blocks.clone() };
+        Ok(name.contains("embed_tokens").then(blocks))
+    }
+
+    fn stored(&self, _: &str) -> Option<Stored> {
+        None
+    }
+}
+
+#[test]
+fn a_large_matrix_is_widened_piece_by_piece() {
+    let a = Architecture::read(&reference("qwen3").join("config.json")).unwrap();
+    let a = Architecture { vocabulary: 66_000, hidden: 128, layers: 1, ..a };
+    assert!(a.tied_embeddings);
+    let block = |at: usize| {
+        let scale = half::f16::from_f32(0.001 + (at % 13) as f32 / 4_096.0).to_le_bytes();
+        let values = (0..32).map(move |weight| (at * 31 + weight * 7) as u8);
+        scale.into_iter().chain(values)
+    };
+    let large = Large { blocks: (0..a.vocabulary * a.hidden / 32).flat_map(block).collect() };
+    assert!(large.blocks.len() > 8 << 20);
+    let device = Emulated::new(MEMORY);
+    let logits = |decoder| logits_of(&[Arc::new(decoder)], &[1, 65_999, 40_000]);
+    let by_host = logits(DeviceDecoder::load(&device, &a, &Widened(&large)).unwrap());
+    assert_eq!(device.launched("dequantise"), 0);
+    let by_device = logits(DeviceDecoder::load(&device, &a, &large).unwrap());
+    assert_eq!(device.launched("dequantise"), 2);
+    assert!(by_host == by_device, "bit for bit");
+    assert!(by_host.iter().any(|logit| *logit != by_host[0]), "and they differ among each other");
+}
+
+/// The logits behind a prompt.
+fn logits_of(parts: &[Arc<DeviceDecoder<Emulated>>], prompt: &[u32]) -> Vec<f32> {
+    let mut ranks = Ranks::new(parts, &config_of(64, 1, 8, parts[0].architecture())).unwrap();
+    let chunk = Chunk { sequence: 0, start: 0, tokens: prompt.to_vec(), blocks: vec![0], yields: true };
+    ranks.begin(Step { chunks: vec![chunk], wanted: vec![Wanted::Logits] }).unwrap();
+    match ranks.finish(&mut |_| None).unwrap()[0] {
+        Row::Logits(row) => row.to_vec(),
+        Row::Token(_) => panic!("logits were wanted"),
+    }
 }
 
 #[test]

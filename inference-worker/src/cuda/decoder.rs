@@ -7,6 +7,9 @@
 //! every layer, cut as `model` cuts them for ranks that are threads. Twice a layer they sum what their parts gave, and
 //! what is added besides (biases, the residual) each adds to that sum. Embeddings lie on all of them; the output layer,
 //! and with it the logits, is the first rank's alone.
+//!
+//! Weights are bf16 on a device. What a file has in blocks for which there is a kernel goes there as it is, piece by piece,
+//! and is widened there; everything else is made bf16 on the host first.
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
@@ -19,7 +22,7 @@ use crate::{
     kv::BLOCK,
     model_directory::Error,
     parallel::Rank,
-    weights::Weights,
+    weights::{BlockKind, Blocks, Weights},
 };
 
 /// Bytes of a number of 16 bits.
@@ -38,6 +41,8 @@ const DECODE_BLOCKS: usize = 3;
 const SPLIT_BLOCKS_LEAST: usize = 4;
 /// The most rows of a product that kernels of our own compute at the speed of memory.
 const SKINNY_ROWS: usize = 8;
+/// Bytes of quantised weights that lie on a device at once, beside what they become.
+const STAGING: usize = 8 << 20;
 /// The most splits of one context.
 const SPLITS_MAX: usize = 64;
 
@@ -611,29 +616,72 @@ impl<D: Device, W: Weights> Loader<'_, D, W> {
         let buffers: Vec<Buffer<D>> = self.ranks().map(room).collect::<Result<_, _>>()?;
         let mut offsets = vec![0; buffers.len()];
         for Part { name, outputs, rows } in parts {
-            let bytes = sixteen_bytes(self.weights.matrix(name, *outputs, inputs)?);
-            for (((rank, _), buffer), offset) in self.ranks().zip(&buffers).zip(&mut offsets) {
-                let own = cut(&bytes, inputs * SIXTEEN, rows(rank), bytes_of(columns(rank)));
-                buffer.write(*offset, &own)?;
-                *offset += own.len();
+            let read = self.read(name, *outputs, inputs, columns)?;
+            for (((rank, device), buffer), offset) in self.ranks().zip(&buffers).zip(&mut offsets) {
+                let own = read.cut(inputs, rows(rank), columns(rank));
+                match read.blocks {
+                    Some(kind) => widen(device, kind, &own, buffer.at(*offset))?,
+                    None => buffer.write(*offset, &own)?,
+                }
+                *offset += rows(rank).len() * columns(rank).len() * SIXTEEN;
             }
         }
         Ok(buffers)
     }
-}
 
-/// Where numbers of 16 bits lie.
-fn bytes_of(numbers: Range<usize>) -> Range<usize> {
-    numbers.start * SIXTEEN..numbers.end * SIXTEEN
-}
-
-/// Some rows of a matrix, and of each some bytes.
-fn cut(matrix: &[u8], row_bytes: usize, rows: Range<usize>, columns: Range<usize>) -> Cow<'_, [u8]> {
-    let rows = &matrix[rows.start * row_bytes..rows.end * row_bytes];
-    if columns == (0..row_bytes) {
-        return Cow::Borrowed(rows);
+    /// A whole matrix, in blocks where each rank's part has whole ones.
+    fn read(&self, name: &str, outputs: usize, inputs: usize, columns: &Cut<'_>) -> Result<ReadMatrix, LoadError> {
+        let piece = columns(Rank { index: 0, of: self.devices.len() }).len();
+        Ok(match self.weights.blocks(name, outputs, inputs, piece)? {
+            Some(Blocks { kind, bytes }) => ReadMatrix { blocks: Some(kind), bytes },
+            None => {
+                let bytes = sixteen_bytes(self.weights.matrix(name, outputs, inputs)?);
+                ReadMatrix { blocks: None, bytes }
+            }
+        })
     }
-    Cow::Owned(rows.chunks_exact(row_bytes).flat_map(|row| &row[columns.clone()]).copied().collect())
+}
+
+/// A matrix as it goes to a device: in blocks, or in bf16.
+struct ReadMatrix {
+    blocks: Option<BlockKind>,
+    bytes: Vec<u8>,
+}
+
+impl ReadMatrix {
+    /// Some rows of it, and of each some weights.
+    fn cut(&self, inputs: usize, rows: Range<usize>, columns: Range<usize>) -> Cow<'_, [u8]> {
+        let (weights, bytes) = self.blocks.map_or((1, SIXTEEN), |kind| (kind.weights(), kind.bytes()));
+        let at = |weight: usize| weight / weights * bytes;
+        let (row, columns) = (at(inputs), at(columns.start)..at(columns.end));
+        let rows = &self.bytes[rows.start * row..rows.end * row];
+        if columns == (0..row) {
+            return Cow::Borrowed(rows);
+        }
+        let mut own = Vec::with_capacity(rows.len() / row * columns.len());
+        rows.chunks_exact(row).for_each(|row| own.extend_from_slice(&row[columns.clone()]));
+        Cow::Owned(own)
+    }
+}
+
+/// Widens quantised weights to bf16 on the device, through a buffer that is small beside them.
+fn widen<D: Device>(device: &Arc<D>, kind: BlockKind, blocks: &[u8], to: Address) -> Result<(), Fault> {
+    let kernel = match kind {
+        BlockKind::Q8_0 => "dequantise_q8_0",
+        BlockKind::Q4K => "dequantise_q4_k",
+    };
+    let most = STAGING / kind.bytes();
+    let staging = Buffer::zeros(device, blocks.len().min(most * kind.bytes()))?;
+    for (index, piece) in blocks.chunks(most * kind.bytes()).enumerate() {
+        // The device widens one piece before it takes up the next.
+        staging.write(0, piece)?;
+        let count = piece.len() / kind.bytes();
+        let out = to + (index * most * kind.weights() * SIXTEEN) as Address;
+        let arguments = [Argument::Address(staging.address()), Argument::Address(out), Argument::size(count)];
+        let grid = [count.div_ceil(8) as u32, 1, 1];
+        device.launch(&Launch { kernel, grid, threads: 256, shared: 0, arguments: &arguments })?;
+    }
+    Ok(())
 }
 
 fn float_bytes(values: &[f32]) -> Vec<u8> {

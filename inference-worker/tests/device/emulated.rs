@@ -42,6 +42,7 @@ struct State {
     allocated: BTreeMap<Address, usize>,
     queue: Vec<Asked>,
     recording: Option<Vec<Asked>>,
+    launched: BTreeMap<&'static str, usize>,
     lost: bool,
 }
 
@@ -98,6 +99,12 @@ impl Emulated {
     /// Bytes that are taken.
     pub(crate) fn taken(&self) -> usize {
         self.lock().allocated.values().sum()
+    }
+
+    /// How often kernels whose names begin so were run.
+    pub(crate) fn launched(&self, kernels: &str) -> usize {
+        let state = self.lock();
+        state.launched.iter().filter(|(kernel, _)| kernel.starts_with(kernels)).map(|(_, times)| times).sum()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -172,7 +179,7 @@ fn lost() -> Fault {
 }
 
 impl State {
-    fn run(&self, asked: Asked) -> Result<(), Fault> {
+    fn run(&mut self, asked: Asked) -> Result<(), Fault> {
         match asked {
             Asked::Upload(bytes, to) => self.bytes(to, bytes.len()).copy_from_slice(&bytes),
             Asked::Download(from, bytes, into) => *into.lock().unwrap() = Some(self.bytes(from, bytes).to_vec()),
@@ -185,8 +192,8 @@ impl State {
                         Argument::Float(value) => std::ptr::from_mut(value).cast(),
                     })
                     .collect();
-                let launched = kernels::Emulated::get();
-                launched
+                *self.launched.entry(kernel).or_default() += 1;
+                kernels::Emulated::get()
                     .launch(kernel, grid, threads, shared, &mut pointers, Order::Forward)
                     .map_err(Fault::Refused)?;
             }
