@@ -329,6 +329,7 @@ impl Registry {
             state: entry.state.clone(),
             weights_bytes: entry.need.weights_bytes,
             cache_bytes_max: if entry.fixed { 0 } else { self.plan.cache_bytes_max },
+            device: entry.is_held().then(|| entry.place.to_string()),
         };
         InferenceState {
             models: self.models.iter().map(known).collect(),

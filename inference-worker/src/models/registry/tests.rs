@@ -314,8 +314,11 @@ fn of_several_gpus_only_the_lost_one_gets_no_model_any_more() {
     registry.know(&BTreeMap::from([("a".to_owned(), Found { path: PathBuf::from("a"), need: Ok(need) })]));
     registry.know_rooms([3, 5, 6].map(|id| Room { id, free_bytes: 1 << 30 }).into());
     registry.use_gpus(HowGpus { demanded: true, ..HowGpus::default() });
+    let device = |registry: &Registry| registry.state(0).models[0].device.clone();
+    assert_eq!(device(&registry), None, "it is not loaded");
     registry.ask(&load("a"), 1).expect("it fits two GPUs");
     assert_eq!(registry.place("a"), Place::Gpus(vec![3, 5]));
+    assert_eq!(device(&registry).as_deref(), Some("gpus 3,5"));
     registry.loaded("a", &Ok((1_200 * MIB, 512)), 2);
     // The second rank's.
     registry.lost("a", "the GPU was lost", &[1]);
