@@ -9,7 +9,7 @@ import { ask, button, choice, empty, every, field, meter, notice, status, tag, t
 const BUSY_EVERY = 400;
 const LOOK_EVERY = 3_000;
 const COLUMNS = [
-  ["Model", ""], ["State", ""], ["Window", "number"], ["Weights", "number"], ["Keys and values", "number"], ["", ""],
+  ["Model", ""], ["State", ""], ["Device", ""], ["Window", "number"], ["Weights", "number"], ["Keys and values", "number"], ["", ""],
 ];
 const TONES = { ready: "completed", known: "submitted", loading: "running", draining: "paused", failed: "failed" };
 
@@ -120,6 +120,7 @@ function row(worker, model, look) {
       model.state === "loading" && meter([[read, ""]], 100, `${read} %`),
       model.reason && h("p.error", {}, model.reason),
     ),
+    h("td", {}, model.device ?? "–"),
     h("td.number", {}, model.window ? count(model.window) : "–"),
     h("td.number", {}, model.weights_bytes ? bytes(model.weights_bytes) : "–"),
     h("td.number", {}, model.cache_bytes_max ? `up to ${bytes(model.cache_bytes_max)}` : "–"),

@@ -241,6 +241,9 @@ fn known(model: &KnownModel) -> Value {
         "name": model.name, "kind": model.kind, "window": model.window, "state": model.state.name(),
         "weights_bytes": model.weights_bytes, "cache_bytes_max": model.cache_bytes_max,
     });
+    if let Some(device) = &model.device {
+        shown["device"] = json!(device);
+    }
     match &model.state {
         ModelState::Loading { progress } => shown["progress"] = json!(progress),
         ModelState::Failed { reason } => shown["reason"] = json!(reason),
@@ -299,6 +302,7 @@ mod tests {
             state,
             weights_bytes: 7,
             cache_bytes_max: 9,
+            device: None,
         };
         let models = models.into_iter().map(known).collect();
         Worker {
@@ -314,6 +318,18 @@ mod tests {
             cache: None,
             inference: Some(InferenceState { models, operations, memory: HostMemory::default(), gpus: vec![] }),
         }
+    }
+
+    #[test]
+    fn a_model_says_where_it_lies_where_its_worker_does() {
+        let told = |device: Option<&str>| {
+            let mut worker = worker("w", vec![("a", ModelState::Ready)], vec![]);
+            let state = worker.inference.as_mut().expect("it is an inference worker");
+            state.models[0].device = device.map(str::to_owned);
+            of_worker(&worker).expect("it describes its models")["models"][0]["device"].clone()
+        };
+        assert_eq!(told(Some("gpus 0,1")), json!("gpus 0,1"));
+        assert_eq!(told(None), Value::Null);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use axum::{Json, Router};
 use percent_encoding::percent_decode_str;
 use runtime::bus::{Kind, Stored};
 use runtime::{Runtime, clock};
+use schemas::presence::Worker;
 use schemas::{EffectId, ExecutionId};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -290,6 +291,8 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
             "nats": {"connected": connected, "version": bus.server_version()},
             "workers": roles,
             "models": models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(),
+            // Where each inference worker has which model: the CPUs, or GPUs.
+            "devices": workers.iter().filter_map(devices).collect::<BTreeMap<_, _>>(),
             // How each tool worker confines calls, or why it refuses them.
             "sandbox": workers.iter().filter_map(|w| Some((&w.id, w.sandbox.as_ref()?))).collect::<BTreeMap<_, _>>(),
             // Where each analysis worker keeps vectors, and why they cannot be had, if so: words find code all the same.
@@ -304,6 +307,13 @@ async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
     });
     let status = if connected { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(body)).into_response()
+}
+
+/// What an inference worker says of where its models lie.
+fn devices(worker: &Worker) -> Option<(&str, BTreeMap<&str, &str>)> {
+    let known = worker.inference.as_ref()?.models.iter();
+    let placed = known.filter_map(|model| Some((model.name.as_str(), model.device.as_deref()?))).collect();
+    Some((&worker.id, placed))
 }
 
 async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Response, Failure> {

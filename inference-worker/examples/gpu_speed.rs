@@ -1,10 +1,10 @@
 //! Measures the decoder on a GPU, and holds it against the CPU's: one JSON line for each question. `deploy/bench/run gpu` asks
 //! them all.
 //!
-//! `gpu_speed devices` · `gpu_speed ceilings` · `gpu_speed check` · `gpu_speed decode SHAPE BATCH CONTEXT STEPS [plain] [blas]` ·
-//! `gpu_speed prefill SHAPE TOKENS` · `gpu_speed compare DIRECTORY REFERENCE` · `gpu_speed together DIRECTORY REQUESTS IN OUT`
+//! `gpu_speed devices` · `gpu_speed ceilings` · `gpu_speed check [GPUS]` ·
+//! `gpu_speed decode SHAPE BATCH CONTEXT STEPS [plain] [blas] [on GPUS]` · `gpu_speed prefill SHAPE TOKENS` · `gpu_speed compare DIRECTORY REFERENCE` · `gpu_speed together DIRECTORY REQUESTS IN OUT`
 //!
-//! SHAPE is `0.6b` or `8b`: random weights in the shapes of Qwen3's models. Exit code 3: there is no GPU to measure.
+//! SHAPE is `0.6b` or `8b`: random weights in the shapes of Qwen3's models. GPUS compute it together (1). Exit code 3: there is no GPU to measure.
 
 use std::{
     error::Error,
@@ -22,6 +22,7 @@ use inference_worker::{
         decoder::Decoder as DeviceDecoder,
         device::{Buffer, Device, Product},
         driver::{self, Cuda},
+        ranks::Ranks,
         steps::Steps,
     },
     engine::{Engine, EngineConfig, Event, Request, Running},
@@ -69,11 +70,13 @@ fn answer(arguments: &[String]) -> Result<Value, Failure> {
     match words.as_slice() {
         ["devices"] => devices(),
         ["ceilings"] => ceilings(),
-        ["check"] => check(),
+        ["check"] => check(1),
+        ["check", gpus] => check(gpus.parse()?),
+        ["decode", shape, batch, context, steps, without @ .., "on", gpus] => {
+            decode(&named(shape)?, batch.parse()?, context.parse()?, steps.parse()?, &limits(without), gpus.parse()?)
+        }
         ["decode", shape, batch, context, steps, without @ ..] => {
-            let (graphs, skinny) = (!without.contains(&"plain"), !without.contains(&"blas"));
-            let limits = GpuLimits { graphs, skinny, ..GpuLimits::default() };
-            decode(&named(shape)?, batch.parse()?, context.parse()?, steps.parse()?, &limits)
+            decode(&named(shape)?, batch.parse()?, context.parse()?, steps.parse()?, &limits(without), 1)
         }
         ["prefill", shape, tokens] => prefill(&named(shape)?, tokens.parse()?),
         ["compare", directory, reference] => compare(Path::new(directory), Path::new(reference)),
@@ -90,6 +93,31 @@ fn devices() -> Result<Value, Failure> {
             "capability": format!("{}.{}", gpu.capability.0, gpu.capability.1)})
     };
     Ok(driver::find()?.into_iter().map(one).collect())
+}
+
+fn limits(without: &[&str]) -> GpuLimits {
+    let (graphs, skinny) = (!without.contains(&"plain"), !without.contains(&"blas"));
+    GpuLimits { graphs, skinny, ..GpuLimits::default() }
+}
+
+/// The first so many.
+fn open_together(gpus: usize) -> Result<Vec<Arc<Cuda>>, Failure> {
+    let found: Vec<u32> = driver::find()?.iter().map(|gpu| gpu.id).take(gpus).collect();
+    if found.len() < gpus {
+        return Err(format!("there are {} GPUs, and {gpus} are wanted", found.len()).into());
+    }
+    Ok(Cuda::open_together(&found)?)
+}
+
+/// What computes on them.
+fn ranks(
+    gpus: &[Arc<Cuda>],
+    a: &Architecture,
+    config: impl FnOnce(&Architecture) -> EngineConfig,
+) -> Result<(Ranks<Cuda>, usize), Failure> {
+    let parts: Vec<_> = DeviceDecoder::load_across(gpus, a, &Random)?.into_iter().map(Arc::new).collect();
+    let config = config(parts[0].architecture());
+    Ok((Ranks::new(&parts, &config)?, parts[0].bytes()))
 }
 
 fn open() -> Result<Arc<Cuda>, Failure> {
@@ -212,18 +240,17 @@ fn small_shapes() -> Vec<(&'static str, Architecture)> {
 }
 
 /// Logits of ragged prompts and of what follows them, against the CPU's.
-fn check() -> Result<Value, Failure> {
-    let gpu = open()?;
+fn check(gpus: usize) -> Result<Value, Failure> {
+    let opened = open_together(gpus)?;
     let mut found = Vec::new();
     let mut worst = 0.0_f32;
     for (name, a) in small_shapes() {
         let host = Decoder::load(&a, &Random)?;
-        let device = Arc::new(DeviceDecoder::load(&gpu, &a, &Random)?);
         let prompts: Vec<Vec<u32>> = [1, 2, 15, 16, 17, 60, 129, 300, 1_100]
             .map(|length| (0..length).map(|at| (at * 37 + length) % 1_000).collect())
             .into();
         let config = EngineConfig { slots: prompts.len(), ..EngineConfig::default() };
-        let mut steps = Steps::new(device, &config)?;
+        let (mut steps, _) = ranks(&opened, &a, |_| config)?;
         let mut scheduler = Scheduler::new(Limits { step_tokens: 700, running: prompts.len() }, steps.blocks());
         for (id, prompt) in prompts.iter().enumerate() {
             scheduler.add(id as u64, 0, Priority::Normal, prompt.clone());
@@ -245,7 +272,7 @@ fn check() -> Result<Value, Failure> {
         worst = worst.max(off);
         found.push(json!({"shape": name, "off": off}));
     }
-    Ok(json!({"shapes": found, "worst": worst, "tolerance": TOLERANCE, "ok": worst <= TOLERANCE}))
+    Ok(json!({"gpus": gpus, "shapes": found, "worst": worst, "tolerance": TOLERANCE, "ok": worst <= TOLERANCE}))
 }
 
 /// The CPU's logits behind these tokens.
@@ -268,17 +295,25 @@ fn difference(ours: &[f32], theirs: &[f32]) -> f32 {
     ours.iter().zip(theirs).fold(0.0_f32, |worst, (a, b)| worst.max((a - b).abs())) / largest
 }
 
-/// Steps that continue as many sequences, each with so many tokens before it.
-fn decode(a: &Architecture, batch: usize, context: usize, count: usize, limits: &GpuLimits) -> Result<Value, Failure> {
-    let gpu = open()?;
-    let decoder = Arc::new(DeviceDecoder::load(&gpu, a, &Random)?);
-    // Of an embedding that is not the output layer, too, a step reads a few rows.
-    let weights = decoder.bytes() - if a.tied_embeddings { 0 } else { a.vocabulary * a.hidden * 2 };
-    let block = inference_worker::cuda::decoder::block_bytes(a);
+/// Steps that continue as many sequences, each with so many tokens before it. Bytes and products are the first GPU's.
+fn decode(
+    a: &Architecture,
+    batch: usize,
+    context: usize,
+    count: usize,
+    limits: &GpuLimits,
+    gpus: usize,
+) -> Result<Value, Failure> {
+    let opened = open_together(gpus)?;
     let blocks = batch * ((context + count + 40) / inference_worker::kv::BLOCK + 2);
-    let limits = GpuLimits { cache_bytes_max: Some(blocks * block), memory_part: 1.0, ..*limits };
-    let config = EngineConfig { slots: batch, gpu: limits, ..EngineConfig::default() };
-    let mut steps = Steps::new(decoder, &config)?;
+    let mut block = 0;
+    let (mut steps, bytes) = ranks(&opened, a, |part| {
+        block = inference_worker::cuda::decoder::block_bytes(part);
+        let gpu = GpuLimits { cache_bytes_max: Some(blocks * block), memory_part: 1.0, ..*limits };
+        EngineConfig { slots: batch, gpu, ..EngineConfig::default() }
+    })?;
+    // Of an embedding that is not the output layer, too, a step reads a few rows.
+    let weights = bytes - if a.tied_embeddings { 0 } else { a.vocabulary * a.hidden * 2 };
     let mut scheduler = Scheduler::new(Limits { step_tokens: limits.step_tokens, running: batch }, steps.blocks());
     for id in 0..batch as u32 {
         let prompt = (0..context as u32).map(|at| (at * 131 + id * 7_919) % a.vocabulary as u32).collect();
@@ -286,7 +321,7 @@ fn decode(a: &Architecture, batch: usize, context: usize, count: usize, limits: 
     }
     // One step behind the other, as an engine asks them.
     let mut under_way: Option<Vec<u64>> = None;
-    let mut advance = |steps: &mut Steps<Cuda>, scheduler: &mut Scheduler| -> Result<bool, Failure> {
+    let mut advance = |steps: &mut Ranks<Cuda>, scheduler: &mut Scheduler| -> Result<bool, Failure> {
         let chunks = scheduler.schedule();
         let continues = chunks.len() == batch && chunks.iter().all(|chunk| chunk.tokens.len() == 1);
         let ids: Vec<u64> = chunks.iter().filter(|chunk| chunk.yields).map(|chunk| chunk.sequence).collect();
@@ -312,7 +347,7 @@ fn decode(a: &Architecture, batch: usize, context: usize, count: usize, limits: 
     let step = (now() - began) / count as u32;
     let cache = batch * (context + count / 2) * block / inference_worker::kv::BLOCK;
     Ok(json!({
-        "batch": batch, "context": context, "graphs": limits.graphs, "skinny": limits.skinny, "recordings": steps.recordings(),
+        "batch": batch, "context": context, "gpus": gpus, "graphs": limits.graphs, "skinny": limits.skinny, "recordings": steps.recordings(),
         "step_ms": step.as_secs_f64() * 1e3, "tokens_per_second": batch as f64 / step.as_secs_f64(),
         // What a step reads at least.
         "weights_bytes": weights, "cache_bytes": cache,

@@ -35,8 +35,12 @@ impl Backend {
                 let model = engine.model();
                 let exact = model.decoder.is_exact();
                 let identity = model.identity.as_ref()?;
-                // What a GPU rounds to is told apart from what CPUs compute.
-                let place = if model.device.is_some() { " bf16 on a gpu" } else { "" };
+                // What a GPU rounds to is told apart from what CPUs compute, and from what several sum.
+                let place = match model.device.as_ref().map(|device| device.devices()) {
+                    None => String::new(),
+                    Some(1) => " bf16 on a gpu".to_owned(),
+                    Some(several) => format!(" bf16 on {several} gpus"),
+                };
                 Some(format!("{identity} {:?} {} {exact}{place}", model.family, engine.window()))
             }
             // Who knows what that server has loaded meanwhile.

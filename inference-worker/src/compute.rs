@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A planned step.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Step {
     /// What is computed.
     pub chunks: Vec<Chunk>,

@@ -6,7 +6,7 @@ use schemas::subject;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cuda::Limits,
+    cuda::{Limits, need::TOGETHER_COUNTS},
     engine::EngineConfig,
     kernels::team::Team,
     model_directory,
@@ -64,6 +64,9 @@ pub struct Config {
     pub device: Device,
     /// The GPUs that may be used, by the numbers that CUDA gives them; all when empty. Default empty.
     pub gpus: Vec<u32>,
+    /// How many GPUs compute one model together: 1, 2, 4 or 8, each a part of every layer; 0 is one where that holds the model,
+    /// else as few as do. More than one need NCCL. Default 0.
+    pub gpus_per_model: usize,
     /// Tokens of one model computed in one step on a GPU. Default 2048: fewer leave it idle.
     pub gpu_step_tokens: usize,
     /// Part of the memory left on a GPU, once a model's weights are there, that its keys and values take, above 0 and at most
@@ -105,6 +108,7 @@ impl Default for Config {
             cache_idle_s: 30,
             device: Device::Auto,
             gpus: Vec::new(),
+            gpus_per_model: 0,
             gpu_step_tokens: Limits::default().step_tokens,
             gpu_memory_part: Limits::default().memory_part,
             gpu_cache_bytes_max: None,
@@ -134,6 +138,9 @@ impl Config {
                 "inference.gpu_memory_part is {}; take a part above 0 and at most 1",
                 self.gpu_memory_part
             ));
+        }
+        if self.gpus_per_model != 0 && !TOGETHER_COUNTS.contains(&self.gpus_per_model) {
+            return Err(format!("inference.gpus_per_model is {}; take 1, 2, 4 or 8, or 0", self.gpus_per_model));
         }
         let chat = self.models.iter().map(|path| model_directory::name_of(path));
         let embedding: Vec<String> = self.embedding_models.iter().map(|path| model_directory::name_of(path)).collect();
@@ -232,6 +239,13 @@ mod tests {
             assert!(why.starts_with("inference.gpu_memory_part is"), "{why}");
         }
         assert_eq!(Config { gpu_memory_part: 1.0, ..Config::default() }.check(), Ok(()));
+    }
+
+    #[test]
+    fn gpus_compute_together_in_numbers_that_share_heads() {
+        let with = |gpus_per_model| Config { gpus_per_model, ..Config::default() }.check();
+        assert!([0, 1, 2, 4, 8].into_iter().all(|count| with(count) == Ok(())));
+        assert_eq!(with(3), Err("inference.gpus_per_model is 3; take 1, 2, 4 or 8, or 0".to_owned()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Models on NVIDIA's GPUs: the same executable with and without one.
 //!
-//! `device` is what a GPU can do, `driver` does it, and tests do it on the CPU. `modules` are our kernels, `decoder` the
-//! weights on a device, `steps` what an engine asks of them. Weights and the cache are bf16, sums f32; a model whose files
+//! `device` is what a GPU can do, `driver` does it (with `nccl` for several), and tests do it on the CPU. `modules` are our
+//! kernels, `decoder` the weights on a device, `steps` what an engine asks of them, `ranks` the same on several devices. Weights and the cache are bf16, sums f32; a model whose files
 //! are quantised is widened as it is read. Nothing here is bit for bit what the CPUs compute, and what a crowd computes
 //! may differ in the last bits from what one computes alone: a product adds in another order for another number of rows.
 
@@ -13,7 +13,9 @@ pub mod decoder;
 pub mod device;
 pub mod driver;
 pub mod modules;
+pub mod nccl;
 pub mod need;
+pub mod ranks;
 pub mod steps;
 
 use crate::{architecture::Architecture, compute::Compute, engine::EngineConfig};
@@ -41,7 +43,7 @@ impl Default for Limits {
     }
 }
 
-/// A decoder whose weights lie on a device.
+/// A decoder whose weights lie on a device, or on several that compute it together.
 pub trait OnDevice: fmt::Debug + Send + Sync {
     /// Its shape.
     fn architecture(&self) -> &Architecture;
@@ -51,6 +53,12 @@ pub trait OnDevice: fmt::Debug + Send + Sync {
 
     /// Where it is.
     fn place(&self) -> String;
+
+    /// How many devices compute it.
+    fn devices(&self) -> usize;
+
+    /// Which of the devices it is on are lost, by their ranks; none where only the way between them is.
+    fn lost(&self) -> Vec<usize>;
 
     /// Takes the memory for an engine.
     ///

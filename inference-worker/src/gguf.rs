@@ -19,7 +19,7 @@ use crate::{
     architecture::{Architecture, Rope, RopeScaling},
     kernels::matrix::{Matrix, SixteenKind},
     model_directory::Error,
-    weights::{Stored, Weights},
+    weights::{Blocks, Stored, Weights},
 };
 
 mod alignment;
@@ -172,6 +172,21 @@ impl Weights for GgufFile {
     fn stored(&self, name: &str) -> Option<Stored> {
         let info = self.content.tensor_infos.get(&gguf_name(name)?)?;
         Some(Stored { form: blocks::form(info.ggml_dtype), bytes: bytes(info)? })
+    }
+
+    fn blocks(&self, name: &str, outputs: usize, inputs: usize, piece: usize) -> Result<Option<Blocks>, Error> {
+        let name = gguf_name(name).ok_or_else(|| Error::refused(&self.path, format!("tensor {name:?} has no name")))?;
+        let info = self.find(&name, &[outputs, inputs])?;
+        let Some(kind) = blocks::kind(info.ggml_dtype).filter(|kind| piece.is_multiple_of(kind.weights())) else {
+            return Ok(None);
+        };
+        let mut bytes = self.read(info)?;
+        if let Some(heads) = self.interleaved_heads(&name) {
+            let (width, row) = (outputs / heads, inputs / kind.weights() * kind.bytes());
+            let from = |to: usize| &bytes[interleaved_row(to, width) * row..][..row];
+            bytes = (0..outputs).flat_map(from).copied().collect();
+        }
+        Ok(Some(Blocks { kind, bytes }))
     }
 
     fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error> {

@@ -14,6 +14,7 @@ use crate::{
         OnDevice,
         decoder::{Decoder as DeviceDecoder, LoadError},
         device::Device,
+        ranks::Together,
     },
     gguf::GgufFile,
     identity,
@@ -123,7 +124,20 @@ impl Model {
         progress: &Progress,
         device: &Arc<D>,
     ) -> Result<Self, Error> {
-        Self::load_by(path, family, &On { progress, device, path })
+        Self::load_across(path, family, progress, std::slice::from_ref(device))
+    }
+
+    /// The same, with the weights on devices that compute it together, in the order of their ranks.
+    ///
+    /// # Errors
+    /// As above, or the model cannot be shared by so many.
+    pub fn load_across<D: Device>(
+        path: &Path,
+        family: Option<Family>,
+        progress: &Progress,
+        devices: &[Arc<D>],
+    ) -> Result<Self, Error> {
+        Self::load_by(path, family, &On { progress, devices, path })
     }
 
     fn load_by(path: &Path, family: Option<Family>, place: &impl Place) -> Result<Self, Error> {
@@ -182,7 +196,7 @@ impl Place for Host<'_> {
 
 struct On<'a, D: Device> {
     progress: &'a Progress,
-    device: &'a Arc<D>,
+    devices: &'a [Arc<D>],
     path: &'a Path,
 }
 
@@ -190,12 +204,16 @@ impl<D: Device> Place for On<'_, D> {
     fn decoder(&self, architecture: &Architecture, weights: &impl Weights) -> Result<Placed, Error> {
         let progress = self.progress;
         progress.expect(Need::measure(architecture, weights, 0).stored_bytes);
-        let loaded = DeviceDecoder::load(self.device, architecture, &Watched { weights, progress });
+        let weights = &Watched { weights, progress };
+        let loaded: Result<Arc<dyn OnDevice>, LoadError> = match self.devices {
+            [device] => DeviceDecoder::load(device, architecture, weights).map(|one| Arc::new(one) as _),
+            several => Together::load(several, architecture, weights).map(|all| Arc::new(all) as _),
+        };
         let loaded = loaded.map_err(|error| match error {
             LoadError::Files(error) => error,
             other => Error::Device { path: self.path.to_owned(), reason: other.to_string() },
         })?;
-        Ok((Decoder::elsewhere(architecture), Some(Arc::new(loaded))))
+        Ok((Decoder::elsewhere(architecture), Some(loaded)))
     }
 }
 

@@ -16,7 +16,7 @@ mod registry;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -33,7 +33,7 @@ pub(crate) use drain::Unfinished;
 use crate::{
     backend::Backend,
     config::Config,
-    cuda::driver::Cuda,
+    cuda::{OnDevice, driver::Cuda},
     engine::Engine,
     kernels::team::Team,
     model_directory::{self, Model},
@@ -98,6 +98,8 @@ enum Message {
     Lost {
         model: String,
         reason: String,
+        /// Which of its GPUs, by their ranks.
+        ranks: Vec<usize>,
     },
     Gpus(Vec<Gpu>),
 }
@@ -148,9 +150,7 @@ impl Models {
             announcing,
         };
         config.remote.keys().for_each(|name| task.registry.reserve(name.clone()));
-        if cards.demanded {
-            task.registry.demand_gpus();
-        }
+        task.registry.use_gpus(cards.how.clone());
         task.know(scan(&catalogue).await);
         for path in &config.models {
             task.load_at_start(path).await?;
@@ -291,9 +291,9 @@ impl Task {
                 }
                 self.registry.loaded(&model, &result, now)
             }
-            Message::Lost { model, reason } => {
+            Message::Lost { model, reason, ranks } => {
                 tracing::error!(model, reason, "its GPU computes no more");
-                self.registry.lost(&model, &reason)
+                self.registry.lost(&model, &reason, &ranks)
             }
             Message::Drained { model, left, rooms } => {
                 self.registry.know_rooms(rooms);
@@ -364,7 +364,7 @@ impl Task {
         let (family, progress) = (self.config.tool_calls.get(model).copied(), Arc::clone(progress));
         let place = self.registry.place(model);
         match &place {
-            Place::Gpu(gpu) => tracing::info!(model, gpu, "goes on a GPU"),
+            Place::Gpus(_) => tracing::info!(model, place = %place, "goes on a GPU"),
             Place::Cpu(Some(why)) => tracing::warn!(model, why, "goes on the CPUs"),
             Place::Cpu(None) => {}
         }
@@ -373,8 +373,8 @@ impl Task {
             let before = Identity::of(&path).ok();
             let read = match place {
                 Place::Cpu(_) => Model::load_watched(&path, family, &progress).map_err(|error| catalogue::told(&error)),
-                Place::Gpu(gpu) => Cuda::open(gpu).map_err(|why| why.to_string()).and_then(|cuda| {
-                    let loaded = Model::load_on(&path, family, &progress, &Arc::new(cuda));
+                Place::Gpus(ids) => Cuda::open_together(&ids).map_err(|why| why.to_string()).and_then(|gpus| {
+                    let loaded = Model::load_across(&path, family, &progress, &gpus);
                     loaded.map_err(|error| catalogue::told(&error))
                 }),
             };
@@ -399,8 +399,8 @@ impl Task {
         }
         let weights_bytes = model.device.as_ref().map_or_else(|| model.decoder.bytes(), |device| device.bytes()) as u64;
         let engine = Engine::start_with(Arc::new(model), Arc::clone(&self.team), &self.config.engine(), kept)?;
-        if engine.model().device.is_some() {
-            self.watch(name, &engine);
+        if let Some(device) = &engine.model().device {
+            self.watch(name, &engine, Arc::downgrade(device));
         }
         if let Err(error) = engine.figures().register(&self.service.runtime.metrics) {
             tracing::warn!(model = name, %error, "its figures are not shown");
@@ -421,7 +421,7 @@ impl Task {
     }
 
     /// Hears of the loss of what a model computes on.
-    fn watch(&self, name: &str, engine: &Engine) {
+    fn watch(&self, name: &str, engine: &Engine, device: Weak<dyn OnDevice>) {
         let (mut lost, model, messages) = (engine.lost(), name.to_owned(), self.messages.clone());
         let soft = self.service.runtime.tasks.soft();
         self.service.runtime.tasks.spawn(async move {
@@ -431,8 +431,9 @@ impl Task {
             else {
                 return;
             };
+            let ranks = device.upgrade().map(|device| device.lost()).unwrap_or_default();
             // The task has ended, and with it the need for this model.
-            let _ = messages.send(Message::Lost { model, reason: reason.unwrap_or_default() }).await;
+            let _ = messages.send(Message::Lost { model, reason: reason.unwrap_or_default(), ranks }).await;
         });
     }
 

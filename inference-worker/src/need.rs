@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::{
     architecture::Architecture,
-    cuda::need::GpuNeed,
+    cuda::need::GpuNeeds,
     gguf::GgufFile,
     kernels::{
         attention::{BLOCK, HeadShape},
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What a model will take. All in bytes, but for the window.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Need {
     /// Its weights, in memory.
     pub weights_bytes: u64,
@@ -29,8 +29,8 @@ pub struct Need {
     pub stored_bytes: u64,
     /// Tokens of prompt and answer together, with so much memory for keys and values.
     pub window: usize,
-    /// What it will take on a GPU, where that is of interest and the kernels compute such a model.
-    pub gpu: Option<GpuNeed>,
+    /// What it will take on GPUs; nothing is known where there are none.
+    pub gpus: GpuNeeds,
 }
 
 impl Need {
@@ -39,28 +39,28 @@ impl Need {
     /// # Errors
     /// A file is missing, truncated or of another kind; the error names it.
     pub fn of(path: &Path, cache_bytes_max: usize) -> Result<Self, Error> {
-        Self::with_gpu(path, cache_bytes_max, |_| None)
+        Self::with_gpus(path, cache_bytes_max, |_| GpuNeeds::default())
     }
 
-    /// The same, with what a model of its shape takes on a GPU.
+    /// The same, with what a model of its shape takes on GPUs.
     ///
     /// # Errors
     /// A file is missing, truncated or of another kind; the error names it.
-    pub fn with_gpu(
+    pub fn with_gpus(
         path: &Path,
         cache_bytes_max: usize,
-        gpu: impl FnOnce(&Architecture) -> Option<GpuNeed>,
+        gpus: impl FnOnce(&Architecture) -> GpuNeeds,
     ) -> Result<Self, Error> {
         match gguf_in(path)? {
             Some(file) => {
                 let file = GgufFile::open(&file)?;
                 let need = Self::measure(file.architecture(), &file, cache_bytes_max);
-                Ok(Self { gpu: gpu(file.architecture()), ..need })
+                Ok(Self { gpus: gpus(file.architecture()), ..need })
             }
             None => {
                 let architecture = Architecture::read(&path.join("config.json"))?;
                 let need = Self::measure(&architecture, &SafetensorsFiles::open(path)?, cache_bytes_max);
-                Ok(Self { gpu: gpu(&architecture), ..need })
+                Ok(Self { gpus: gpus(&architecture), ..need })
             }
         }
     }

@@ -3,10 +3,11 @@
 //! A rank has some of the heads of a layer and some of the width of its feed-forward half; twice a layer all ranks add up
 //! what they computed (all-reduce) and go on with the same numbers. Key-value heads that are fewer than the ranks stand in
 //! several of them. `Threads` lets ranks meet within a process: what ranks on several GPUs do, where every test can run it.
+//! A `Meeting` is the same for bytes, and can be ended by a rank that fails: nobody waits for it in vain.
 
 use std::{
     ops::Range,
-    sync::{Arc, Barrier, Mutex},
+    sync::{Arc, Barrier, Condvar, Mutex, MutexGuard},
 };
 
 use crate::architecture::Architecture;
@@ -78,9 +79,83 @@ impl AllReduce for Threads {
     }
 }
 
+/// Ranks of a process exchange what each has, until one of them parts.
+#[derive(Debug)]
+pub struct Meeting {
+    state: Mutex<Met>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Met {
+    given: Vec<Option<Vec<u8>>>,
+    /// What all had given the last time.
+    told: Arc<Vec<Vec<u8>>>,
+    rounds: u64,
+    parted: bool,
+}
+
+/// A rank has parted: there will be no exchange any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("another rank has parted")]
+pub struct Parted;
+
+impl Meeting {
+    /// For so many ranks.
+    pub fn of(ranks: usize) -> Arc<Self> {
+        let met = Met { given: vec![None; ranks], told: Arc::default(), rounds: 0, parted: false };
+        Arc::new(Self { state: Mutex::new(met), changed: Condvar::new() })
+    }
+
+    /// Gives what this rank has, waits for the others, and returns what all have given, in the order of ranks. All call it
+    /// equally often.
+    ///
+    /// # Errors
+    /// One has parted, before or meanwhile.
+    pub fn exchange(&self, rank: usize, own: Vec<u8>) -> Result<Arc<Vec<Vec<u8>>>, Parted> {
+        let mut met = self.lock();
+        if met.parted {
+            return Err(Parted);
+        }
+        let round = met.rounds;
+        let before = met.given[rank].replace(own);
+        assert!(before.is_none(), "rank {rank} gives once in a round");
+        if met.given.iter().all(Option::is_some) {
+            met.told = Arc::new(met.given.iter_mut().filter_map(Option::take).collect());
+            met.rounds += 1;
+            self.changed.notify_all();
+        }
+        // The next round ends only when this rank has given again, so what is told is still that of this one.
+        let met = self.changed.wait_while(met, |met| met.rounds == round && !met.parted).expect(UNBROKEN);
+        if met.rounds == round { Err(Parted) } else { Ok(Arc::clone(&met.told)) }
+    }
+
+    /// Ends every exchange that others wait for, and those to come.
+    pub fn part(&self) {
+        self.lock().parted = true;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Met> {
+        self.state.lock().expect(UNBROKEN)
+    }
+}
+
+const UNBROKEN: &str = "no panic while the lock is held";
+
 impl Rank {
     /// Computes everything.
     pub const ALONE: Self = Self { index: 0, of: 1 };
+
+    /// All of so many, in order.
+    pub fn all(of: usize) -> impl Iterator<Item = Self> {
+        (0..of).map(move |index| Self { index, of })
+    }
+
+    /// Whether it gives the logits, and what is picked of them.
+    pub const fn leads(self) -> bool {
+        self.index == 0
+    }
 
     /// The shape of what each rank computes.
     ///
@@ -143,5 +218,37 @@ mod tests {
         });
         assert!(sums.iter().all(|sum| *sum == sums[0]));
         assert!((sums[0][99] - (6_400.0 + 4.0 * 99.0)).abs() < 0.1, "{}", sums[0][99]);
+    }
+    #[test]
+    fn ranks_exchange_until_one_parts_and_then_nobody_waits() {
+        let meeting = Meeting::of(3);
+        let ended: Vec<(usize, Result<_, Parted>)> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..3_u8)
+                .map(|rank| {
+                    let meeting = &meeting;
+                    scope.spawn(move || {
+                        let mut rounds = 0;
+                        loop {
+                            if rank == 1 && rounds == 50 {
+                                meeting.part();
+                            }
+                            match meeting.exchange(rank.into(), vec![rank, rounds as u8]) {
+                                Ok(all) => {
+                                    assert_eq!(*all, [0, 1, 2].map(|from| vec![from, rounds as u8]));
+                                    rounds += 1;
+                                }
+                                Err(parted) => {
+                                    // And so for ever.
+                                    assert_eq!(meeting.exchange(rank.into(), Vec::new()), Err(Parted));
+                                    return (rounds, Err::<(), _>(parted));
+                                }
+                            }
+                        }
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(ended, vec![(50, Err(Parted)); 3]);
     }
 }

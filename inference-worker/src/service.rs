@@ -166,7 +166,9 @@ impl Offer {
             } else {
                 ModelState::Failed { reason: "its server does not answer".to_owned() }
             };
-            all.state.models.push(KnownModel { name, kind, window, state, weights_bytes: 0, cache_bytes_max: 0 });
+            let (weights_bytes, cache_bytes_max) = (0, 0);
+            let known = KnownModel { name, kind, window, state, weights_bytes, cache_bytes_max, device: None };
+            all.state.models.push(known);
         }
         all
     }

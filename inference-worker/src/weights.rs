@@ -38,8 +38,53 @@ pub trait Weights {
     /// The tensor is missing, has another shape, or cannot be read.
     fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error>;
 
+    /// The same matrix as blocks of quantised weights, for whoever widens them elsewhere; `None` where the file has it
+    /// otherwise, or rows cannot be cut between blocks at every multiple of `piece` weights. Then `matrix` gives it.
+    ///
+    /// # Errors
+    /// The tensor is missing, has another shape, or cannot be read.
+    fn blocks(&self, _name: &str, _outputs: usize, _inputs: usize, _piece: usize) -> Result<Option<Blocks>, Error> {
+        Ok(None)
+    }
+
     /// How a tensor lies in the file, without reading it; `None` where there is none.
     fn stored(&self, name: &str) -> Option<Stored>;
+}
+
+/// A matrix of quantised weights as its file holds it: row by row, each a whole number of blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocks {
+    /// Of which kind.
+    pub kind: BlockKind,
+    /// All of them.
+    pub bytes: Vec<u8>,
+}
+
+/// The kinds of blocks that devices widen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockKind {
+    /// A scale and 32 bytes.
+    Q8_0,
+    /// Eight groups of 32 weights of four bits, with scales and minimums of six.
+    Q4K,
+}
+
+impl BlockKind {
+    /// Weights of one block.
+    pub const fn weights(self) -> usize {
+        match self {
+            Self::Q8_0 => 32,
+            Self::Q4K => 256,
+        }
+    }
+
+    /// Bytes of one block.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Q8_0 => 34,
+            Self::Q4K => 144,
+        }
+    }
 }
 
 /// A tensor as its file holds it.
@@ -98,6 +143,14 @@ impl<W: Weights> Weights for Watched<'_, W> {
         let matrix = self.weights.matrix(name, outputs, inputs)?;
         self.count(name);
         Ok(matrix)
+    }
+
+    fn blocks(&self, name: &str, outputs: usize, inputs: usize, piece: usize) -> Result<Option<Blocks>, Error> {
+        let blocks = self.weights.blocks(name, outputs, inputs, piece)?;
+        if blocks.is_some() {
+            self.count(name);
+        }
+        Ok(blocks)
     }
 
     fn stored(&self, name: &str) -> Option<Stored> {

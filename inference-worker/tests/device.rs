@@ -14,8 +14,9 @@ use inference_worker::{
     cuda::{
         Limits as GpuLimits, OnDevice,
         decoder::{Decoder as DeviceDecoder, LoadError},
-        device::Fault,
+        device::{Buffer, Fault},
         need::GpuNeed,
+        ranks::{Ranks, Together},
         steps::Steps,
     },
     engine::{Engine, EngineConfig, Event, Outcome, Request, Running},
@@ -26,7 +27,7 @@ use inference_worker::{
     model_directory::{Error, Model},
     sample::Sampling,
     scheduler::{Chunk, Limits, Scheduler},
-    weights::{Progress, SafetensorsFiles, Stored, Weights},
+    weights::{BlockKind, Blocks, Progress, SafetensorsFiles, Stored, Weights},
 };
 use schemas::chat::{Priority, ResponseFormat};
 use serde_json::{Value, json};
@@ -172,6 +173,10 @@ fn write_random(directory: &Path, config: &Value) {
         if a.output_bias {
             add("self_attn.o_proj.bias", &[a.hidden]);
         }
+        if a.query_key_norm {
+            add("self_attn.q_norm.weight", &[a.head_width]);
+            add("self_attn.k_norm.weight", &[a.head_width]);
+        }
         add("mlp.gate_proj.weight", &[a.intermediate, a.hidden]);
         add("mlp.up_proj.weight", &[a.intermediate, a.hidden]);
         add("mlp.down_proj.weight", &[a.hidden, a.intermediate]);
@@ -199,12 +204,12 @@ fn write_random(directory: &Path, config: &Value) {
 }
 
 fn config(step_tokens: usize, slots: usize, blocks: usize, both: &Both) -> EngineConfig {
-    let block = 2
-        * both.host.architecture().layers
-        * both.host.architecture().kv_heads
-        * BLOCK
-        * both.host.architecture().head_width
-        * 2;
+    config_of(step_tokens, slots, blocks, both.host.architecture())
+}
+
+/// With so many blocks for what a device computes.
+fn config_of(step_tokens: usize, slots: usize, blocks: usize, a: &Architecture) -> EngineConfig {
+    let block = 2 * a.layers * a.kv_heads * BLOCK * a.head_width * 2;
     let gpu =
         GpuLimits { step_tokens, memory_part: 1.0, cache_bytes_max: Some(blocks * block), ..GpuLimits::default() };
     EngineConfig { slots, gpu, ..EngineConfig::default() }
@@ -291,11 +296,16 @@ struct Run {
     recordings: usize,
 }
 
-/// Generates greedily for all prompts, each step begun before the tokens of the one before it are known.
 fn run(both: &Both, prompts: &[Vec<u32>], step_tokens: usize, slots: usize, blocks: usize) -> Run {
     let mut steps = both.steps(&config(step_tokens, slots, blocks, both));
-    let mut scheduler = Scheduler::new(Limits { step_tokens, running: slots }, steps.blocks());
     let total = steps.blocks();
+    let run = generate(&mut steps, total, prompts, step_tokens, slots);
+    Run { recordings: steps.recordings(), ..run }
+}
+
+/// Generates greedily for all prompts, each step begun before the tokens of the one before it are known.
+fn generate(steps: &mut dyn Compute, total: usize, prompts: &[Vec<u32>], step_tokens: usize, slots: usize) -> Run {
+    let mut scheduler = Scheduler::new(Limits { step_tokens, running: slots }, total);
     let mut answers = vec![Vec::new(); prompts.len()];
     let mut ends: Vec<Option<usize>> = vec![None; prompts.len()];
     let (mut found, mut started_over) = (0, 0);
@@ -336,7 +346,7 @@ fn run(both: &Both, prompts: &[Vec<u32>], step_tokens: usize, slots: usize, bloc
         }
     }
     assert_eq!(scheduler.blocks().free(), total, "no block leaks");
-    Run { answers, found, started_over, recordings: steps.recordings() }
+    Run { answers, found, started_over, recordings: 0 }
 }
 
 /// Every token is the CPU's choice for what stands before it, or as good as that but for rounding.
@@ -385,6 +395,279 @@ fn recorded_steps_compute_what_kernel_by_kernel_is_computed() {
     assert!(recorded.recordings > 0 && plain.recordings == 0);
     // The same kernels over the same rows: not even rounding differs.
     assert_eq!(recorded.answers, plain.answers);
+}
+
+/// Models that can be cut for two and for four: with a key-value head for each, or fewer than that, or one for all; with
+/// norms of queries and keys, and with a bias on everything that may have one.
+fn shared_models() -> Vec<(&'static str, tempfile::TempDir)> {
+    let mut configs: Vec<(&str, Value)> =
+        random_configs().into_iter().filter(|(_, config)| config["num_attention_heads"] != 3).collect();
+    let (_, plain) = random_configs().remove(2);
+    let with = |more: Value| {
+        let mut config = plain.clone();
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        config
+    };
+    configs
+        .push(("biased llama of 64 with 4 heads", with(json!({"num_attention_heads": 4, "num_key_value_heads": 4}))));
+    let normed = json!({"architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 24});
+    configs.push(("qwen3 of 24", with(normed)));
+    let written = |(name, config): (&'static str, Value)| {
+        let directory = tempfile::tempdir().unwrap();
+        write_random(directory.path(), &config);
+        (name, directory)
+    };
+    configs.into_iter().map(written).collect()
+}
+
+/// The parts of a model on so many emulated GPUs.
+fn parts(directory: &Path, ranks: usize) -> (Vec<Arc<Emulated>>, Vec<Arc<DeviceDecoder<Emulated>>>) {
+    let architecture = Architecture::read(&directory.join("config.json")).unwrap();
+    let weights = SafetensorsFiles::open(directory).unwrap();
+    let devices = Emulated::ranks(MEMORY, ranks);
+    let parts = DeviceDecoder::load_across(&devices, &architecture, &weights).unwrap();
+    (devices, parts.into_iter().map(Arc::new).collect())
+}
+
+fn run_on(parts: &[Arc<DeviceDecoder<Emulated>>], prompts: &[Vec<u32>], slots: usize, blocks: usize) -> Run {
+    let config = config_of(64, slots, blocks, parts[0].architecture());
+    let mut ranks = Ranks::new(parts, &config).unwrap();
+    let blocks = ranks.blocks();
+    let run = generate(&mut ranks, blocks, prompts, 64, slots);
+    Run { recordings: ranks.recordings(), ..run }
+}
+
+#[test]
+fn devices_that_compute_a_model_together_generate_what_one_does() {
+    for (name, directory) in shared_models() {
+        let alone = Both::directory(name, directory.path());
+        let prompts = prompts(6);
+        for (ranks, slots, blocks) in [(2, 3, 7), (4, 9, 200)] {
+            let (devices, parts) = parts(directory.path(), ranks);
+            let with = format!("{name} on {ranks} devices with {slots} places and {blocks} blocks");
+            let together = run_on(&parts, &prompts, slots, blocks);
+            check(&alone, &prompts, &together.answers, &with);
+            let one = run(&alone, &prompts, 64, slots, blocks);
+            // One token that is as likely as another but for rounding changes all behind it, and `check` bounds that.
+            let same = together.answers.iter().zip(&one.answers).filter(|(ours, theirs)| ours == theirs).count();
+            println!("{with}: {same} of {} answers are those of one device", prompts.len());
+            assert!(same * 3 >= prompts.len(), "{with}: {same} answers are those of one device");
+            assert!(together.found > 0 && together.recordings > 0, "{with}: shares beginnings, and records");
+            assert_eq!(together.started_over > 0, blocks < 100, "{with}: where blocks are scarce some start over");
+            // Every device replays as often as the others.
+            let replayed: Vec<usize> = devices.iter().map(|device| device.replayed.load(Ordering::SeqCst)).collect();
+            assert!(replayed[0] > 0 && replayed.iter().all(|times| *times == replayed[0]), "{replayed:?}");
+        }
+    }
+}
+
+#[test]
+fn a_shape_is_recorded_by_all_ranks_or_by_none() {
+    let (_, directory) = shared_models().remove(1);
+    let prompts = prompts(7);
+    let (_devices, all) = parts(directory.path(), 2);
+    let recorded = run_on(&all, &prompts, 9, 200);
+    let (devices, one_forgets) = parts(directory.path(), 2);
+    devices[1].forget();
+    let plain = run_on(&one_forgets, &prompts, 9, 200);
+    assert!(recorded.recordings > 0 && plain.recordings == 0);
+    assert_eq!(recorded.answers, plain.answers);
+}
+
+/// The same weights, all made bf16 on the host.
+struct Widened<'a, W>(&'a W);
+
+impl<W: Weights> Weights for Widened<'_, W> {
+    fn refuse(&self, reason: &str) -> Error {
+        self.0.refuse(reason)
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        self.0.tensor(name, shape)
+    }
+
+    fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error> {
+        self.0.matrix(name, outputs, inputs)
+    }
+
+    fn stored(&self, name: &str) -> Option<Stored> {
+        self.0.stored(name)
+    }
+}
+
+/// How often blocks were widened on devices, and the logits that come of them.
+fn widened(a: &Architecture, weights: &impl Weights, ranks: usize) -> (usize, Vec<f32>) {
+    let devices = match ranks {
+        1 => vec![Emulated::new(MEMORY)],
+        ranks => Emulated::ranks(MEMORY, ranks),
+    };
+    let parts = DeviceDecoder::load_across(&devices, a, weights).unwrap();
+    let parts: Vec<_> = parts.into_iter().map(Arc::new).collect();
+    let times = devices.iter().map(|device| device.launched("dequantise")).sum();
+    (times, logits_of(&parts, &[1, 17, 5, 40, 3, 3, 9]))
+}
+
+#[test]
+fn quantised_weights_that_are_widened_on_a_device_are_those_of_the_host() {
+    // Between them they have every kind of block; in one, rows of queries and keys are interleaved.
+    for name in ["llama-gguf", "qwen3-gguf"] {
+        let gguf = GgufFile::open(&reference(name).join(format!("{name}.gguf"))).unwrap();
+        for ranks in [1, 2] {
+            let a = gguf.architecture();
+            let (none, by_host) = widened(a, &Widened(&gguf), ranks);
+            let (some, by_device) = widened(a, &gguf, ranks);
+            assert_eq!(none, 0);
+            assert!(some > 0, "{name} on {ranks}");
+            assert!(by_host.iter().all(|value| value.is_finite()) && by_host.iter().any(|value| *value != 0.0));
+            assert_eq!(by_device, by_host, "{name} on {ranks}: bit for bit");
+        }
+    }
+}
+
+#[test]
+fn blocks_that_a_cut_would_divide_are_widened_on_the_host() {
+    let gguf = GgufFile::open(&reference("llama-gguf/llama-gguf.gguf")).unwrap();
+    let a = gguf.architecture();
+    let down = "model.layers.0.mlp.down_proj.weight";
+    let kind = |piece| gguf.blocks(down, a.hidden, a.intermediate, piece).unwrap().map(|blocks| blocks.kind);
+    assert_eq!(kind(a.intermediate), Some(BlockKind::Q4K));
+    assert_eq!(kind(a.intermediate / 2), None, "128 weights of a block of 256");
+    let output = gguf.blocks("lm_head.weight", a.vocabulary, a.hidden, 64).unwrap().unwrap();
+    assert_eq!(output.kind, BlockKind::Q8_0);
+    assert_eq!(output.bytes.len(), a.vocabulary * a.hidden / 32 * 34);
+    let other = "model.layers.0.self_attn.v_proj.weight";
+    assert_eq!(gguf.blocks(other, a.kv_heads * a.head_width, a.hidden, a.hidden).unwrap(), None, "it is Q6_K");
+}
+
+/// Embeddings in so many blocks that they go to a device in two pieces, and everything else in floats.
+struct Large {
+    blocks: Vec<u8>,
+}
+
+impl Weights for Large {
+    fn refuse(&self, reason: &str) -> Error {
+        panic!("{reason}")
+    }
+
+    fn tensor(&self, _: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        Ok(vec![1.0; shape.iter().product()])
+    }
+
+    fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, Error> {
+        if !name.contains("embed_tokens") {
+            return Ok(Matrix::Float((0..outputs * inputs).map(|at| (at % 17) as f32 / 64.0 - 0.125).collect()));
+        }
+        let (blocks, _) = self.blocks.as_chunks::<34>();
+        let widened = blocks.iter().flat_map(|block| {
+            let scale = half::f16::from_le_bytes([block[0], block[1]]).to_f32();
+            block[2..].iter().map(move |byte| scale * f32::from(*byte as i8))
+        });
+        Ok(Matrix::Float(widened.collect()))
+    }
+
+    fn blocks(&self, name: &str, _: usize, _: usize, _: usize) -> Result<Option<Blocks>, Error> {
+        let blocks = || Blocks { kind: BlockKind::Q8_0, bytes: self.blocks.clone() };
+        Ok(name.contains("embed_tokens").then(blocks))
+    }
+
+    fn stored(&self, _: &str) -> Option<Stored> {
+        None
+    }
+}
+
+#[test]
+fn a_large_matrix_is_widened_piece_by_piece() {
+    let a = Architecture::read(&reference("qwen3").join("config.json")).unwrap();
+    let a = Architecture { vocabulary: 66_000, hidden: 128, layers: 1, ..a };
+    assert!(a.tied_embeddings);
+    let block = |at: usize| {
+        let scale = half::f16::from_f32(0.001 + (at % 13) as f32 / 4_096.0).to_le_bytes();
+        let values = (0..32).map(move |weight| (at * 31 + weight * 7) as u8);
+        scale.into_iter().chain(values)
+    };
+    let large = Large { blocks: (0..a.vocabulary * a.hidden / 32).flat_map(block).collect() };
+    assert!(large.blocks.len() > 8 << 20);
+    let device = Emulated::new(MEMORY);
+    let logits = |decoder| logits_of(&[Arc::new(decoder)], &[1, 65_999, 40_000]);
+    let by_host = logits(DeviceDecoder::load(&device, &a, &Widened(&large)).unwrap());
+    assert_eq!(device.launched("dequantise"), 0);
+    let by_device = logits(DeviceDecoder::load(&device, &a, &large).unwrap());
+    assert_eq!(device.launched("dequantise"), 2);
+    assert!(by_host == by_device, "bit for bit");
+    assert!(by_host.iter().any(|logit| *logit != by_host[0]), "and they differ among each other");
+}
+
+/// The logits behind a prompt.
+fn logits_of(parts: &[Arc<DeviceDecoder<Emulated>>], prompt: &[u32]) -> Vec<f32> {
+    let mut ranks = Ranks::new(parts, &config_of(64, 1, 8, parts[0].architecture())).unwrap();
+    let chunk = Chunk { sequence: 0, start: 0, tokens: prompt.to_vec(), blocks: vec![0], yields: true };
+    ranks.begin(Step { chunks: vec![chunk], wanted: vec![Wanted::Logits] }).unwrap();
+    match ranks.finish(&mut |_| None).unwrap()[0] {
+        Row::Logits(row) => row.to_vec(),
+        Row::Token(_) => panic!("logits were wanted"),
+    }
+}
+
+#[test]
+fn what_a_model_takes_on_each_of_several_gpus_is_known_from_its_shape() {
+    for (name, directory) in shared_models() {
+        let whole = Architecture::read(&directory.path().join("config.json")).unwrap();
+        for ranks in [2, 4] {
+            let (devices, parts) = parts(directory.path(), ranks);
+            let need = GpuNeed::of_each(&whole, &GpuLimits::default(), 16, ranks).unwrap();
+            assert_eq!(need.weights_bytes, parts[0].bytes() as u64, "{name}");
+            assert!(parts.iter().all(|part| part.bytes() <= parts[0].bytes()), "{name}: the first has the most");
+            let before: Vec<usize> = devices.iter().map(|device| device.taken()).collect();
+            let started = Ranks::new(&parts, &config_of(2_048, 16, 8, parts[0].architecture())).unwrap();
+            for (device, before) in devices.iter().zip(before) {
+                let taken = (device.taken() - before) as u64;
+                assert!(taken < need.working_bytes + need.cache_bytes, "{name}: {taken} of {need:?}");
+            }
+            drop(started);
+        }
+    }
+}
+
+#[test]
+fn the_device_with_the_least_room_says_how_many_blocks_all_have() {
+    let (_, directory) = shared_models().remove(1);
+    let (devices, parts) = parts(directory.path(), 2);
+    let taken = Buffer::zeros(&devices[1], MEMORY / 2).unwrap();
+    let a = parts[0].architecture();
+    let block = 2 * a.layers * a.kv_heads * BLOCK * a.head_width * 2;
+    let gpu = GpuLimits { step_tokens: 64, memory_part: 1.0, ..GpuLimits::default() };
+    // So many that keys and values could fill the memory.
+    let config = EngineConfig { slots: 2_000, gpu, ..EngineConfig::default() };
+    let ranks = Ranks::new(&parts, &config).unwrap();
+    assert!(ranks.blocks() * block <= MEMORY / 2, "{} blocks of {block} bytes", ranks.blocks());
+    assert!(devices[1].taken() + block > MEMORY, "the second is full");
+    drop((ranks, taken));
+}
+
+#[test]
+fn a_model_that_cannot_be_cut_is_refused_with_the_numbers() {
+    let refused = |more: Value, ranks: usize| {
+        let (_, mut config) = random_configs().remove(1);
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let directory = tempfile::tempdir().unwrap();
+        write_random(directory.path(), &config);
+        let architecture = Architecture::read(&directory.path().join("config.json")).unwrap();
+        let weights = SafetensorsFiles::open(directory.path()).unwrap();
+        let devices = Emulated::ranks(MEMORY, ranks);
+        Together::load(&devices, &architecture, &weights).expect_err("it cannot be cut").to_string()
+    };
+    assert_eq!(
+        refused(json!({"num_attention_heads": 3, "num_key_value_heads": 3}), 2),
+        "the GPU's kernels do not compute this model: 3 heads, 3 key-value heads and a feed-forward width of 96 cannot be \
+         shared by 2 ranks"
+    );
+    assert_eq!(
+        refused(json!({"intermediate_size": 72}), 2),
+        "the GPU's kernels do not compute this model: shared by 2, intermediate_size is 36, no multiple of 8"
+    );
+    let refused = refused(json!({"num_attention_heads": 6, "num_key_value_heads": 3}), 2);
+    assert!(refused.contains("6 heads, 3 key-value heads"), "{refused}");
 }
 
 #[test]
@@ -475,12 +758,18 @@ fn schema() -> ResponseFormat {
     ResponseFormat::JsonSchema { schema }
 }
 
-#[test]
-fn the_engine_says_the_same_on_a_gpu_as_on_the_cpu() {
-    let emulated = Emulated::new(MEMORY);
-    let (gpu, cpu) = (engine(&emulated, 8), host_engine());
+/// The tiny model behind its engine, on several emulated GPUs.
+fn engine_on(devices: &[Arc<Emulated>], slots: usize) -> Engine {
+    let model = Model::load_across(&tiny(), None, &Progress::default(), devices).unwrap();
+    let gpu = GpuLimits { step_tokens: 256, ..GpuLimits::default() };
+    let config = EngineConfig { slots, gpu, ..EngineConfig::default() };
+    Engine::start(Arc::new(model), Arc::new(Team::alone()), &config).unwrap()
+}
+
+/// Everything that can be asked of an engine, each in its own way.
+fn requests() -> Vec<Request> {
     let sampled = Sampling { temperature: 0.7, top_k: 20, top_p: 0.9, seed: 5, ..Sampling::default() };
-    let requests = vec![
+    vec![
         ask("hello"),
         // Its calls are bound, once they begin.
         Request { tools: tools(), ..ask("find the function that parses the configuration") },
@@ -492,7 +781,31 @@ fn the_engine_says_the_same_on_a_gpu_as_on_the_cpu() {
         Request { alternatives: 2, ..ask("hello") },
         // One that is drawn: the same logits but for rounding, and the same random numbers.
         Request { sampling: sampled, ..ask("hello") },
-    ];
+    ]
+}
+
+#[test]
+fn the_engine_says_the_same_on_a_gpu_as_on_the_cpu() {
+    let emulated = Emulated::new(MEMORY);
+    says_the_same(&engine(&emulated, 8), &requests());
+    assert!(emulated.replayed.load(Ordering::SeqCst) > 10, "continued answers are replayed");
+}
+
+#[test]
+fn the_engine_says_the_same_on_several_gpus_as_on_the_cpu() {
+    let all = requests();
+    // One within a grammar, one that is picked on the host, and one that is drawn.
+    let some: Vec<Request> = [2, 4, 8].map(|which| all[which].clone()).into();
+    for (ranks, requests) in [(2, all), (4, some)] {
+        let devices = Emulated::ranks(MEMORY, ranks);
+        says_the_same(&engine_on(&devices, 8), &requests);
+        let replayed = devices.iter().map(|device| device.replayed.load(Ordering::SeqCst));
+        assert!(replayed.min() > Some(10), "continued answers are replayed on all");
+    }
+}
+
+fn says_the_same(gpu: &Engine, requests: &[Request]) {
+    let cpu = host_engine();
     let running: Vec<Running> = requests.iter().map(|request| gpu.submit(request.clone()).unwrap()).collect();
     for (request, running) in requests.iter().zip(running) {
         let (ids, ours) = end(running).unwrap();
@@ -502,7 +815,6 @@ fn the_engine_says_the_same_on_a_gpu_as_on_the_cpu() {
         assert_eq!(ours.logprobs.len(), theirs.logprobs.len());
         assert_eq!(ours.alternatives.len(), theirs.alternatives.len());
     }
-    assert!(emulated.replayed.load(Ordering::SeqCst) > 10, "continued answers are replayed");
     assert_eq!(gpu.free_slots(), gpu.slots());
     let left = gpu.hand_over().expect("it runs");
     assert_eq!(left.tokens(), 0, "what lies on a GPU is not kept");
@@ -523,6 +835,31 @@ fn a_lost_gpu_fails_what_is_under_way_and_says_why() {
     assert_eq!(lost.borrow().as_deref(), Some("the GPU was lost: it fell off the bus"));
     assert!(gpu.submit(ask("hello")).is_err(), "it has ended");
     assert!(gpu.hand_over().is_none());
+}
+
+#[test]
+fn a_lost_gpu_of_several_ends_them_all_and_says_which_it_was() {
+    for (lost, ranks) in [(0, 2), (1, 2), (3, 4)] {
+        let devices = Emulated::ranks(MEMORY, ranks);
+        let model = Arc::new(Model::load_across(&tiny(), None, &Progress::default(), &devices).unwrap());
+        let device = Arc::clone(model.device.as_ref().unwrap());
+        let config = EngineConfig { slots: 4, ..EngineConfig::default() };
+        let gpu = Engine::start(model, Arc::new(Team::alone()), &config).unwrap();
+        let heard = gpu.lost();
+        devices[lost].lose_after(300);
+        let told = format!(
+            "the GPU was lost: emulated GPU {lost}, one of {ranks} that compute the model: it fell off the bus"
+        );
+        let running: Vec<Running> = (0..6).map(|_| gpu.submit(ask("hello")).unwrap()).collect();
+        for running in running {
+            assert_eq!(end(running).expect_err("it is lost"), told);
+        }
+        assert_eq!(heard.borrow().as_deref(), Some(told.as_str()));
+        // The others are as good as before.
+        assert_eq!(device.lost(), [lost]);
+        assert!(gpu.submit(ask("hello")).is_err(), "it has ended");
+        assert!(gpu.hand_over().is_none());
+    }
 }
 
 #[test]

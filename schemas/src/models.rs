@@ -119,6 +119,10 @@ pub struct KnownModel {
     /// Bytes its keys and values take at most.
     #[serde(default)]
     pub cache_bytes_max: u64,
+    /// Where it lies, or is about to: `cpu`, `gpu 0`, or `gpus 0,1` where several compute it together. None where it is not
+    /// loaded, or is served by somebody else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 /// What a worker has of a model.

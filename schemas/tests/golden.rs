@@ -508,21 +508,23 @@ fn a_hash_covers_facts_events_and_the_previous_hash() {
 
 /// An inference worker's entry with everything it may say, and what changes it.
 fn models_at_run_time() {
-    let known = |name: &str, state| KnownModel {
+    let known_on = |device: Option<&str>, name: &str, state| KnownModel {
         name: name.into(),
         kind: "chat".into(),
         window: 1024,
         state,
         weights_bytes: 14_000_000,
         cache_bytes_max: 67_108_864,
+        device: device.map(str::to_owned),
     };
+    let known = |name: &str, state| known_on(None, name, state);
     let broken = "use /models/broken/config.json: malformed JSON".to_owned();
     let models = vec![
         known("broken", ModelState::Failed { reason: broken.clone() }),
-        known("large", ModelState::Loading { progress: 0.25 }),
-        known("old", ModelState::Draining),
+        known_on(Some("gpus 0,1"), "large", ModelState::Loading { progress: 0.25 }),
+        known_on(Some("gpu 0"), "old", ModelState::Draining),
         known("other", ModelState::Known),
-        known("tiny", ModelState::Ready),
+        known_on(Some("cpu"), "tiny", ModelState::Ready),
     ];
     let operation = |n: u32, change, state, ended_at| Operation {
         id: format!("inference-1.{n}"),

@@ -26,6 +26,8 @@ def rows(cells: Cells) -> list[dict]:
     off = cells("check", "worst")
     limit = cells("check", "tolerance")
     found.append(row("logits beside the CPU's, off by", off, goal=f"<= {limit}", met=off <= limit))
+    if (together := cells("check on 2 GPUs", "worst")) is not None:
+        found.append(row("logits of 2 GPUs beside the CPU's, off by", together, goal=f"<= {limit}", met=together <= limit))
     if (off := cells("compare", "worst")) is not None:
         same, all_ = cells("compare", "same"), cells("compare", "of")
         found.append(row("logits beside transformers', off by", off, goal=f"<= {limit}", met=off <= limit))
@@ -35,7 +37,7 @@ def rows(cells: Cells) -> list[dict]:
     for name in cells.by_name:
         if name.startswith("decode "):
             step, least = cells(name, "step_ms") / 1e3, floor(cells, name)
-            goal, met = (None, None) if name.endswith(("plain", "blas")) else (">= 0.5 of the floor", least / step >= 0.5)
+            goal, met = (None, None) if name.endswith(("plain", "blas", "GPUs")) else (">= 0.5 of the floor", least / step >= 0.5)
             found.append(row(f"{name}, context 1,024, tokens/s", cells(name, "batch") / step, cells(name, "batch") / least,
                              "the card's floor", goal, met))  # fmt: skip
         if name.startswith("prefill "):

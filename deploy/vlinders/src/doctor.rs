@@ -16,7 +16,7 @@ mod server;
 use std::process::{Command, ExitCode};
 
 use inference_worker::config::Device;
-use inference_worker::cuda::{driver, modules};
+use inference_worker::cuda::{driver, modules, nccl};
 use serde_json::json;
 use tool_worker::Sandbox;
 use tool_worker::sandbox::Choice;
@@ -218,14 +218,17 @@ fn device(options: &Doctor) -> Finding {
                 let memory = gpu.memory >> 20;
                 format!("GPU {} ({}, {memory} MiB, capability {major}.{minor}, kernels {kernels})", gpu.id, gpu.name)
             });
-            let each = each.collect::<Vec<_>>().join(", ");
-            match each.is_empty() {
-                true => Finding::wrong(what, "WRONG", "inference.gpus names no GPU of this machine"),
-                false => {
-                    let slow = if driver::has_blas() { String::new() } else { format!("; {}", driver::NO_BLAS) };
-                    Finding::fine(what, format!("{each}; the CPUs for models that do not fit{slow}"))
-                }
+            let each: Vec<String> = each.collect();
+            if each.is_empty() {
+                return Finding::wrong(what, "WRONG", "inference.gpus names no GPU of this machine");
             }
+            let slow = if driver::has_blas() { String::new() } else { format!("; {}", driver::NO_BLAS) };
+            let together = match each.len() {
+                1 => String::new(),
+                _ => nccl::version().map_or_else(|why| format!("; {why}"), |version| format!("; NCCL {version}")),
+            };
+            let each = each.join(", ");
+            Finding::fine(what, format!("{each}; the CPUs for models that do not fit{slow}{together}"))
         }
         Err(why) if config.device == Device::Cuda => {
             Finding::missing(what, format!("inference.device is \"cuda\", and no GPU can be used: {why}"))

@@ -154,10 +154,11 @@ fn listed(answer: &Value) {
             };
             let state = format!("{}{percent}", text(model, "state"));
             println!(
-                "  {:<24} {state:<14} {:<9} window {}{takes}",
+                "  {:<24} {state:<14} {:<9} window {}{takes}{}",
                 text(model, "name"),
                 text(model, "kind"),
-                model["window"]
+                model["window"],
+                place(model)
             );
             if let Some(reason) = model["reason"].as_str() {
                 println!("    {reason}");
@@ -176,6 +177,11 @@ fn listed(answer: &Value) {
     if models.is_empty() && workers.is_empty() {
         println!("no inference worker is there");
     }
+}
+
+/// Where a model lies, if that is told.
+fn place(model: &Value) -> String {
+    model["device"].as_str().map(|device| format!(", on {device}")).unwrap_or_default()
 }
 
 /// One line that is written over and over, where somebody looks.

@@ -2,8 +2,16 @@
 //!
 //! `forward` asks for everything that one step computes, from the tokens to the logits, and touches only addresses that
 //! its `Frame` names: what is recorded once serves every step of the same shape.
+//!
+//! Where several devices compute a model, each has a decoder of its own: a part of the heads and of the feed-forward width of
+//! every layer, cut as `model` cuts them for ranks that are threads. Twice a layer they sum what their parts gave, and
+//! what is added besides (biases, the residual) each adds to that sum. Embeddings lie on all of them; the output layer,
+//! and with it the logits, is the first rank's alone.
+//!
+//! Weights are bf16 on a device. What a file has in blocks for which there is a kernel goes there as it is, piece by piece,
+//! and is widened there; everything else is made bf16 on the host first.
 
-use std::sync::Arc;
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use half::bf16;
 
@@ -13,7 +21,8 @@ use crate::{
     kernels::matrix::{Matrix, SixteenKind},
     kv::BLOCK,
     model_directory::Error,
-    weights::Weights,
+    parallel::Rank,
+    weights::{BlockKind, Blocks, Weights},
 };
 
 /// Bytes of a number of 16 bits.
@@ -32,6 +41,8 @@ const DECODE_BLOCKS: usize = 3;
 const SPLIT_BLOCKS_LEAST: usize = 4;
 /// The most rows of a product that kernels of our own compute at the speed of memory.
 const SKINNY_ROWS: usize = 8;
+/// Bytes of quantised weights that lie on a device at once, beside what they become.
+const STAGING: usize = 8 << 20;
 /// The most splits of one context.
 const SPLITS_MAX: usize = 64;
 
@@ -49,15 +60,16 @@ pub enum LoadError {
     Shape(String),
 }
 
-/// A decoder on a device.
+/// A decoder on a device, or one rank's part of it.
 #[derive(Debug)]
 pub struct Decoder<D: Device> {
     pub(super) device: Arc<D>,
+    /// Of what is computed here.
     architecture: Architecture,
     embeddings: Buffer<D>,
     layers: Vec<Layer<D>>,
     norm: Buffer<D>,
-    /// `None` when the embeddings serve as the output layer.
+    /// `None` when the embeddings serve as the output layer, and where another rank has it.
     output: Option<Buffer<D>>,
     inverse_frequencies: Buffer<D>,
 }
@@ -186,6 +198,17 @@ pub fn check(a: &Architecture) -> Result<(), String> {
     Ok(())
 }
 
+/// The shape of what each of so many devices computes of a model.
+///
+/// # Errors
+/// The kernels do not compute the model, or not the parts it would have; the text says which number, and what would do.
+pub fn part(whole: &Architecture, devices: usize) -> Result<Architecture, String> {
+    check(whole)?;
+    let part = Rank { index: 0, of: devices }.part_of(whole)?;
+    check(&part).map_err(|why| format!("shared by {devices}, {why}"))?;
+    Ok(part)
+}
+
 /// Tokens of a run that stand in one tile.
 pub fn tile_tokens(a: &Architecture) -> usize {
     (128 / (a.heads / a.kv_heads)).max(1)
@@ -273,30 +296,53 @@ impl<D: Device> Decoder<D> {
     /// # Errors
     /// A tensor is missing or has another shape, the kernels do not compute the shape, or the device has no room.
     pub fn load(device: &Arc<D>, a: &Architecture, weights: &impl Weights) -> Result<Self, LoadError> {
-        check(a).map_err(LoadError::Shape)?;
-        let loader = Loader { device, weights };
-        let embeddings = loader.matrices(&[("model.embed_tokens.weight", a.vocabulary)], a.hidden)?;
-        let layers = (0..a.layers).map(|index| loader.layer(a, index)).collect::<Result<_, _>>()?;
-        let norm = loader.floats("model.norm.weight", a.hidden)?;
-        let output = if a.tied_embeddings {
-            None
-        } else {
-            Some(loader.matrices(&[("lm_head.weight", a.vocabulary)], a.hidden)?)
-        };
-        let inverse_frequencies = Buffer::of(device, &float_bytes(&a.rope.frequencies(a.head_width)))?;
-        device.synchronise()?;
-        Ok(Self {
-            device: Arc::clone(device),
-            architecture: a.clone(),
-            embeddings,
-            layers,
-            norm,
-            output,
-            inverse_frequencies,
-        })
+        let mut one = Self::load_across(std::slice::from_ref(device), a, weights)?;
+        Ok(one.pop().expect("one for each device"))
     }
 
-    /// The shape of this decoder.
+    /// The same for devices that compute it together, in the order of their ranks: each tensor is read once, and every
+    /// device gets its part. Returns a decoder for each.
+    ///
+    /// # Errors
+    /// As above, or the model cannot be shared by so many.
+    pub fn load_across(
+        devices: &[Arc<D>],
+        whole: &Architecture,
+        weights: &impl Weights,
+    ) -> Result<Vec<Self>, LoadError> {
+        let ranks = || Rank::all(devices.len());
+        assert!(devices.iter().map(|device| device.rank()).eq(ranks()), "all ranks are there, in their order");
+        let architecture = part(whole, devices.len()).map_err(LoadError::Shape)?;
+        let loader = Loader { devices, a: whole, weights };
+        let mut embeddings = loader.whole("model.embed_tokens.weight", whole.vocabulary, false)?.into_iter();
+        let mut layers: Vec<Vec<Layer<D>>> = ranks().map(|_| Vec::new()).collect();
+        for index in 0..whole.layers {
+            layers.iter_mut().zip(loader.layer(index)?).for_each(|(layers, layer)| layers.push(layer));
+        }
+        let mut norms = loader.floats("model.norm.weight", whole.hidden)?.into_iter();
+        let mut outputs = match whole.tied_embeddings {
+            true => Vec::new(),
+            false => loader.whole("lm_head.weight", whole.vocabulary, true)?,
+        }
+        .into_iter();
+        let frequencies = float_bytes(&whole.rope.frequencies(whole.head_width));
+        let decoders = devices.iter().zip(layers).map(|(device, layers)| {
+            Ok(Self {
+                device: Arc::clone(device),
+                architecture: architecture.clone(),
+                embeddings: embeddings.next().expect(EACH),
+                layers,
+                norm: norms.next().expect(EACH),
+                output: outputs.next(),
+                inverse_frequencies: Buffer::of(device, &frequencies)?,
+            })
+        });
+        let decoders = decoders.collect::<Result<Vec<_>, Fault>>()?;
+        devices.iter().try_for_each(|device| device.synchronise())?;
+        Ok(decoders)
+    }
+
+    /// The shape of what is computed here.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
     }
@@ -314,13 +360,14 @@ impl<D: Device> Decoder<D> {
         rest + optional(&self.output) + self.layers.iter().map(layer).sum::<usize>()
     }
 
-    /// Asks for everything that a step computes, up to the logits.
+    /// Asks for everything that a step computes, up to the logits, which the first rank has.
     ///
     /// # Errors
     /// The device refuses it or is lost.
     pub fn forward(&self, frame: &Frame, s: &Activations<D>, cache: &Cache<D>) -> Result<(), Fault> {
         let (a, device) = (&self.architecture, &self.device);
         let count = frame.tokens;
+        let outputs = if device.rank().leads() { frame.outputs } else { 0 };
         let (hidden, epsilon) = (Argument::size(a.hidden), Argument::Float(a.norm_epsilon));
         let at = |buffer: &Buffer<D>| Argument::Address(buffer.address());
         let optional = |buffer: &Option<Buffer<D>>| Argument::Address(buffer.as_ref().map_or(0, Buffer::address));
@@ -376,6 +423,7 @@ impl<D: Device> Decoder<D> {
             launch("rotate_and_store", [count, heads, 1], 128, 0, &rotated)?;
             self.attend(frame, s, cache, index)?;
             multiply(&layer.attention_output, &s.mixed, &s.projected, count, a.hidden, query, false)?;
+            device.all_reduce(s.projected.address(), count * a.hidden)?;
             add_and_norm(optional(&layer.attention_output_bias), none, &layer.feed_forward_norm, count)?;
             if skinny(count) {
                 let [count, from, to] = [count, a.hidden, a.intermediate].map(Argument::size);
@@ -387,20 +435,21 @@ impl<D: Device> Decoder<D> {
                 launch("silu_multiply", [a.intermediate.div_ceil(2_048), count, 1], 256, 0, &gated)?;
             }
             multiply(&layer.down, &s.gated, &s.projected, count, a.hidden, a.intermediate, false)?;
+            device.all_reduce(s.projected.address(), count * a.hidden)?;
             match self.layers.get(index + 1) {
                 Some(next) => add_and_norm(none, none, &next.attention_norm, count)?,
-                None if frame.outputs == 0 => {}
+                None if outputs == 0 => {}
                 None => {
                     let rows = if frame.all { none } else { Argument::Address(frame.rows) };
-                    add_and_norm(none, rows, &self.norm, frame.outputs)?;
+                    add_and_norm(none, rows, &self.norm, outputs)?;
                 }
             }
         }
-        if frame.outputs == 0 {
+        if outputs == 0 {
             return Ok(());
         }
         let output = self.output.as_ref().unwrap_or(&self.embeddings);
-        multiply(output, &s.normed, &s.logits, frame.outputs, a.vocabulary, a.hidden, true)
+        multiply(output, &s.normed, &s.logits, outputs, a.vocabulary, a.hidden, true)
     }
 
     fn attend(&self, frame: &Frame, s: &Activations<D>, cache: &Cache<D>, layer: usize) -> Result<(), Fault> {
@@ -451,64 +500,188 @@ impl<D: Device> Decoder<D> {
     }
 }
 
+const EACH: &str = "one for each device";
+
+/// Reads tensors, and gives each device its part of them: what it returns is in the order of devices.
 struct Loader<'a, D, W> {
-    device: &'a Arc<D>,
+    devices: &'a [Arc<D>],
+    /// Of the whole model.
+    a: &'a Architecture,
     weights: &'a W,
 }
 
+/// Which rows, or inputs, of a matrix a rank has.
+type Cut<'a> = dyn Fn(Rank) -> Range<usize> + 'a;
+
+/// A matrix of several that lie below each other on a device.
+struct Part<'a> {
+    name: String,
+    /// Its rows.
+    outputs: usize,
+    rows: &'a Cut<'a>,
+}
+
 impl<D: Device, W: Weights> Loader<'_, D, W> {
-    fn layer(&self, a: &Architecture, index: usize) -> Result<Layer<D>, LoadError> {
+    fn ranks(&self) -> impl Iterator<Item = (Rank, &Arc<D>)> {
+        self.devices.iter().map(|device| (device.rank(), device))
+    }
+
+    fn layer(&self, index: usize) -> Result<Vec<Layer<D>>, LoadError> {
+        let a = self.a;
         let name = |rest: &str| format!("model.layers.{index}.{rest}");
         let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
+        let queries = |rank: Rank| rank.share(query);
+        let keys = |rank: Rank| {
+            let heads = rank.kv_heads(a);
+            heads.start * a.head_width..heads.end * a.head_width
+        };
+        let widths = |rank: Rank| rank.share(a.intermediate);
+        let all = |_: Rank| 0..a.hidden;
+        let part = |rest: &str, outputs, rows| Part { name: name(rest), outputs, rows };
         let floats = |rest: &str, width: usize| self.floats(&name(rest), width);
-        let when = |wanted: bool, rest: &str, width: usize| wanted.then(|| floats(rest, width)).transpose();
-        let matrices = |parts: &[(&str, usize)], inputs: usize| {
-            let named: Vec<(String, usize)> = parts.iter().map(|(rest, outputs)| (name(rest), *outputs)).collect();
-            let named: Vec<(&str, usize)> = named.iter().map(|(name, outputs)| (name.as_str(), *outputs)).collect();
-            self.matrices(&named, inputs)
+        let when = |wanted: bool, rest: &str, width: usize| match wanted {
+            true => floats(rest, width),
+            false => Ok(Vec::new()),
         };
-        let qkv_bias = if a.qkv_bias {
-            let bias =
-                |which: &str, width| self.weights.tensor(&name(&format!("self_attn.{which}_proj.bias")), &[width]);
-            let all = [bias("q", query)?, bias("k", key)?, bias("v", key)?].concat();
-            Some(Buffer::of(self.device, &float_bytes(&all))?)
-        } else {
-            None
+        let qkv = [
+            part("self_attn.q_proj.weight", query, &queries),
+            part("self_attn.k_proj.weight", key, &keys),
+            part("self_attn.v_proj.weight", key, &keys),
+        ];
+        let gate_up = [
+            part("mlp.gate_proj.weight", a.intermediate, &widths),
+            part("mlp.up_proj.weight", a.intermediate, &widths),
+        ];
+        let mut attention_norm = floats("input_layernorm.weight", a.hidden)?.into_iter();
+        let mut qkv_bias = self.qkv_bias(&qkv)?.into_iter();
+        let mut qkv = self.matrices(&qkv, a.hidden, &all)?.into_iter();
+        let mut query_norm = when(a.query_key_norm, "self_attn.q_norm.weight", a.head_width)?.into_iter();
+        let mut key_norm = when(a.query_key_norm, "self_attn.k_norm.weight", a.head_width)?.into_iter();
+        let output = [part("self_attn.o_proj.weight", a.hidden, &all)];
+        let mut attention_output = self.matrices(&output, query, &queries)?.into_iter();
+        let mut output_bias = when(a.output_bias, "self_attn.o_proj.bias", a.hidden)?.into_iter();
+        let mut feed_forward_norm = floats("post_attention_layernorm.weight", a.hidden)?.into_iter();
+        let mut gate_up = self.matrices(&gate_up, a.hidden, &all)?.into_iter();
+        let down = [part("mlp.down_proj.weight", a.hidden, &all)];
+        let mut down = self.matrices(&down, a.intermediate, &widths)?.into_iter();
+        let one = |_| Layer {
+            attention_norm: attention_norm.next().expect(EACH),
+            qkv: qkv.next().expect(EACH),
+            qkv_bias: qkv_bias.next(),
+            query_norm: query_norm.next(),
+            key_norm: key_norm.next(),
+            attention_output: attention_output.next().expect(EACH),
+            attention_output_bias: output_bias.next(),
+            feed_forward_norm: feed_forward_norm.next().expect(EACH),
+            gate_up: gate_up.next().expect(EACH),
+            down: down.next().expect(EACH),
         };
-        let qkv =
-            [("self_attn.q_proj.weight", query), ("self_attn.k_proj.weight", key), ("self_attn.v_proj.weight", key)];
-        let gate_up = [("mlp.gate_proj.weight", a.intermediate), ("mlp.up_proj.weight", a.intermediate)];
-        Ok(Layer {
-            attention_norm: floats("input_layernorm.weight", a.hidden)?,
-            qkv: matrices(&qkv, a.hidden)?,
-            qkv_bias,
-            query_norm: when(a.query_key_norm, "self_attn.q_norm.weight", a.head_width)?,
-            key_norm: when(a.query_key_norm, "self_attn.k_norm.weight", a.head_width)?,
-            attention_output: matrices(&[("self_attn.o_proj.weight", a.hidden)], query)?,
-            attention_output_bias: when(a.output_bias, "self_attn.o_proj.bias", a.hidden)?,
-            feed_forward_norm: floats("post_attention_layernorm.weight", a.hidden)?,
-            gate_up: matrices(&gate_up, a.hidden)?,
-            down: matrices(&[("mlp.down_proj.weight", a.hidden)], a.intermediate)?,
+        Ok(self.devices.iter().map(one).collect())
+    }
+
+    /// The biases of queries, keys and values; none where the model has none.
+    fn qkv_bias(&self, parts: &[Part<'_>]) -> Result<Vec<Buffer<D>>, LoadError> {
+        if !self.a.qkv_bias {
+            return Ok(Vec::new());
+        }
+        let tensor = |part: &Part<'_>| self.weights.tensor(&part.name.replace(".weight", ".bias"), &[part.outputs]);
+        let biases: Vec<Vec<f32>> = parts.iter().map(tensor).collect::<Result<_, _>>()?;
+        let own = |(rank, device)| {
+            let own: Vec<&[f32]> = parts.iter().zip(&biases).map(|(part, bias)| &bias[(part.rows)(rank)]).collect();
+            Ok(Buffer::of(device, &float_bytes(&own.concat()))?)
+        };
+        self.ranks().map(own).collect()
+    }
+
+    /// A short tensor in f32, on each device.
+    fn floats(&self, name: &str, width: usize) -> Result<Vec<Buffer<D>>, LoadError> {
+        let bytes = float_bytes(&self.weights.tensor(name, &[width])?);
+        self.devices.iter().map(|device| Ok(Buffer::of(device, &bytes)?)).collect()
+    }
+
+    /// A matrix as wide as a token, whole: on each device, or on that of the first rank alone.
+    fn whole(&self, name: &str, outputs: usize, on_first: bool) -> Result<Vec<Buffer<D>>, LoadError> {
+        let devices = if on_first { &self.devices[..1] } else { self.devices };
+        let loader = Loader { devices, ..*self };
+        let part = Part { name: name.to_owned(), outputs, rows: &|_| 0..outputs };
+        loader.matrices(&[part], self.a.hidden, &|_| 0..self.a.hidden)
+    }
+
+    /// Matrices below each other, in bf16: of each the rows and inputs that are a rank's.
+    fn matrices(&self, parts: &[Part<'_>], inputs: usize, columns: &Cut<'_>) -> Result<Vec<Buffer<D>>, LoadError> {
+        let room = |(rank, device)| {
+            let rows: usize = parts.iter().map(|part| (part.rows)(rank).len()).sum();
+            Buffer::zeros(device, rows * columns(rank).len() * SIXTEEN)
+        };
+        let buffers: Vec<Buffer<D>> = self.ranks().map(room).collect::<Result<_, _>>()?;
+        let mut offsets = vec![0; buffers.len()];
+        for Part { name, outputs, rows } in parts {
+            let read = self.read(name, *outputs, inputs, columns)?;
+            for (((rank, device), buffer), offset) in self.ranks().zip(&buffers).zip(&mut offsets) {
+                let own = read.cut(inputs, rows(rank), columns(rank));
+                match read.blocks {
+                    Some(kind) => widen(device, kind, &own, buffer.at(*offset))?,
+                    None => buffer.write(*offset, &own)?,
+                }
+                *offset += rows(rank).len() * columns(rank).len() * SIXTEEN;
+            }
+        }
+        Ok(buffers)
+    }
+
+    /// A whole matrix, in blocks where each rank's part has whole ones.
+    fn read(&self, name: &str, outputs: usize, inputs: usize, columns: &Cut<'_>) -> Result<ReadMatrix, LoadError> {
+        let piece = columns(Rank { index: 0, of: self.devices.len() }).len();
+        Ok(match self.weights.blocks(name, outputs, inputs, piece)? {
+            Some(Blocks { kind, bytes }) => ReadMatrix { blocks: Some(kind), bytes },
+            None => {
+                let bytes = sixteen_bytes(self.weights.matrix(name, outputs, inputs)?);
+                ReadMatrix { blocks: None, bytes }
+            }
         })
     }
+}
 
-    /// A short tensor in f32.
-    fn floats(&self, name: &str, width: usize) -> Result<Buffer<D>, LoadError> {
-        Ok(Buffer::of(self.device, &float_bytes(&self.weights.tensor(name, &[width])?))?)
-    }
+/// A matrix as it goes to a device: in blocks, or in bf16.
+struct ReadMatrix {
+    blocks: Option<BlockKind>,
+    bytes: Vec<u8>,
+}
 
-    /// Matrices below each other, in bf16.
-    fn matrices(&self, parts: &[(&str, usize)], inputs: usize) -> Result<Buffer<D>, LoadError> {
-        let outputs: usize = parts.iter().map(|(_, outputs)| outputs).sum();
-        let buffer = Buffer::zeros(self.device, outputs * inputs * SIXTEEN)?;
-        let mut offset = 0;
-        for (name, outputs) in parts {
-            let bytes = sixteen_bytes(self.weights.matrix(name, *outputs, inputs)?);
-            buffer.write(offset, &bytes)?;
-            offset += bytes.len();
+impl ReadMatrix {
+    /// Some rows of it, and of each some weights.
+    fn cut(&self, inputs: usize, rows: Range<usize>, columns: Range<usize>) -> Cow<'_, [u8]> {
+        let (weights, bytes) = self.blocks.map_or((1, SIXTEEN), |kind| (kind.weights(), kind.bytes()));
+        let at = |weight: usize| weight / weights * bytes;
+        let (row, columns) = (at(inputs), at(columns.start)..at(columns.end));
+        let rows = &self.bytes[rows.start * row..rows.end * row];
+        if columns == (0..row) {
+            return Cow::Borrowed(rows);
         }
-        Ok(buffer)
+        let mut own = Vec::with_capacity(rows.len() / row * columns.len());
+        rows.chunks_exact(row).for_each(|row| own.extend_from_slice(&row[columns.clone()]));
+        Cow::Owned(own)
     }
+}
+
+/// Widens quantised weights to bf16 on the device, through a buffer that is small beside them.
+fn widen<D: Device>(device: &Arc<D>, kind: BlockKind, blocks: &[u8], to: Address) -> Result<(), Fault> {
+    let kernel = match kind {
+        BlockKind::Q8_0 => "dequantise_q8_0",
+        BlockKind::Q4K => "dequantise_q4_k",
+    };
+    let most = STAGING / kind.bytes();
+    let staging = Buffer::zeros(device, blocks.len().min(most * kind.bytes()))?;
+    for (index, piece) in blocks.chunks(most * kind.bytes()).enumerate() {
+        // The device widens one piece before it takes up the next.
+        staging.write(0, piece)?;
+        let count = piece.len() / kind.bytes();
+        let out = to + (index * most * kind.weights() * SIXTEEN) as Address;
+        let arguments = [Argument::Address(staging.address()), Argument::Address(out), Argument::size(count)];
+        let grid = [count.div_ceil(8) as u32, 1, 1];
+        device.launch(&Launch { kernel, grid, threads: 256, shared: 0, arguments: &arguments })?;
+    }
+    Ok(())
 }
 
 fn float_bytes(values: &[f32]) -> Vec<u8> {

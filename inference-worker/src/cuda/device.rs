@@ -1,4 +1,5 @@
-//! What the decoder needs of a device: memory, kernels by name, matrix products, and recorded sequences of both.
+//! What the decoder needs of a device: memory, kernels by name, matrix products, sums over the devices that compute a model
+//! together, and recorded sequences of these.
 //!
 //! A device has one queue. What is asked of it is done in the order in which it is asked, and later: only `finish` and
 //! `synchronise` wait. Memory is named by addresses, because a recorded sequence keeps using those it was recorded with;
@@ -9,6 +10,8 @@ use std::{
     fmt,
     sync::{Arc, Mutex},
 };
+
+use crate::parallel::{Meeting, Rank};
 
 /// A place in the memory of a device.
 pub type Address = u64;
@@ -155,7 +158,35 @@ pub trait Device: fmt::Debug + Send + Sync + 'static {
     /// The device cannot multiply such shapes, or is lost.
     fn multiply(&self, product: &Product) -> Result<(), Fault>;
 
-    /// From now on launches and products are recorded and not done. Nothing else may be asked until `recorded`.
+    /// Its place among those that compute a model together.
+    fn rank(&self) -> Rank;
+
+    /// Where the threads of these ranks meet; none where it computes alone.
+    fn meeting(&self) -> Option<&Meeting>;
+
+    /// Replaces so many numbers of bf16 by their sums over all ranks, the same bits everywhere. All ranks ask for it in
+    /// the same order; one that computes alone does nothing.
+    ///
+    /// # Errors
+    /// The devices do not reach each other, or this one is lost.
+    fn all_reduce(&self, at: Address, count: usize) -> Result<(), Fault>;
+
+    /// Replaces bytes by what lies there on rank 0. All ranks ask for it in the same order; one that computes alone does
+    /// nothing.
+    ///
+    /// # Errors
+    /// The devices do not reach each other, or this one is lost.
+    fn broadcast(&self, at: Address, bytes: usize) -> Result<(), Fault>;
+
+    /// The ranks compute together no more: what waits here for another ends, with an error or with anything, and whatever
+    /// needs another from now on is an error.
+    fn part(&self);
+
+    /// Whether this one is lost: not another rank, and not the way between them.
+    fn is_lost(&self) -> bool;
+
+    /// From now on launches, products, sums over ranks and copies from rank 0 are recorded and not done. Nothing else may be
+    /// asked until `recorded`.
     ///
     /// # Errors
     /// The device is lost.

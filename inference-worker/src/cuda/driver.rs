@@ -24,9 +24,11 @@ use cudarc::{
 };
 
 use super::{
-    device::{Address, Argument, Device, Fault, Launch, Loss, Memory, Product},
+    device::{Address, Argument, Buffer, Device, Fault, Launch, Loss, Memory, Product},
     modules::{self, Modules},
+    nccl::{self, Communicator},
 };
+use crate::parallel::{Meeting, Rank};
 
 /// What the kernels were built with and cuBLASLt is asked for: CUDA 13.0.
 const CUDA_VERSION: i32 = 13_000;
@@ -176,6 +178,8 @@ fn told(error: DriverError) -> String {
 
 /// One GPU.
 pub struct Cuda {
+    /// None where it computes alone. First, because it goes before the stream that it was used with.
+    member: Option<Member>,
     id: u32,
     name: String,
     processors: usize,
@@ -193,7 +197,33 @@ pub struct Cuda {
     loss: Loss,
 }
 
+/// One GPU of several that compute together.
+struct Member {
+    rank: Rank,
+    communicator: Communicator,
+    meeting: Arc<Meeting>,
+}
+
 impl Cuda {
+    /// Takes up GPUs that compute together, in the order of ranks: each sums with the others by NCCL. Blocks until they have
+    /// met, and have summed once.
+    ///
+    /// # Errors
+    /// One is not there, something that is needed beside it is missing, or they do not reach each other.
+    pub fn open_together(ids: &[u32]) -> Result<Vec<Arc<Self>>, Absent> {
+        let mut opened = ids.iter().map(|id| Self::open(*id)).collect::<Result<Vec<_>, _>>()?;
+        if ids.len() > 1 {
+            let meeting = Meeting::of(ids.len());
+            let communicators = nccl::join(ids).map_err(Absent::Failed)?;
+            for ((gpu, communicator), rank) in opened.iter_mut().zip(communicators).zip(Rank::all(ids.len())) {
+                gpu.member = Some(Member { rank, communicator, meeting: Arc::clone(&meeting) });
+            }
+        }
+        let opened: Vec<Arc<Self>> = opened.into_iter().map(Arc::new).collect();
+        meet(&opened).map_err(|fault| Absent::Failed(fault.to_string()))?;
+        Ok(opened)
+    }
+
     /// Takes up one GPU: loads our kernels, building them where none are shipped for it.
     ///
     /// # Errors
@@ -224,6 +254,7 @@ impl Cuda {
             None
         };
         Ok(Self {
+            member: None,
             id,
             name: gpu.name,
             processors,
@@ -265,6 +296,13 @@ impl Cuda {
         self.context.bind_to_thread().map_err(fault).and_then(|()| what()).map_err(|fault| self.loss.note(fault))
     }
 
+    /// Does something with the other ranks, if there are any. What fails between them is no loss of this GPU.
+    fn with_others(&self, what: impl FnOnce(&Communicator, *mut c_void) -> Result<(), Fault>) -> Result<(), Fault> {
+        let Some(Member { communicator, .. }) = &self.member else { return Ok(()) };
+        self.ask(|| Ok(()))?;
+        what(communicator, self.stream.cu_stream().cast())
+    }
+
     fn function(&self, kernel: &'static str, shared: u32) -> Result<CudaFunction, Fault> {
         let mut functions = lock(&self.functions);
         let (function, largest) = match functions.entry(kernel) {
@@ -282,6 +320,23 @@ impl Cuda {
         }
         Ok(function.clone())
     }
+}
+
+/// GPUs sum once: what keeps them apart (no way between them, a container's small `/dev/shm`) is known before a model is read.
+fn meet(gpus: &[Arc<Cuda>]) -> Result<(), Fault> {
+    if gpus.len() < 2 {
+        return Ok(());
+    }
+    let one = half::bf16::ONE.to_le_bytes();
+    let numbers = gpus.iter().map(|gpu| Buffer::of(gpu, &one)).collect::<Result<Vec<_>, _>>()?;
+    nccl::grouped(|| gpus.iter().zip(&numbers).try_for_each(|(gpu, number)| gpu.all_reduce(number.address(), 1)))?;
+    for (gpu, number) in gpus.iter().zip(&numbers) {
+        let sum = gpu.finish(gpu.download(number.address(), one.len())?)?;
+        if sum != half::bf16::from_f32(gpus.len() as f32).to_le_bytes() {
+            return Err(Fault::Refused(format!("{} of {} sums wrongly with the others", gpu.name(), gpus.len())));
+        }
+    }
+    Ok(())
 }
 
 /// After these the context computes nothing any more, whatever is asked of it.
@@ -440,6 +495,33 @@ impl Device for Cuda {
         let grid = [width.div_ceil(32) as u32, rows.div_ceil(32) as u32, 1];
         let arguments = &[inputs, weights, outputs, count, from, to];
         self.launch(&Launch { kernel, grid, threads: 256, shared: 0, arguments })
+    }
+
+    fn rank(&self) -> Rank {
+        self.member.as_ref().map_or(Rank::ALONE, |member| member.rank)
+    }
+
+    fn meeting(&self) -> Option<&Meeting> {
+        self.member.as_ref().map(|member| &*member.meeting)
+    }
+
+    fn all_reduce(&self, at: Address, count: usize) -> Result<(), Fault> {
+        self.with_others(|communicator, stream| communicator.all_reduce(at, count, stream))
+    }
+
+    fn broadcast(&self, at: Address, bytes: usize) -> Result<(), Fault> {
+        self.with_others(|communicator, stream| communicator.broadcast(at, bytes, stream))
+    }
+
+    fn part(&self) {
+        if let Some(Member { communicator, meeting, .. }) = &self.member {
+            meeting.part();
+            communicator.abort(Arc::clone(&self.context));
+        }
+    }
+
+    fn is_lost(&self) -> bool {
+        self.loss.get().is_some()
     }
 
     fn record(&self) -> Result<(), Fault> {

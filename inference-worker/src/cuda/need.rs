@@ -1,4 +1,4 @@
-//! What a model will take on a GPU, known from its shape before it is read.
+//! What a model will take on a GPU, or on each of several that compute it together, known from its shape before it is read.
 
 use super::{Limits, decoder, steps};
 use crate::architecture::Architecture;
@@ -7,6 +7,11 @@ use crate::architecture::Architecture;
 const PROCESSORS_MOST: usize = 160;
 /// What the driver, its libraries and our kernels take beside what we ask for.
 const CONTEXT: u64 = 1 << 30;
+/// What NCCL takes for its own buffers on each of several GPUs, about.
+const TOGETHER: u64 = 1 << 30;
+
+/// How many GPUs may compute a model together.
+pub const TOGETHER_COUNTS: [usize; 4] = [1, 2, 4, 8];
 
 /// What a model will take on a GPU, bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -19,18 +24,56 @@ pub struct GpuNeed {
     pub cache_bytes: u64,
 }
 
+/// What a model will take on each of so many GPUs, by [`TOGETHER_COUNTS`]; or why so many do not compute it together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GpuNeeds(Vec<Result<GpuNeed, String>>);
+
+impl GpuNeeds {
+    /// For a model of this shape.
+    pub fn of(a: &Architecture, limits: &Limits, slots: usize) -> Self {
+        Self(TOGETHER_COUNTS.map(|gpus| GpuNeed::of_each(a, limits, slots, gpus)).into())
+    }
+
+    /// On each of so many.
+    ///
+    /// # Errors
+    /// So many do not compute it together; the text says why, where that was of interest.
+    pub fn on(&self, gpus: usize) -> Result<GpuNeed, &str> {
+        let which = TOGETHER_COUNTS.iter().position(|count| *count == gpus);
+        let need = which.and_then(|which| self.0.get(which)).map(Result::as_ref);
+        need.map_or(Err("nothing is known of its shape"), |need| need.copied().map_err(String::as_str))
+    }
+}
+
+#[cfg(test)]
+impl GpuNeeds {
+    /// Made up, by [`TOGETHER_COUNTS`].
+    pub(crate) fn made_up(needs: Vec<Result<GpuNeed, String>>) -> Self {
+        Self(needs)
+    }
+}
+
 impl GpuNeed {
     /// For a model of this shape.
     ///
     /// # Errors
     /// The kernels do not compute such a shape; the text says why.
     pub fn of(a: &Architecture, limits: &Limits, slots: usize) -> Result<Self, String> {
-        decoder::check(a)?;
+        Self::of_each(a, limits, slots, 1)
+    }
+
+    /// On each of several GPUs that compute it together: on the first, which takes the most.
+    ///
+    /// # Errors
+    /// The kernels do not compute such a shape, or it cannot be shared by so many; the text says why.
+    pub fn of_each(a: &Architecture, limits: &Limits, slots: usize, gpus: usize) -> Result<Self, String> {
+        let a = &decoder::part(a, gpus)?;
+        let context = CONTEXT + if gpus > 1 { TOGETHER } else { 0 };
         let working = steps::working_bytes(a, PROCESSORS_MOST, limits.step_tokens, slots) + super::driver::WORKSPACE;
         let window = a.window.div_ceil(crate::kv::BLOCK) * decoder::block_bytes(a);
         Ok(Self {
             weights_bytes: weights_bytes(a),
-            working_bytes: working as u64 + CONTEXT,
+            working_bytes: working as u64 + context,
             cache_bytes: window.min(limits.cache_bytes_max.unwrap_or(usize::MAX)) as u64,
         })
     }

@@ -42,6 +42,8 @@ const STRIDE_LEAST: usize = 16;
 
 /// What computes the steps of one engine.
 pub struct Steps<D: Device> {
+    /// First, because it goes before the device: what is recorded of several devices keeps the way between them.
+    recorded: BTreeMap<Shape, Recording<D::Graph>>,
     decoder: Arc<Decoder<D>>,
     activations: Activations<D>,
     cache: Cache<D>,
@@ -52,7 +54,6 @@ pub struct Steps<D: Device> {
     blocks: usize,
     graphs: bool,
     skinny: bool,
-    recorded: BTreeMap<Shape, Recording<D::Graph>>,
     under_way: VecDeque<UnderWay<D::Download>>,
     /// Where the step that was begun last leaves the token of each sequence.
     places: BTreeMap<SequenceId, u32>,
@@ -136,6 +137,14 @@ impl<D: Device> OnDevice for Decoder<D> {
         self.device.name()
     }
 
+    fn devices(&self) -> usize {
+        1
+    }
+
+    fn lost(&self) -> Vec<usize> {
+        if self.device.is_lost() { vec![0] } else { Vec::new() }
+    }
+
     fn start(self: Arc<Self>, config: &EngineConfig) -> Result<Started, Fault> {
         let steps = Steps::new(self, config)?;
         Ok(Started { blocks: steps.blocks, computer: Box::new(steps) })
@@ -175,12 +184,24 @@ pub(super) fn input_bytes(a: &Architecture, tokens: usize, rows: usize) -> usize
     numbers * INT + rows * DRAW + 10 * 16
 }
 
-impl<D: Device> Steps<D> {
-    /// Takes the memory for the steps of one engine, and of what is left the part for keys and values.
+/// The memory for the steps of one engine, but for keys and values.
+pub(super) struct Prepared<D: Device> {
+    decoder: Arc<Decoder<D>>,
+    activations: Activations<D>,
+    inputs: Buffer<D>,
+    picked: Buffer<D>,
+    allowed: Buffer<D>,
+    blocks: usize,
+    graphs: bool,
+    skinny: bool,
+}
+
+impl<D: Device> Prepared<D> {
+    /// Takes it, and works out how many blocks of keys and values fit the part of the rest that they may take.
     ///
     /// # Errors
     /// There is too little, or the device is lost.
-    pub fn new(decoder: Arc<Decoder<D>>, config: &EngineConfig) -> Result<Self, Fault> {
+    pub(super) fn new(decoder: Arc<Decoder<D>>, config: &EngineConfig) -> Result<Self, Fault> {
         let (device, a) = (Arc::clone(&decoder.device), decoder.architecture().clone());
         let rows = rows_max(config.slots);
         let tokens = tokens_max(config.gpu.step_tokens, config.slots);
@@ -196,8 +217,24 @@ impl<D: Device> Steps<D> {
         if blocks < 2 {
             return Err(Fault::Memory { wanted: 2 * block_bytes(&a), free: part });
         }
-        let cache = Cache::new(&device, &a, blocks)?;
-        Ok(Self {
+        let (graphs, skinny) = (config.gpu.graphs, config.gpu.skinny);
+        Ok(Self { decoder, activations, inputs, picked, allowed, blocks, graphs, skinny })
+    }
+
+    /// Blocks that fit.
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Takes the memory for so many.
+    ///
+    /// # Errors
+    /// There is too little, or the device is lost.
+    pub(super) fn with_blocks(self, blocks: usize) -> Result<Steps<D>, Fault> {
+        let Self { decoder, activations, inputs, picked, allowed, graphs, skinny, .. } = self;
+        let cache = Cache::new(&decoder.device, decoder.architecture(), blocks)?;
+        Ok(Steps {
+            recorded: BTreeMap::new(),
             decoder,
             activations,
             cache,
@@ -205,13 +242,24 @@ impl<D: Device> Steps<D> {
             picked,
             allowed,
             blocks,
-            graphs: config.gpu.graphs,
-            skinny: config.gpu.skinny,
-            recorded: BTreeMap::new(),
+            graphs,
+            skinny,
             under_way: VecDeque::new(),
             places: BTreeMap::new(),
             logits: Vec::new(),
         })
+    }
+}
+
+impl<D: Device> Steps<D> {
+    /// Takes the memory for the steps of one engine, and of what is left the part for keys and values.
+    ///
+    /// # Errors
+    /// There is too little, or the device is lost.
+    pub fn new(decoder: Arc<Decoder<D>>, config: &EngineConfig) -> Result<Self, Fault> {
+        let prepared = Prepared::new(decoder, config)?;
+        let blocks = prepared.blocks();
+        prepared.with_blocks(blocks)
     }
 
     /// Blocks of keys and values that there is room for.
@@ -354,15 +402,42 @@ impl<D: Device> Steps<D> {
     }
 
     fn record(&self, frame: &Frame) -> Result<D::Graph, Fault> {
-        self.device().record()?;
-        let asked = self.decoder.forward(frame, &self.activations, &self.cache);
-        // It ends in any case: nothing else could be asked of the device before.
-        let graph = self.device().recorded();
-        asked.and(graph)
+        let graph = self.device().record().and_then(|()| {
+            let asked = self.decoder.forward(frame, &self.activations, &self.cache);
+            // It ends in any case: nothing else could be asked of the device before.
+            asked.and(self.device().recorded())
+        });
+        if matches!(graph, Err(Fault::Lost(_))) || self.all_agree(graph.is_ok())? {
+            return graph;
+        }
+        graph.and(Err(Fault::Refused("another rank does not record it".to_owned())))
     }
 
-    /// Asks for the tokens of all rows, and for their copy.
-    fn pick(&self, pick: &Pick, allowed: Address) -> Result<D::Download, Fault> {
+    /// Whether all ranks say yes; every one asks.
+    fn all_agree(&self, yes: bool) -> Result<bool, Fault> {
+        let Some(meeting) = self.device().meeting() else { return Ok(yes) };
+        let said = meeting.exchange(self.device().rank().index, vec![u8::from(yes)]);
+        let said = said.map_err(|parted| Fault::Lost(parted.to_string()))?;
+        Ok(said.iter().all(|said| *said == [1]))
+    }
+
+    /// Whether the logits are here.
+    fn leads(&self) -> bool {
+        self.device().rank().leads()
+    }
+
+    /// Asks for the tokens of all rows before another step is begun, on all ranks, and for their copy.
+    fn pick_on_all(&self, pick: &Pick) -> Result<D::Download, Fault> {
+        if self.leads() {
+            self.pick(pick, 0)?;
+        }
+        let bytes = pick.rows * INT;
+        self.device().broadcast(self.picked.address(), bytes)?;
+        self.device().download(self.picked.address(), bytes)
+    }
+
+    /// Asks for the tokens of all rows.
+    fn pick(&self, pick: &Pick, allowed: Address) -> Result<(), Fault> {
         let vocabulary = Argument::size(self.decoder.architecture().vocabulary);
         let logits = Argument::Address(self.activations.logits.address());
         let (allowed, tokens) = (Argument::Address(allowed), Argument::Address(self.picked.address()));
@@ -371,8 +446,17 @@ impl<D: Device> Steps<D> {
         let likeliest = [logits, allowed, tokens, vocabulary];
         let (kernel, arguments) = if pick.greedy { ("argmax", &likeliest[..]) } else { ("sample", &sampled[..]) };
         let grid = [pick.rows as u32, 1, 1];
-        self.device().launch(&Launch { kernel, grid, threads: 1_024, shared: 0, arguments })?;
-        self.device().download(self.picked.address(), pick.rows * INT)
+        self.device().launch(&Launch { kernel, grid, threads: 1_024, shared: 0, arguments })
+    }
+
+    /// Waits, on a rank that does not lead, for a step whose end the leader waits for. Nobody here looks at its tokens: what
+    /// was picked later than on all ranks, the next step is told.
+    fn end_with_the_leader(&self, picked: Option<D::Download>, rows: usize) -> Result<(), Fault> {
+        match picked {
+            Some(picked) => self.device().finish(picked).map(drop),
+            None if rows > 0 => self.device().synchronise(),
+            None => Ok(()),
+        }
     }
 
     /// Says which tokens are allowed: those that are asked for, and all of the other rows.
@@ -417,9 +501,9 @@ impl<D: Device> Compute for Steps<D> {
         // What is allowed is known when the step is finished.
         let later = wanted.iter().any(|wanted| matches!(wanted, Wanted::Allowed(_)));
         let now = !later && wanted.iter().any(|wanted| matches!(wanted, Wanted::Token(_)));
-        let picked = now.then(|| self.pick(&pick, 0)).transpose()?;
+        let picked = now.then(|| self.pick_on_all(&pick)).transpose()?;
         let row_bytes = self.decoder.architecture().vocabulary * size_of::<f32>();
-        let asked = (0..rows).filter(|row| wanted[*row] == Wanted::Logits);
+        let asked = (0..rows).filter(|row| self.leads() && wanted[*row] == Wanted::Logits);
         let logits = asked.map(|row| self.device().download(self.activations.logits.at(row * row_bytes), row_bytes));
         let logits = logits.collect::<Result<_, _>>()?;
         self.places = yielding.iter().map(|chunk| chunk.sequence).zip(0..).collect();
@@ -429,10 +513,15 @@ impl<D: Device> Compute for Steps<D> {
 
     fn finish(&mut self, allowed: &mut Allowed<'_>) -> Result<Vec<Row<'_>>, Fault> {
         let UnderWay { wanted, pick, mut picked, logits } = self.under_way.pop_front().expect("a step was begun");
+        if !self.leads() {
+            self.end_with_the_leader(picked, pick.rows)?;
+            return Ok(Vec::new());
+        }
         if wanted.iter().any(|wanted| matches!(wanted, Wanted::Allowed(_))) {
             assert!(self.under_way.is_empty(), "the logits are still those of this step");
             self.allow(&wanted, allowed)?;
-            picked = Some(self.pick(&pick, self.allowed.address())?);
+            self.pick(&pick, self.allowed.address())?;
+            picked = Some(self.device().download(self.picked.address(), pick.rows * INT)?);
         }
         let device = Arc::clone(self.device());
         let picked = picked.map(|picked| device.finish(picked)).transpose()?.unwrap_or_default();

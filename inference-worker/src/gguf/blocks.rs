@@ -3,10 +3,22 @@
 use candle_core::quantized::GgmlDType;
 use half::f16;
 
-use crate::kernels::{
-    matrix::{Form, SixteenKind, ValueRange},
-    quantised::Quantised,
+use crate::{
+    kernels::{
+        matrix::{Form, SixteenKind, ValueRange},
+        quantised::Quantised,
+    },
+    weights::BlockKind,
 };
+
+/// Which blocks of these a device widens.
+pub(super) fn kind(kind: GgmlDType) -> Option<BlockKind> {
+    match kind {
+        GgmlDType::Q8_0 => Some(BlockKind::Q8_0),
+        GgmlDType::Q4K => Some(BlockKind::Q4K),
+        _ => None,
+    }
+}
 
 /// Unpacks whole blocks of rows of `inputs` weights; `None` for a format that is not known.
 pub(super) fn unpack(kind: GgmlDType, bytes: &[u8], inputs: usize) -> Option<Quantised> {

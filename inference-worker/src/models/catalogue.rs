@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     architecture::Architecture,
-    cuda::{Limits, need::GpuNeed},
+    cuda::{Limits, need::GpuNeeds},
     model_directory::{self, is_gguf, is_model, name_of},
     need::Need,
 };
@@ -118,8 +118,11 @@ impl Catalogue {
         {
             return need;
         }
-        let on_gpu = |a: &Architecture| self.gpu.and_then(|(limits, slots)| GpuNeed::of(a, &limits, slots).ok());
-        let need = Need::with_gpu(path, self.cache_bytes_max, on_gpu).map_err(|error| told(&error));
+        let on_gpus = |a: &Architecture| match self.gpu {
+            Some((limits, slots)) => GpuNeeds::of(a, &limits, slots),
+            None => GpuNeeds::default(),
+        };
+        let need = Need::with_gpus(path, self.cache_bytes_max, on_gpus).map_err(|error| told(&error));
         if let Ok(identity) = identity {
             let entry = (identity, need.clone());
             self.read.lock().expect("no panic while the lock is held").insert(path.to_owned(), entry);

@@ -204,6 +204,7 @@ mod tests {
             state,
             weights_bytes: 1,
             cache_bytes_max: 1,
+            device: None,
         };
         let memory = HostMemory { max_bytes: free + 5, taken_bytes: 5, kept_bytes: 0 };
         (id.into(), InferenceState { models: state.map(known).into_iter().collect(), memory, ..Default::default() })

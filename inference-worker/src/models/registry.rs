@@ -12,7 +12,7 @@ use schemas::{
 
 use super::{
     catalogue::Found,
-    places::{Place, Places, Room},
+    places::{HowGpus, Place, Places, Room},
     plan::Plan,
 };
 use crate::need::Need;
@@ -81,10 +81,10 @@ impl Entry {
         }
     }
 
-    const fn gpu(&self) -> Option<u32> {
-        match self.place {
-            Place::Gpu(id) => Some(id),
-            Place::Cpu(_) => None,
+    fn gpus(&self) -> &[u32] {
+        match &self.place {
+            Place::Gpus(ids) => ids,
+            Place::Cpu(_) => &[],
         }
     }
 
@@ -107,9 +107,9 @@ impl Registry {
         }
     }
 
-    /// Models go on GPUs or nowhere.
-    pub(crate) fn demand_gpus(&mut self) {
-        self.places.demanded = true;
+    /// How GPUs are used.
+    pub(crate) fn use_gpus(&mut self, how: HowGpus) {
+        self.places.how = how;
     }
 
     /// What is free on the GPUs, just before something is asked.
@@ -136,7 +136,7 @@ impl Registry {
             let entry = self.models.entry(name.clone()).or_insert_with(|| Entry::new("chat", ModelState::Known));
             entry.found = true;
             if !entry.is_held() {
-                entry.need = found.need.as_ref().copied().unwrap_or_default();
+                entry.need = found.need.clone().unwrap_or_default();
                 entry.window = u32::try_from(entry.need.window).unwrap_or(u32::MAX);
             }
         }
@@ -203,7 +203,8 @@ impl Registry {
     /// on the CPUs, unless it must not be there.
     pub(crate) fn loaded(&mut self, model: &str, result: &Result<(u64, u32), String>, now: Nanos) -> Vec<Act> {
         let Some(entry) = self.models.get_mut(model) else { return Vec::new() };
-        if let (Err(reason), Some(_), false) = (result, entry.gpu(), self.places.demanded) {
+        let on_gpus = !entry.gpus().is_empty();
+        if let (Err(reason), true, false) = (result, on_gpus, self.places.how.demanded) {
             entry.gpu_failed = Some(reason.clone());
             entry.state = ModelState::Known;
             return match self.load(model) {
@@ -219,7 +220,8 @@ impl Registry {
         entry.state = match result {
             Ok((bytes, window)) => {
                 entry.window = *window;
-                entry.need = Need { weights_bytes: *bytes, reading_bytes: 0, ..entry.need };
+                entry.need.weights_bytes = *bytes;
+                entry.need.reading_bytes = 0;
                 ModelState::Ready
             }
             Err(reason) => ModelState::Failed { reason: reason.clone() },
@@ -244,14 +246,15 @@ impl Registry {
         acts
     }
 
-    /// A model computes no more, because its GPU does not. It goes, and comes back on the CPUs unless it must not be there.
-    pub(crate) fn lost(&mut self, model: &str, reason: &str) -> Vec<Act> {
+    /// A model computes no more, because its GPU does not, or one of several (which, by their ranks). It goes, and comes
+    /// back on the CPUs unless it must not be there.
+    pub(crate) fn lost(&mut self, model: &str, reason: &str, ranks: &[usize]) -> Vec<Act> {
         let Some(entry) = self.models.get_mut(model) else { return Vec::new() };
-        self.places.lost.extend(entry.gpu());
+        self.places.lost.extend(ranks.iter().filter_map(|rank| entry.gpus().get(*rank)));
         entry.gpu_failed = Some(reason.to_owned());
         if entry.state == ModelState::Ready {
             entry.state = ModelState::Draining;
-            entry.again = !self.places.demanded;
+            entry.again = !self.places.how.demanded;
         }
         vec![Act::Drain { model: model.to_owned(), force: true }]
     }
@@ -261,7 +264,7 @@ impl Registry {
         let Some(entry) = self.models.get_mut(model) else { return Vec::new() };
         let again = std::mem::take(&mut entry.again);
         entry.state = match &entry.gpu_failed {
-            Some(reason) if !again && self.places.demanded => ModelState::Failed { reason: reason.clone() },
+            Some(reason) if !again && self.places.how.demanded => ModelState::Failed { reason: reason.clone() },
             _ => ModelState::Known,
         };
         if !again {
@@ -326,6 +329,7 @@ impl Registry {
             state: entry.state.clone(),
             weights_bytes: entry.need.weights_bytes,
             cache_bytes_max: if entry.fixed { 0 } else { self.plan.cache_bytes_max },
+            device: entry.is_held().then(|| entry.place.to_string()),
         };
         InferenceState {
             models: self.models.iter().map(known).collect(),
@@ -365,7 +369,7 @@ impl Registry {
             }
             ModelState::Known | ModelState::Failed { .. } => {}
         }
-        let (need, gpu_failed) = (entry.need, entry.gpu_failed.clone());
+        let (need, gpu_failed) = (entry.need.clone(), entry.gpu_failed.clone());
         // Jobs are queued under the name's token: two models of one token would take each other's.
         let twin = |(name, entry): &(&String, &Entry)| {
             *name != model && entry.is_held() && subject::token(name) == subject::token(model)
@@ -385,7 +389,7 @@ impl Registry {
         };
         // On a GPU it takes memory of the machine only while it is read.
         let (plan, on_host) = match place {
-            Place::Gpu(_) => (Plan { cache_bytes_max: 0, ..self.plan }, Need { weights_bytes: 0, ..need }),
+            Place::Gpus(_) => (Plan { cache_bytes_max: 0, ..self.plan }, Need { weights_bytes: 0, ..need }),
             Place::Cpu(_) => (self.plan, need),
         };
         plan.admit(model, &on_host, self.each_taken()).map_err(|no_room| {
@@ -459,7 +463,7 @@ impl Registry {
     fn each_taken(&self) -> Vec<(String, u64)> {
         let held = self.models.iter().filter(|(_, entry)| entry.is_held() && !entry.fixed);
         let counted = |entry: &Entry| match entry.place {
-            Place::Gpu(_) => 0,
+            Place::Gpus(_) => 0,
             Place::Cpu(_) => self.plan.counted(entry.need.weights_bytes),
         };
         held.map(|(name, entry)| (name.clone(), counted(entry) + entry.need.reading_bytes)).collect()
@@ -467,8 +471,9 @@ impl Registry {
 
     /// Bytes that models which are being read will take on a GPU. Those that are there have taken them.
     fn taken_on(&self, gpu: u32) -> u64 {
-        let reads = |entry: &&Entry| matches!(entry.state, ModelState::Loading { .. }) && entry.gpu() == Some(gpu);
-        self.models.values().filter(reads).filter_map(|entry| entry.need.gpu).map(|need| need.total()).sum()
+        let reads = |entry: &&Entry| matches!(entry.state, ModelState::Loading { .. }) && entry.gpus().contains(&gpu);
+        let need = |entry: &Entry| entry.need.gpus.on(entry.gpus().len()).ok();
+        self.models.values().filter(reads).filter_map(need).map(|need| need.total()).sum()
     }
 
     /// Copies of the operations under way whose change is of interest.

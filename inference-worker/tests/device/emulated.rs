@@ -14,7 +14,10 @@ use std::{
 };
 
 use half::bf16;
-use inference_worker::cuda::device::{Address, Argument, Device, Fault, Launch, Memory, Product};
+use inference_worker::{
+    cuda::device::{Address, Argument, Device, Fault, Launch, Memory, Product},
+    parallel::{Meeting, Rank},
+};
 
 use crate::kernels::{self, Order};
 
@@ -29,6 +32,9 @@ pub(crate) struct Emulated {
     forgets: AtomicBool,
     /// Recordings that were replayed.
     pub(crate) replayed: AtomicUsize,
+    rank: Rank,
+    /// Where threads meet, and where devices do; none where it computes alone.
+    meetings: Option<[Arc<Meeting>; 2]>,
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +42,7 @@ struct State {
     allocated: BTreeMap<Address, usize>,
     queue: Vec<Asked>,
     recording: Option<Vec<Asked>>,
+    launched: BTreeMap<&'static str, usize>,
     lost: bool,
 }
 
@@ -45,6 +52,8 @@ enum Asked {
     Download(Address, usize, Arc<Mutex<Option<Vec<u8>>>>),
     Launch { kernel: &'static str, grid: [u32; 3], threads: u32, shared: u32, arguments: Vec<Argument> },
     Multiply(Product),
+    AllReduce(Address, usize),
+    Broadcast(Address, usize),
 }
 
 /// A copy that is made when somebody waits.
@@ -56,13 +65,25 @@ pub(crate) struct Graph(Vec<Asked>);
 impl Emulated {
     /// One with so much memory.
     pub(crate) fn new(total: usize) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::of_rank(total, Rank::ALONE, None))
+    }
+
+    /// Several with so much memory each, which compute together.
+    pub(crate) fn ranks(total: usize, of: usize) -> Vec<Arc<Self>> {
+        let meetings = [Meeting::of(of), Meeting::of(of)];
+        Rank::all(of).map(|rank| Arc::new(Self::of_rank(total, rank, Some(meetings.clone())))).collect()
+    }
+
+    fn of_rank(total: usize, rank: Rank, meetings: Option<[Arc<Meeting>; 2]>) -> Self {
+        Self {
             state: Mutex::default(),
             total,
             left: AtomicUsize::new(usize::MAX),
             forgets: AtomicBool::new(false),
             replayed: AtomicUsize::new(0),
-        })
+            rank,
+            meetings,
+        }
     }
 
     /// It is lost once it has done so much more.
@@ -78,6 +99,12 @@ impl Emulated {
     /// Bytes that are taken.
     pub(crate) fn taken(&self) -> usize {
         self.lock().allocated.values().sum()
+    }
+
+    /// How often kernels whose names begin so were run.
+    pub(crate) fn launched(&self, kernels: &str) -> usize {
+        let state = self.lock();
+        state.launched.iter().filter(|(kernel, _)| kernel.starts_with(kernels)).map(|(_, times)| times).sum()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -112,9 +139,38 @@ impl Emulated {
                 return Err(lost());
             }
             self.left.store(left.saturating_sub(usize::from(left != usize::MAX)), Ordering::SeqCst);
-            state.run(asked)?;
+            match asked {
+                Asked::AllReduce(at, count) => self.sum(&state, at, count)?,
+                Asked::Broadcast(at, bytes) => {
+                    let all = self.exchange(state.bytes(at, bytes).to_vec())?;
+                    state.bytes(at, bytes).copy_from_slice(&all[0]);
+                }
+                asked => state.run(asked)?,
+            }
         }
         if state.lost { Err(lost()) } else { Ok(()) }
+    }
+}
+
+impl Emulated {
+    /// What lies there on all ranks, in the order of ranks. As on GPUs only devices wait for each other, never whoever asks.
+    fn exchange(&self, own: Vec<u8>) -> Result<Arc<Vec<Vec<u8>>>, Fault> {
+        let [_, devices] = self.meetings.as_ref().expect("there are other ranks");
+        devices.exchange(self.rank.index, own).map_err(|parted| Fault::Lost(parted.to_string()))
+    }
+
+    fn sum(&self, state: &State, at: Address, count: usize) -> Result<(), Fault> {
+        let all = self.exchange(state.bytes(at, count * 2).to_vec())?;
+        assert!(all.iter().all(|bytes| bytes.len() == count * 2), "all ranks sum as much");
+        for (number, out) in state.bytes(at, count * 2).as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let of_rank = |bytes: &Vec<u8>| bf16::from_le_bytes(bytes.as_chunks::<2>().0[number]).to_f32();
+            *out = bf16::from_f32(all.iter().map(of_rank).sum()).to_le_bytes();
+        }
+        Ok(())
+    }
+
+    fn ask_others(&self, asked: Asked) -> Result<(), Fault> {
+        if self.meetings.is_some() { self.ask(asked, true) } else { Ok(()) }
     }
 }
 
@@ -123,7 +179,7 @@ fn lost() -> Fault {
 }
 
 impl State {
-    fn run(&self, asked: Asked) -> Result<(), Fault> {
+    fn run(&mut self, asked: Asked) -> Result<(), Fault> {
         match asked {
             Asked::Upload(bytes, to) => self.bytes(to, bytes.len()).copy_from_slice(&bytes),
             Asked::Download(from, bytes, into) => *into.lock().unwrap() = Some(self.bytes(from, bytes).to_vec()),
@@ -136,12 +192,13 @@ impl State {
                         Argument::Float(value) => std::ptr::from_mut(value).cast(),
                     })
                     .collect();
-                let launched = kernels::Emulated::get();
-                launched
+                *self.launched.entry(kernel).or_default() += 1;
+                kernels::Emulated::get()
                     .launch(kernel, grid, threads, shared, &mut pointers, Order::Forward)
                     .map_err(Fault::Refused)?;
             }
             Asked::Multiply(product) => self.multiply(&product),
+            Asked::AllReduce(..) | Asked::Broadcast(..) => unreachable!("they need the other ranks"),
         }
         Ok(())
     }
@@ -186,7 +243,10 @@ impl Device for Emulated {
     type Download = Download;
 
     fn name(&self) -> String {
-        "the emulated GPU".to_owned()
+        match self.meetings {
+            None => "the emulated GPU".to_owned(),
+            Some(_) => format!("emulated GPU {}", self.rank.index),
+        }
     }
 
     fn processors(&self) -> usize {
@@ -265,6 +325,30 @@ impl Device for Emulated {
 
     fn multiply(&self, product: &Product) -> Result<(), Fault> {
         self.ask(Asked::Multiply(*product), true)
+    }
+
+    fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    fn meeting(&self) -> Option<&Meeting> {
+        self.meetings.as_ref().map(|[threads, _]| &**threads)
+    }
+
+    fn all_reduce(&self, at: Address, count: usize) -> Result<(), Fault> {
+        self.ask_others(Asked::AllReduce(at, count))
+    }
+
+    fn broadcast(&self, at: Address, bytes: usize) -> Result<(), Fault> {
+        self.ask_others(Asked::Broadcast(at, bytes))
+    }
+
+    fn part(&self) {
+        self.meetings.iter().flatten().for_each(|meeting| meeting.part());
+    }
+
+    fn is_lost(&self) -> bool {
+        self.lock().lost
     }
 
     fn record(&self) -> Result<(), Fault> {

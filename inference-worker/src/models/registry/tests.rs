@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::cuda::need::GpuNeed;
+use crate::cuda::need::{GpuNeed, GpuNeeds};
 
 const MIB: u64 = 1 << 20;
 
@@ -249,7 +249,12 @@ fn the_name_of_a_model_from_elsewhere_is_taken() {
 fn with_gpu(mib: u64) -> Registry {
     let mut registry = worker(&[]);
     let gpu = GpuNeed { weights_bytes: mib * MIB, working_bytes: 0, cache_bytes: 0 };
-    let need = Need { weights_bytes: mib * MIB, reading_bytes: MIB, gpu: Some(gpu), ..Need::default() };
+    let need = Need {
+        weights_bytes: mib * MIB,
+        reading_bytes: MIB,
+        gpus: GpuNeeds::made_up(vec![Ok(gpu)]),
+        ..Need::default()
+    };
     registry.know(&BTreeMap::from([("a".to_owned(), Found { path: PathBuf::from("a"), need: Ok(need) })]));
     registry.know_rooms(vec![Room { id: 3, free_bytes: 1 << 30 }]);
     registry
@@ -260,7 +265,7 @@ fn a_model_on_a_gpu_takes_none_of_the_memory_of_the_machine() {
     // Far more than the machine has for models.
     let mut registry = with_gpu(800);
     registry.ask(&load("a"), 1).expect("it fits the GPU");
-    assert_eq!((registry.place("a"), registry.taken()), (Place::Gpu(3), MIB));
+    assert_eq!((registry.place("a"), registry.taken()), (Place::Gpus(vec![3]), MIB));
     assert_eq!(registry.loaded("a", &Ok((800 * MIB, 512)), 2), []);
     assert_eq!((state(&registry, "a"), registry.taken()), (ModelState::Ready, 0));
 }
@@ -287,7 +292,7 @@ fn a_model_whose_gpu_is_lost_comes_back_on_the_cpus_and_no_other_goes_there() {
     let mut registry = with_gpu(20);
     registry.ask(&load("a"), 1).expect("it fits the GPU");
     registry.loaded("a", &Ok((20 * MIB, 512)), 2);
-    assert_eq!(registry.lost("a", "the GPU was lost"), [Act::Drain { model: "a".into(), force: true }]);
+    assert_eq!(registry.lost("a", "the GPU was lost", &[0]), [Act::Drain { model: "a".into(), force: true }]);
     assert_eq!(registry.unloaded("a", 3), [Act::Load("a".into())]);
     assert_eq!(registry.place("a"), Place::Cpu(Some("the GPU was lost".into())));
     registry.loaded("a", &Ok((20 * MIB, 512)), 4);
@@ -299,19 +304,67 @@ fn a_model_whose_gpu_is_lost_comes_back_on_the_cpus_and_no_other_goes_there() {
 }
 
 #[test]
+fn of_several_gpus_only_the_lost_one_gets_no_model_any_more() {
+    let mut registry = with_gpu(20);
+    let on = GpuNeed { weights_bytes: 600 * MIB, working_bytes: 0, cache_bytes: 0 };
+    let need = Need {
+        gpus: GpuNeeds::made_up(vec![Ok(GpuNeed { weights_bytes: 1_200 * MIB, ..on }), Ok(on)]),
+        ..Need::default()
+    };
+    registry.know(&BTreeMap::from([("a".to_owned(), Found { path: PathBuf::from("a"), need: Ok(need) })]));
+    registry.know_rooms([3, 5, 6].map(|id| Room { id, free_bytes: 1 << 30 }).into());
+    registry.use_gpus(HowGpus { demanded: true, ..HowGpus::default() });
+    let device = |registry: &Registry| registry.state(0).models[0].device.clone();
+    assert_eq!(device(&registry), None, "it is not loaded");
+    registry.ask(&load("a"), 1).expect("it fits two GPUs");
+    assert_eq!(registry.place("a"), Place::Gpus(vec![3, 5]));
+    assert_eq!(device(&registry).as_deref(), Some("gpus 3,5"));
+    registry.loaded("a", &Ok((1_200 * MIB, 512)), 2);
+    // The second rank's.
+    registry.lost("a", "the GPU was lost", &[1]);
+    registry.unloaded("a", 3);
+    registry.ask(&load("a"), 4).expect("two are left");
+    assert_eq!(registry.place("a"), Place::Gpus(vec![3, 6]));
+    registry.loaded("a", &Ok((1_200 * MIB, 512)), 5);
+    // Only the way between them: each is as good as before.
+    registry.lost("a", "NCCL cannot sum", &[]);
+    registry.unloaded("a", 6);
+    registry.ask(&load("a"), 7).expect("two are left");
+    assert_eq!(registry.place("a"), Place::Gpus(vec![3, 6]));
+}
+
+#[test]
+fn what_is_being_read_for_several_gpus_counts_on_each() {
+    let mut registry = with_gpu(20);
+    let need = |mib| {
+        let on = Ok(GpuNeed { weights_bytes: mib * MIB, working_bytes: 0, cache_bytes: 0 });
+        let gpus = GpuNeeds::made_up(vec![Err("too large for one".to_owned()), on]);
+        Ok(Need { gpus, ..Need::default() })
+    };
+    let found = |name: &str, mib| (name.to_owned(), Found { path: PathBuf::from(name), need: need(mib) });
+    registry.know(&BTreeMap::from([found("a", 600), found("b", 500), found("c", 400)]));
+    registry.know_rooms([3, 5].map(|id| Room { id, free_bytes: 1 << 30 }).into());
+    registry.use_gpus(HowGpus { demanded: true, per_model: 2, apart: None });
+    registry.ask(&load("a"), 1).expect("it fits");
+    let (_, why) = code(registry.ask(&load("b"), 2));
+    assert!(why.contains("on each of 2 GPUs it needs 500.0 MiB") && why.contains("424.0 MiB are free"), "{why}");
+    registry.ask(&load("c"), 3).expect("it fits beside it");
+}
+
+#[test]
 fn where_a_gpu_is_demanded_no_model_goes_on_the_cpus() {
     let mut registry = with_gpu(20);
-    registry.demand_gpus();
+    registry.use_gpus(HowGpus { demanded: true, ..HowGpus::default() });
     registry.ask(&load("a"), 1).expect("it fits the GPU");
     registry.loaded("a", &Ok((20 * MIB, 512)), 2);
-    registry.lost("a", "the GPU was lost");
+    registry.lost("a", "the GPU was lost", &[0]);
     assert_eq!(registry.unloaded("a", 3), []);
     assert_eq!(state(&registry, "a"), ModelState::Failed { reason: "the GPU was lost".into() });
     let (which, why) = code(registry.ask(&load("a"), 4));
     assert_eq!(which, "no_room");
     assert!(why.contains("every GPU was lost"), "{why}");
     let mut registry = with_gpu(2_000);
-    registry.demand_gpus();
+    registry.use_gpus(HowGpus { demanded: true, ..HowGpus::default() });
     let (_, why) = code(registry.ask(&load("a"), 1));
     assert!(why.contains("1.0 GiB are free on GPU 3"), "{why}");
 }
