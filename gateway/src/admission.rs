@@ -18,8 +18,8 @@ use crate::problem::Failure;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Weight of the newest look at how fast the queue moves.
 const NEWEST: f64 = 0.2;
-/// Seconds that a refused client is asked to wait at most.
-const RETRY_AFTER_MAX_S: u64 = 60;
+/// Seconds after which the first of those that are refused is asked to come back, at most; the last is asked for twice that.
+const RETRY_AFTER_MAX_S: u64 = 30;
 
 /// Counts what is open. One for each process; cheap to clone.
 #[derive(Clone)]
@@ -124,7 +124,7 @@ impl Admission {
         let seconds = (waiting * 500).checked_div(rate).unwrap_or(1).clamp(1, RETRY_AFTER_MAX_S);
         // Up to as long again, in turn.
         let later = self.refusals.fetch_add(1, Ordering::Relaxed) % (seconds + 1);
-        Failure::new(429, code, detail, next).retry_after((seconds + later).min(RETRY_AFTER_MAX_S))
+        Failure::new(429, code, detail, next).retry_after(seconds + later)
     }
 }
 
@@ -189,6 +189,7 @@ mod tests {
         assert_eq!(wait(10, 0), Some(2), "the next of a crowd comes later");
         assert_eq!(wait(10, 0), Some(1));
         assert_eq!(wait(40, 2_000), Some(10 + 3), "half of 40 at two a second, for the fourth");
-        assert_eq!(wait(1_000_000, 1_000), Some(60));
+        assert_eq!(wait(1_000_000, 1_000), Some(30 + 4), "the longest, for the fifth");
+        assert_eq!(wait(1_000_000, 1_000), Some(30 + 5));
     }
 }

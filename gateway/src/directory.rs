@@ -1,8 +1,8 @@
 //! What there is to ask for: models, tools and agent types, asked on the bus and remembered for a second. One request asks
-//! then; others that come meanwhile make do with what was known a moment ago.
+//! then; others that come in the next moment make do with what was known before.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use runtime::{Bus, bus, clock};
@@ -20,8 +20,9 @@ use crate::problem::Failure;
 const FRESH: Duration = Duration::from_secs(1);
 /// How long it is remembered that there is nothing: whoever starts first is seen at once, and a crowd asks only now and then.
 const EMPTY_FRESH: Duration = Duration::from_millis(100);
-/// How long an old list will do while somebody asks for the new one.
-const STALE: Duration = Duration::from_secs(3);
+/// How long an old list will do while somebody asks for the new one: answers come in milliseconds. Lists that are empty are
+/// never that old, since with each request that they refuse somebody waits for the first to start.
+const STALE: Duration = Duration::from_millis(1_200);
 /// How long after a model was seen loaded a request for it is still accepted: its worker may be starting anew.
 const RECENTLY: Duration = Duration::from_secs(600);
 /// How long a worker may take to say what it has.
@@ -29,13 +30,24 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A list as it was answered last.
 struct Remembered<T> {
-    known: Mutex<Option<(Instant, Arc<Vec<T>>)>>,
+    known: Mutex<Known<T>>,
     /// Held by who asks, so that not everybody does.
     asking: tokio::sync::Mutex<()>,
 }
 
-/// To be held while one asks.
-type Turn<'a> = Option<tokio::sync::MutexGuard<'a, ()>>;
+struct Known<T> {
+    list: Option<(Instant, Arc<Vec<T>>)>,
+    /// Times that it was forgotten.
+    forgotten: u64,
+}
+
+/// The turn to ask.
+struct Turn<'a> {
+    /// What is asked before something changed is not remembered after it.
+    forgotten: u64,
+    /// None where others ask, too, because nothing is known that would do for them.
+    _asking: Option<tokio::sync::MutexGuard<'a, ()>>,
+}
 
 /// Agent types, and files that hold none.
 pub(crate) struct Registry {
@@ -76,7 +88,7 @@ impl Directory {
 
     /// Loaded models, sorted by name: what one worker answers, and what the others announce.
     pub(crate) async fn models(&self) -> Result<Arc<Vec<Model>>, Failure> {
-        let _turn = match self.models.get() {
+        let turn = match self.models.get() {
             Ok(models) => return Ok(models),
             Err(turn) => turn,
         };
@@ -93,7 +105,7 @@ impl Directory {
         seen.extend(models.iter().map(|model| (model.name.clone(), (now, model.clone()))));
         seen.retain(|_, (at, _)| now.duration_since(*at) < RECENTLY);
         drop(seen);
-        Ok(self.models.remember(models))
+        Ok(self.models.remember(&turn, models))
     }
 
     /// Models that are not among the loaded ones: those that a worker could load, is loading or is about to give up, and
@@ -115,21 +127,21 @@ impl Directory {
 
     /// Registered tools, or none when no tool worker is there.
     pub(crate) async fn tools(&self) -> Result<Option<Arc<Vec<Tool>>>, Failure> {
-        let _turn = match self.tools.get() {
+        let turn = match self.tools.get() {
             Ok(tools) => return Ok(Some(tools)),
             Err(turn) => turn,
         };
-        Ok(self.ask::<Tool>(subject::RPC_TOOLS).await?.map(|tools| self.tools.remember(tools)))
+        Ok(self.ask::<Tool>(subject::RPC_TOOLS).await?.map(|tools| self.tools.remember(&turn, tools)))
     }
 
     /// The agent types that count, sorted by name.
     pub(crate) async fn agents(&self) -> Result<Arc<Vec<AgentType>>, Failure> {
-        let _turn = match self.agents.get() {
+        let turn = match self.agents.get() {
             Ok(agents) => return Ok(agents),
             Err(turn) => turn,
         };
         let team = agent::effective(self.agents_of_all_sources().await?);
-        Ok(self.agents.remember(team.into_values().map(|(_, agent)| agent).collect()))
+        Ok(self.agents.remember(&turn, team.into_values().map(|(_, agent)| agent).collect()))
     }
 
     /// Every agent type of every source as it is now, and what was refused.
@@ -179,14 +191,18 @@ impl Directory {
     pub(crate) async fn workers(&self) -> Result<Arc<Vec<Worker>>, Failure> {
         match self.workers.get() {
             Ok(workers) => Ok(workers),
-            Err(_turn) => self.workers_now().await,
+            Err(turn) => self.workers_of(turn).await,
         }
     }
 
     /// The same as it is at this moment.
     pub(crate) async fn workers_now(&self) -> Result<Arc<Vec<Worker>>, Failure> {
+        self.workers_of(self.workers.turn()).await
+    }
+
+    async fn workers_of(&self, turn: Turn<'_>) -> Result<Arc<Vec<Worker>>, Failure> {
         let found = self.bucket::<Worker>(stream::BUCKET_WORKERS, ">").await?;
-        Ok(self.workers.remember(found.into_values().collect()))
+        Ok(self.workers.remember(&turn, found.into_values().collect()))
     }
 
     /// Looks again at the models when they are asked for next: they have just changed.
@@ -241,32 +257,46 @@ impl Directory {
 
 impl<T> Remembered<T> {
     fn new() -> Self {
-        Self { known: Mutex::default(), asking: tokio::sync::Mutex::default() }
+        Self { known: Mutex::new(Known { list: None, forgotten: 0 }), asking: tokio::sync::Mutex::default() }
     }
 
     /// What is remembered, or else the turn to ask for it.
     fn get(&self) -> Result<Arc<Vec<T>>, Turn<'_>> {
-        let known = self.known.lock().expect("no panic while the lock is held").clone();
-        let Some((at, list)) = known else { return Err(None) };
-        let age = clock::instant().duration_since(at);
-        if age < if list.is_empty() { EMPTY_FRESH } else { FRESH } {
-            return Ok(list);
+        let known = self.known();
+        let turn = |asking| Err(Turn { forgotten: known.forgotten, _asking: asking });
+        let Some((at, list)) = &known.list else { return turn(None) };
+        let age = clock::instant().duration_since(*at);
+        let (fresh, stale) = if list.is_empty() { (EMPTY_FRESH, EMPTY_FRESH) } else { (FRESH, STALE) };
+        if age < fresh {
+            return Ok(Arc::clone(list));
         }
         match self.asking.try_lock() {
-            Err(_) if age < STALE => Ok(list),
-            turn => Err(turn.ok()),
+            Err(_) if age < stale => Ok(Arc::clone(list)),
+            asking => turn(asking.ok()),
         }
     }
 
-    fn remember(&self, list: Vec<T>) -> Arc<Vec<T>> {
+    /// The turn to ask, whatever is remembered.
+    fn turn(&self) -> Turn<'_> {
+        Turn { forgotten: self.known().forgotten, _asking: None }
+    }
+
+    fn remember(&self, turn: &Turn<'_>, list: Vec<T>) -> Arc<Vec<T>> {
         let list = Arc::new(list);
-        let entry = Some((clock::instant(), Arc::clone(&list)));
-        *self.known.lock().expect("no panic while the lock is held") = entry;
+        let mut known = self.known();
+        if known.forgotten == turn.forgotten {
+            known.list = Some((clock::instant(), Arc::clone(&list)));
+        }
         list
     }
 
     fn forget(&self) {
-        *self.known.lock().expect("no panic while the lock is held") = None;
+        let mut known = self.known();
+        (known.list, known.forgotten) = (None, known.forgotten + 1);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known<T>> {
+        self.known.lock().expect("no panic while the lock is held")
     }
 }
 
@@ -277,23 +307,27 @@ mod tests {
     #[test]
     fn one_asks_and_the_others_make_do_with_what_was_known() {
         let remembered = Remembered::new();
-        assert!(matches!(remembered.get(), Err(None)), "nothing is known: everybody asks");
-        remembered.remember(vec![1]);
-        assert_eq!(*remembered.get().expect("fresh"), [1]);
         let aged = |age: Duration, list: Vec<i32>| {
             let then = clock::instant().checked_sub(age).expect("the machine is up for longer");
-            *remembered.known.lock().unwrap() = Some((then, Arc::new(list)));
+            remembered.known().list = Some((then, Arc::new(list)));
         };
+        let first = remembered.get().err().expect("nothing is known");
+        assert!(remembered.get().is_err(), "everybody asks");
+        remembered.remember(&first, vec![1]);
+        assert_eq!(*remembered.get().ok().expect("fresh"), [1]);
+
         aged(FRESH, vec![1]);
-        let turn = remembered.get().expect_err("it is old");
-        assert!(turn.is_some());
-        assert_eq!(*remembered.get().expect("somebody asks"), [1]);
+        let turn = remembered.get().err().expect("it is old");
+        assert_eq!(*remembered.get().ok().expect("somebody asks"), [1]);
         aged(STALE, vec![1]);
-        assert!(matches!(remembered.get(), Err(None)), "too old for anybody");
-        drop(turn);
+        assert!(remembered.get().is_err(), "too old for anybody");
         aged(EMPTY_FRESH, vec![]);
-        assert!(matches!(remembered.get(), Err(Some(_))));
+        assert!(remembered.get().is_err(), "who has just started is seen, whoever else asks");
+        aged(Duration::ZERO, vec![]);
+        assert!(remembered.get().is_ok_and(|list| list.is_empty()));
+
         remembered.forget();
-        assert!(matches!(remembered.get(), Err(None)));
+        remembered.remember(&turn, vec![1]);
+        assert!(remembered.get().is_err(), "what was asked before a change is not remembered");
     }
 }
