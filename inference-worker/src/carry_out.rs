@@ -1,5 +1,11 @@
 //! One job from claim to verdict: its tokens on the bus, its result in the log.
 
+use std::pin::{Pin, pin};
+
+use futures::{
+    FutureExt,
+    future::{Fuse, FusedFuture},
+};
 use runtime::{
     bus::{Delivery, ObjectError},
     clock,
@@ -13,6 +19,7 @@ use schemas::{
     token::FrameKind,
     wire::Nanos,
 };
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -155,35 +162,20 @@ impl Service {
         let messages = self.whole(&job.messages).await?;
         let submitted = backend.submit(request(job, &messages, produced)).await;
         let mut running = submitted.map_err(|rejection| (class_of(&rejection), format!("generate: {rejection}")))?;
-        while let Some(event) = running.events.recv().await {
-            let mut frame = Frame::new(job.attempt, *published, FrameKind::Delta);
-            let mut next = Some(event);
-            // What has piled up while the server was behind leaves in one frame.
-            while let Some(Event::Token { id, text, logprob }) = next {
-                frame.ids.push(id);
-                frame.text.push_str(&text);
-                frame.logprobs.extend(logprob);
-                next = running.events.try_recv().ok();
-            }
-            if !frame.ids.is_empty() {
-                *published += frame.ids.len() as u64;
+        let mut taken = pin!(Fuse::terminated());
+        loop {
+            let Said { ids, text, logprobs, end } = gather(&mut running.events, taken.as_mut()).await;
+            if !ids.is_empty() {
+                let n = std::mem::replace(published, *published + ids.len() as u64);
+                let frame = Frame { ids, text, logprobs, ..Frame::new(job.attempt, n, FrameKind::Delta) };
                 self.publish(job, &frame).await;
             }
-            if next.is_none() && job.purpose == Purpose::Answer {
-                self.runtime.bus.tokens_taken().await;
-            }
-            match next {
-                Some(Event::Finished(outcome)) => return Ok(outcome),
-                Some(Event::Failed(reason)) => {
-                    return Err((FailureClass::Internal, format!("generate: {reason}")));
-                }
-                Some(Event::Refused(reason)) => {
-                    return Err((FailureClass::BadRequest, format!("generate: {reason}")));
-                }
-                Some(Event::Token { .. }) | None => {}
+            match end {
+                Some(end) => return end,
+                None if job.purpose == Purpose::Answer => taken.set(self.runtime.bus.tokens_taken().fuse()),
+                None => {}
             }
         }
-        Err(failure(FailureClass::Internal, "generate: the engine ended without an answer"))
     }
 
     /// The prompt with the texts that lie in the object store.
@@ -233,6 +225,47 @@ impl Service {
         }
         if let Err(error) = self.runtime.bus.publish_tokens(job.exec, &job.effect, frame).await {
             tracing::debug!(%error, exec = %job.exec, "tokens were not published; the log will have them");
+        }
+    }
+}
+
+/// What an engine has said since the last frame.
+#[derive(Default)]
+struct Said {
+    ids: Vec<u32>,
+    text: String,
+    logprobs: Vec<TokenLogprob>,
+    /// The answer, or why there is none, once nothing follows.
+    end: Option<Result<Box<Outcome>, (FailureClass, String)>>,
+}
+
+/// Waits for something to say, and takes with it what has piled up: what is there, and what comes before the server has
+/// `taken` the last frame. The end is not waited with.
+async fn gather(
+    events: &mut mpsc::UnboundedReceiver<Event>,
+    mut taken: Pin<&mut impl FusedFuture<Output = bool>>,
+) -> Said {
+    let mut said = Said::default();
+    loop {
+        tokio::select! {
+            biased;
+            event = events.recv() => {
+                said.end = match event {
+                    Some(Event::Token { id, text, logprob }) => {
+                        said.ids.push(id);
+                        said.text.push_str(&text);
+                        said.logprobs.extend(logprob);
+                        continue;
+                    }
+                    Some(Event::Finished(outcome)) => Some(Ok(outcome)),
+                    Some(Event::Failed(why)) => Some(Err((FailureClass::Internal, format!("generate: {why}")))),
+                    Some(Event::Refused(why)) => Some(Err((FailureClass::BadRequest, format!("generate: {why}")))),
+                    None => Some(Err(failure(FailureClass::Internal, "generate: the engine ended without an answer"))),
+                };
+                return said;
+            }
+            _ = &mut taken, if !taken.is_terminated() => {}
+            () = std::future::ready(()), if taken.is_terminated() && !said.ids.is_empty() => return said,
         }
     }
 }
@@ -317,7 +350,54 @@ fn contiguous(frames: &[Frame], logprobs: bool) -> Produced {
 
 #[cfg(test)]
 mod tests {
+    use futures::poll;
+    use tokio::sync::oneshot;
+
     use super::*;
+
+    /// A token of this id, whose text is its number.
+    fn token(id: u32) -> Event {
+        Event::Token { id, text: id.to_string(), logprob: None }
+    }
+
+    #[tokio::test]
+    async fn tokens_are_joined_while_the_server_is_behind_and_not_otherwise() {
+        let (engine, mut events) = mpsc::unbounded_channel();
+        let say = |id| engine.send(token(id)).expect("it is heard");
+        say(1);
+        let nothing_under_way = pin!(Fuse::<std::future::Pending<bool>>::terminated());
+        assert_eq!(gather(&mut events, nothing_under_way).await.ids, [1], "the first leaves at once");
+
+        let (server, takes) = oneshot::channel();
+        let mut taken = pin!(takes.map(|taken| taken.is_ok()).fuse());
+        let said = {
+            let mut gathering = pin!(gather(&mut events, taken.as_mut()));
+            for id in 2..5 {
+                say(id);
+                assert!(poll!(&mut gathering).is_pending(), "the server has not taken the first");
+            }
+            server.send(()).expect("it is waited for");
+            gathering.await
+        };
+        assert_eq!((said.ids, said.text.as_str()), (vec![2, 3, 4], "234"));
+        assert!(said.end.is_none());
+        say(5);
+        assert_eq!(gather(&mut events, taken.as_mut()).await.ids, [5], "the server has taken all: it leaves at once");
+    }
+
+    #[tokio::test]
+    async fn the_end_waits_for_no_server() {
+        let (engine, mut events) = mpsc::unbounded_channel();
+        engine.send(token(1)).expect("it is heard");
+        engine.send(Event::Failed("broken".to_owned())).expect("it is heard");
+        let behind = pin!(std::future::pending::<bool>().fuse());
+        let said = gather(&mut events, behind).await;
+        assert_eq!(said.ids, [1]);
+        assert!(matches!(said.end, Some(Err((FailureClass::Internal, why))) if why.contains("broken")));
+        drop(engine);
+        let ended = gather(&mut events, pin!(std::future::pending::<bool>().fuse())).await;
+        assert!(matches!(ended.end, Some(Err((FailureClass::Internal, _)))));
+    }
 
     fn frame(attempt: u32, n: u64, ids: &[u32]) -> Frame {
         Frame { ids: ids.to_vec(), ..Frame::new(attempt, n, FrameKind::Delta) }

@@ -7,7 +7,7 @@ use async_nats::{Client, Subject, Subscriber};
 use futures::StreamExt;
 use tokio::sync::Mutex;
 
-/// How long the server may be behind before nobody waits for it any more.
+/// How long a round may take before nobody waits for it any more.
 const BEHIND_MAX: Duration = Duration::from_secs(1);
 
 /// Round trips over one connection, shared by all that wait.
@@ -37,7 +37,8 @@ impl Pace {
         Self { client: client.clone(), asked: AtomicU64::new(0), echo: Mutex::default() }
     }
 
-    /// Waits until the server has taken what was published before; false when it has not for a second. Cancel safe.
+    /// Waits until the server has taken what was published before, at most for two rounds; false when it has not. Cancel
+    /// safe.
     pub(super) async fn taken(&self) -> bool {
         let mine = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
         let mut echo = self.echo.lock().await;

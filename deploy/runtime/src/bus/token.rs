@@ -23,9 +23,10 @@ impl Bus {
         self.tokens.publish(subject::tokens(exec, effect), encode(frame).into()).await.map_err(Error::broken)
     }
 
-    /// Waits until the server has taken the frames that this process has published so far, for a second at most: false when
-    /// it has not. What piles up meanwhile can leave in one frame, so that tokens are joined when the server is behind, and
-    /// only then. Cancel safe.
+    /// Waits until the server has taken the frames that this process has published so far, for a round trip or two; false
+    /// when it has not within a second or two. What piles up meanwhile can leave in one frame: a server that keeps up, and
+    /// is nearer than an engine's step is long, gets every token as it comes, and one that is behind or far away gets as
+    /// many frames as it can take. Cancel safe.
     pub async fn tokens_taken(&self) -> bool {
         self.pace.taken().await
     }
