@@ -2,9 +2,11 @@
 //! them all.
 //!
 //! `gpu_speed devices` · `gpu_speed ceilings` · `gpu_speed check [GPUS]` ·
-//! `gpu_speed decode SHAPE BATCH CONTEXT STEPS [plain] [blas] [on GPUS]` · `gpu_speed prefill SHAPE TOKENS` · `gpu_speed compare DIRECTORY REFERENCE` · `gpu_speed together DIRECTORY REQUESTS IN OUT`
+//! `gpu_speed decode SHAPE BATCH CONTEXT STEPS [plain] [blas] [on GPUS]` · `gpu_speed prefill SHAPE TOKENS` ·
+//! `gpu_speed compare DIRECTORY REFERENCE` · `gpu_speed together DIRECTORY REQUESTS IN OUT`
 //!
-//! SHAPE is `0.6b` or `8b`: random weights in the shapes of Qwen3's models. GPUS compute it together (1). Exit code 3: there is no GPU to measure.
+//! SHAPE is `0.6b` or `8b`: random weights in the shapes of Qwen3's models. GPUS compute it together (1). Exit code 3: there
+//! is no GPU to measure.
 
 use std::{
     error::Error,

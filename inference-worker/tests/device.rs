@@ -674,7 +674,7 @@ fn a_model_that_cannot_be_cut_is_refused_with_the_numbers() {
 fn what_a_model_takes_on_a_gpu_is_known_from_its_shape() {
     for both in models() {
         let a = both.device.architecture();
-        let need = GpuNeed::of(a, &GpuLimits::default(), 16).unwrap();
+        let need = GpuNeed::of_each(a, &GpuLimits::default(), 16, 1).unwrap();
         assert_eq!(need.weights_bytes, both.device.bytes() as u64, "{}", both.name);
         let before = both.emulated.taken();
         let config = EngineConfig { slots: 16, ..config(2_048, 16, 8, &both) };

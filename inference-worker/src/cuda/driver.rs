@@ -329,14 +329,19 @@ fn meet(gpus: &[Arc<Cuda>]) -> Result<(), Fault> {
     }
     let one = half::bf16::ONE.to_le_bytes();
     let numbers = gpus.iter().map(|gpu| Buffer::of(gpu, &one)).collect::<Result<Vec<_>, _>>()?;
-    nccl::grouped(|| gpus.iter().zip(&numbers).try_for_each(|(gpu, number)| gpu.all_reduce(number.address(), 1)))?;
-    for (gpu, number) in gpus.iter().zip(&numbers) {
-        let sum = gpu.finish(gpu.download(number.address(), one.len())?)?;
-        if sum != half::bf16::from_f32(gpus.len() as f32).to_le_bytes() {
-            return Err(Fault::Refused(format!("{} of {} sums wrongly with the others", gpu.name(), gpus.len())));
+    let sum_up = || {
+        let ask = |(gpu, number): (&Arc<Cuda>, &Buffer<Cuda>)| gpu.all_reduce(number.address(), 1);
+        nccl::grouped(|| gpus.iter().zip(&numbers).try_for_each(ask))?;
+        for (gpu, number) in gpus.iter().zip(&numbers) {
+            let sum = gpu.finish(gpu.download(number.address(), one.len())?)?;
+            if sum != half::bf16::from_f32(gpus.len() as f32).to_le_bytes() {
+                return Err(Fault::Refused(format!("{} of {} sums wrongly with the others", gpu.name(), gpus.len())));
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    // Nobody waits, not even with giving back the numbers, for a sum that will not come.
+    sum_up().inspect_err(|_| gpus.iter().for_each(|gpu| gpu.part()))
 }
 
 /// After these the context computes nothing any more, whatever is asked of it.

@@ -10,7 +10,10 @@
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
     fmt,
-    sync::{Mutex, MutexGuard, OnceLock},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use libloading::Library;
@@ -121,8 +124,10 @@ unsafe fn found<T: Copy>(library: &'static Library, name: &str) -> Result<T, Str
 /// What a rank reaches the others with.
 pub(super) struct Communicator {
     nccl: &'static Nccl,
-    /// None once the others were given up.
-    handle: Mutex<Option<Opened>>,
+    /// The others were given up: nothing is asked any more.
+    parted: AtomicBool,
+    /// Locked while something is asked. None once it was given back.
+    handle: Arc<Mutex<Option<Opened>>>,
 }
 
 struct Opened(Handle);
@@ -143,7 +148,11 @@ pub(super) fn join(gpus: &[u32]) -> Result<Vec<Communicator>, String> {
     // SAFETY: both lists are as long as is said.
     let code = unsafe { (nccl.init_all)(handles.as_mut_ptr(), gpus.len() as c_int, devices.as_ptr()) };
     nccl.checked(code, &format!("bring the GPUs {gpus:?} together")).map_err(|fault| fault.to_string())?;
-    Ok(handles.into_iter().map(|handle| Communicator { nccl, handle: Mutex::new(Some(Opened(handle))) }).collect())
+    let opened = |handle| Arc::new(Mutex::new(Some(Opened(handle))));
+    Ok(handles
+        .into_iter()
+        .map(|handle| Communicator { nccl, parted: AtomicBool::new(false), handle: opened(handle) })
+        .collect())
 }
 
 /// What one thread asks of several ranks begins for all of them at the end: it would wait for the second in the first.
@@ -185,12 +194,16 @@ impl Communicator {
     /// Ends what waits for other ranks, on the device, too. Nothing can be asked any more. `keeps` what NCCL still uses.
     ///
     /// It sets what waits free at once, and goes on until nothing that was recorded is left, which whoever is set free gives
-    /// up; so it has a thread of its own. On a device that is lost it may never end.
+    /// up; so it has a thread of its own, which waits, too, while a call of this rank is under way in NCCL: such a call ends
+    /// when another rank is aborted, with which it is connected. On a device that is lost it may never end.
     pub(super) fn abort(&self, keeps: impl Send + 'static) {
-        let Some(opened) = self.lock().take() else { return };
-        let abort = self.nccl.abort;
+        if self.parted.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (handle, abort) = (Arc::clone(&self.handle), self.nccl.abort);
         let aborting = move || {
-            let (Opened(handle), _keeps) = (opened, keeps);
+            let opened = lock(&handle).take();
+            let (Some(Opened(handle)), _keeps) = (opened, keeps) else { return };
             #[expect(unsafe_code, reason = "gives the communicator up")]
             // SAFETY: nobody else has it any more. What a lost device refuses is lost anyway.
             unsafe {
@@ -203,20 +216,20 @@ impl Communicator {
     }
 
     fn ask(&self, what: &str, call: impl FnOnce(Handle) -> c_int) -> Result<(), Fault> {
-        match &*self.lock() {
-            Some(Opened(handle)) => self.nccl.checked(call(*handle), what),
-            None => Err(Fault::Lost("the GPUs that compute the model do not reach each other any more".to_owned())),
+        match &*lock(&self.handle) {
+            Some(Opened(handle)) if !self.parted.load(Ordering::SeqCst) => self.nccl.checked(call(*handle), what),
+            _ => Err(Fault::Lost("the GPUs that compute the model do not reach each other any more".to_owned())),
         }
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Option<Opened>> {
-        self.handle.lock().expect("no panic while the lock is held")
-    }
+fn lock(handle: &Mutex<Option<Opened>>) -> MutexGuard<'_, Option<Opened>> {
+    handle.lock().expect("no panic while the lock is held")
 }
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        let opened = self.lock().take();
+        let opened = lock(&self.handle).take();
         if let Some(Opened(handle)) = opened {
             #[expect(unsafe_code, reason = "gives the communicator back")]
             // SAFETY: nothing is under way or recorded, and nobody else has it.

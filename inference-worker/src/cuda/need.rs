@@ -54,15 +54,7 @@ impl GpuNeeds {
 }
 
 impl GpuNeed {
-    /// For a model of this shape.
-    ///
-    /// # Errors
-    /// The kernels do not compute such a shape; the text says why.
-    pub fn of(a: &Architecture, limits: &Limits, slots: usize) -> Result<Self, String> {
-        Self::of_each(a, limits, slots, 1)
-    }
-
-    /// On each of several GPUs that compute it together: on the first, which takes the most.
+    /// For a model of this shape, on each of so many GPUs that compute it: on the first, which takes the most.
     ///
     /// # Errors
     /// The kernels do not compute such a shape, or it cannot be shared by so many; the text says why.

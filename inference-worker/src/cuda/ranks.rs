@@ -189,6 +189,10 @@ impl<D: Device> Compute for Ranks<D> {
 
 impl<D: Device> Drop for Ranks<D> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The others have begun what it has not, and are not to wait for it.
+            self.bond.break_up(0, Fault::Lost("the engine's thread has panicked".to_owned()));
+        }
         // All end at once: each waits for what is under way on its device, and that for the others.
         self.followers.iter_mut().for_each(|follower| drop(follower.orders.take()));
         drop(self.leader.take());
@@ -219,6 +223,7 @@ impl<D: Device> Bond<D> {
             memory @ Fault::Memory { .. } => memory,
         };
         *broken = Some(first.clone());
+        drop(broken);
         self.devices.iter().for_each(|device| device.part());
         first
     }
