@@ -52,6 +52,8 @@ struct Entry {
     kind: &'static str,
     window: u32,
     /// What its headers say, as long as they can be read.
+    told: Need,
+    /// The same, or what it was found to take once it was read, where it is.
     need: Need,
     state: ModelState,
     /// Loaded at the start, for as long as the process lives.
@@ -71,6 +73,7 @@ impl Entry {
         Self {
             kind,
             window: 0,
+            told: Need::default(),
             need: Need::default(),
             state,
             fixed: false,
@@ -135,8 +138,9 @@ impl Registry {
         for (name, found) in found {
             let entry = self.models.entry(name.clone()).or_insert_with(|| Entry::new("chat", ModelState::Known));
             entry.found = true;
+            entry.told = found.need.clone().unwrap_or_default();
             if !entry.is_held() {
-                entry.need = found.need.clone().unwrap_or_default();
+                entry.need = entry.told.clone();
                 entry.window = u32::try_from(entry.need.window).unwrap_or(u32::MAX);
             }
         }
@@ -369,6 +373,8 @@ impl Registry {
             }
             ModelState::Known | ModelState::Failed { .. } => {}
         }
+        // What it took elsewhere says nothing of where it goes now.
+        entry.need = entry.told.clone();
         let (need, gpu_failed) = (entry.need.clone(), entry.gpu_failed.clone());
         // Jobs are queued under the name's token: two models of one token would take each other's.
         let twin = |(name, entry): &(&String, &Entry)| {
