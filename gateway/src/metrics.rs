@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     first_token: Histogram,
     dead_letters: IntGauge,
     queue_waiting: IntGaugeVec,
+    queue_unserved: IntGaugeVec,
     queue_held: IntGaugeVec,
     queue_oldest: GaugeVec,
 }
@@ -44,6 +45,10 @@ impl Metrics {
                 Opts::new("vlinders_queue_waiting_jobs", "Jobs that no worker was given yet"),
                 &["queue"],
             )?,
+            queue_unserved: IntGaugeVec::new(
+                Opts::new("vlinders_queue_unserved_jobs", "Jobs that wait for workers which have never been there"),
+                &["queue"],
+            )?,
             queue_held: IntGaugeVec::new(
                 Opts::new("vlinders_queue_held_jobs", "Jobs that workers have and have not finished"),
                 &["queue"],
@@ -58,6 +63,7 @@ impl Metrics {
         registry.register(Box::new(this.first_token.clone()))?;
         registry.register(Box::new(this.dead_letters.clone()))?;
         registry.register(Box::new(this.queue_waiting.clone()))?;
+        registry.register(Box::new(this.queue_unserved.clone()))?;
         registry.register(Box::new(this.queue_held.clone()))?;
         registry.register(Box::new(this.queue_oldest.clone()))?;
         Ok(this)
@@ -79,14 +85,16 @@ impl Metrics {
 
     /// A queue as it stands now; none when nobody knows, and then nothing is shown of it.
     pub(crate) fn queue(&self, name: &str, backlog: Option<Backlog>, now: Nanos) {
-        let Some(Backlog { waiting, held, oldest_at }) = backlog else {
+        let Some(Backlog { waiting, unserved, held, oldest_at }) = backlog else {
             // An error says that it was not shown.
             let _ = self.queue_waiting.remove_label_values(&[name]);
+            let _ = self.queue_unserved.remove_label_values(&[name]);
             let _ = self.queue_held.remove_label_values(&[name]);
             let _ = self.queue_oldest.remove_label_values(&[name]);
             return;
         };
         self.queue_waiting.with_label_values(&[name]).set(whole(waiting));
+        self.queue_unserved.with_label_values(&[name]).set(whole(unserved));
         self.queue_held.with_label_values(&[name]).set(whole(held));
         // The server's clock may be ahead of ours.
         let age = oldest_at.map_or(0, |at| now.saturating_sub(at).max(0));
@@ -108,10 +116,19 @@ mod tests {
         let metrics = Metrics::new(&registry).expect("nobody counts yet");
         let shown = || prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
         let second = 1_000_000_000;
-        metrics.queue("tools", Some(Backlog { waiting: 3, held: 2, oldest_at: Some(5 * second) }), 7 * second);
-        metrics.queue("inference", Some(Backlog { waiting: 1, held: 0, oldest_at: Some(9 * second) }), 7 * second);
+        metrics.queue(
+            "tools",
+            Some(Backlog { waiting: 3, unserved: 1, held: 2, oldest_at: Some(5 * second) }),
+            7 * second,
+        );
+        metrics.queue(
+            "inference",
+            Some(Backlog { waiting: 1, unserved: 0, held: 0, oldest_at: Some(9 * second) }),
+            7 * second,
+        );
         let text = shown();
         assert!(text.contains("vlinders_queue_waiting_jobs{queue=\"tools\"} 3\n"), "{text}");
+        assert!(text.contains("vlinders_queue_unserved_jobs{queue=\"tools\"} 1\n"), "{text}");
         assert!(text.contains("vlinders_queue_held_jobs{queue=\"tools\"} 2\n"), "{text}");
         assert!(text.contains("vlinders_queue_oldest_seconds{queue=\"tools\"} 2\n"), "{text}");
         assert!(text.contains("vlinders_queue_oldest_seconds{queue=\"inference\"} 0\n"), "its clock is ahead: {text}");

@@ -64,6 +64,8 @@ pub struct ConsumerState {
 pub struct Backlog {
     /// Jobs that no worker was given yet, those among them whose workers have never been there.
     pub waiting: u64,
+    /// Of these, jobs whose workers have never been there.
+    pub unserved: u64,
     /// Jobs that a worker has and has not finished.
     pub held: u64,
     /// When the oldest job that waits for workers who are or were there was stored.
@@ -83,7 +85,13 @@ impl Bus {
         let oldest = behind.map(|info| self.first_from(info, info.delivered.stream_sequence + 1));
         let oldest = futures::future::try_join_all(oldest).await?;
         let waiting = stream.cached_info().state.messages.saturating_sub(held);
-        Ok(Backlog { waiting, held, oldest_at: oldest.into_iter().flatten().min() })
+        let served: u64 = consumers.iter().map(|info| info.num_pending).sum();
+        Ok(Backlog {
+            waiting,
+            unserved: waiting.saturating_sub(served),
+            held,
+            oldest_at: oldest.into_iter().flatten().min(),
+        })
     }
 
     /// Every stream and bucket of this system that the server holds, sorted by name.
