@@ -154,10 +154,17 @@ impl Liveness {
 
     /// A worker did not answer in time: that is logged of each effect that it holds, as a part of its execution.
     fn silent(&self, worker: &str, error: &bus::Error) {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
         let holds = |watched: &Watched| watched.holder.as_deref() == Some(worker);
-        let watched = self.lock();
-        for ((exec, effect, attempt), of) in watched.iter().filter(|(_, watched)| holds(watched)) {
-            lines::within(of.context, Some(*exec)).in_scope(|| {
+        let held: Vec<_> = {
+            let watched = self.lock();
+            let held = watched.iter().filter(|(_, watched)| holds(watched));
+            held.map(|(key, watched)| (key.clone(), watched.context)).collect()
+        };
+        for ((exec, effect, attempt), context) in held {
+            lines::within(context, Some(exec)).in_scope(|| {
                 tracing::debug!(%effect, attempt, worker, %error, "its worker gave no sign of life in time");
             });
         }
