@@ -72,6 +72,8 @@ fn job(model: &str, attempt: u32) -> InferenceJob {
 async fn run(bus: &Bus, job: &InferenceJob) -> (Vec<Frame>, FactBody) {
     let work = async {
         let mut live = bus.live(job.exec()).await.unwrap();
+        // A job goes over another connection; an answer on this one says that the server knows of the interest.
+        bus.read_execution(job.exec(), 0).await.unwrap();
         let mut tokens = bus.tokens(job.exec()).await.unwrap();
         bus.queue(job).await.unwrap();
         let mut frames = Vec::new();

@@ -56,6 +56,8 @@ async fn worker(bus: &Bus, config: inference_worker::remote::RemoteConfig) -> Ta
 async fn read(bus: &Bus, job: &InferenceJob) -> (Vec<Frame>, FactBody) {
     let work = async {
         let mut live = bus.live(job.exec()).await.unwrap();
+        // A job goes over another connection; an answer on this one says that the server knows of the interest.
+        bus.read_execution(job.exec(), 0).await.unwrap();
         let mut tokens = bus.tokens(job.exec()).await.unwrap();
         bus.queue(job).await.unwrap();
         let mut frames = Vec::new();
@@ -98,6 +100,8 @@ async fn jobs_of_a_server_that_is_away_wait_until_it_is_back() {
     until_offered(&bus, &[]).await;
     let waits = job(1);
     let mut live = bus.live(waits.exec).await.unwrap();
+    // A job goes over another connection; an answer on this one says that the server knows of the interest.
+    bus.read_execution(waits.exec, 0).await.unwrap();
     bus.queue(&waits).await.unwrap();
 
     let server = Server::start_at(address, vec![Reply::Stream(vec![Piece::Bytes(said(&["Hi", "!"]))])]);

@@ -73,6 +73,8 @@ fn job(tool: &str, arguments: &str) -> ToolJob {
 /// Queues a job and waits for the one fact that answers it.
 async fn answer(bus: &Bus, job: &ToolJob) -> FactBody {
     let mut live = bus.live(job.exec).await.unwrap();
+    // A job goes over another connection; an answer on this one says that the server knows of the interest.
+    bus.read_execution(job.exec, 0).await.unwrap();
     bus.queue(job).await.unwrap();
     let stored = tokio::time::timeout(Duration::from_secs(15), live.next())
         .await
@@ -352,6 +354,8 @@ async fn a_call_that_was_begun_by_a_worker_that_died_is_not_begun_again() {
     let (bus, dying, _) = start_with(&server, base.path(), |config| config.search = searxng.settings()).await;
     let search = job("web_search", r#"{"query": "x"}"#);
     let mut live = bus.live(search.exec).await.unwrap();
+    // A job goes over another connection; an answer on this one says that the server knows of the interest.
+    bus.read_execution(search.exec, 0).await.unwrap();
     bus.queue(&search).await.unwrap();
     searxng.is_asked().await;
     // It dies in the middle: what it was at is dropped, and nothing is acknowledged.

@@ -180,7 +180,7 @@ const COPY_HELD: &str = "held";
 const COPY_ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
 /// A copy of the runner that everybody can read, in a directory that goes with the worker. What a worker left that was
-/// killed, the next one removes.
+/// killed, one that starts a minute later or more removes.
 struct Reachable {
     file: PathBuf,
     _held: File,

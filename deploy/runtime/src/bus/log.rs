@@ -196,7 +196,7 @@ impl Bus {
     /// # Errors
     /// When the connection is closed.
     pub async fn live(&self, exec: ExecutionId) -> Result<Live, Error> {
-        // The server knows the interest before anything that is published, or read, over this connection from now on.
+        // The server knows the interest before anything that is appended to the log, or read from it, from now on.
         self.log.subscribe(subject::seen(exec)).await.map(Live).map_err(Error::broken)
     }
 }
