@@ -1,9 +1,10 @@
 //! Models on NVIDIA's GPUs: the same executable with and without one.
 //!
 //! `device` is what a GPU can do, `driver` does it (with `nccl` for several), and tests do it on the CPU. `modules` are our
-//! kernels, `decoder` the weights on a device, `steps` what an engine asks of them, `ranks` the same on several devices. Weights and the cache are bf16, sums f32; a model whose files
-//! are quantised is widened as it is read. Nothing here is bit for bit what the CPUs compute, and what a crowd computes
-//! may differ in the last bits from what one computes alone: a product adds in another order for another number of rows.
+//! kernels, `decoder` the weights on a device, `steps` what an engine asks of them, `ranks` the same on several devices.
+//! Weights and the cache are bf16, sums f32; a model whose files are quantised is widened as it is read. Nothing here is bit
+//! for bit what the CPUs compute, and what a crowd computes may differ in the last bits from what one computes alone: a
+//! product adds in another order for another number of rows.
 
 use std::{fmt, sync::Arc};
 
