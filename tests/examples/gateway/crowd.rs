@@ -18,33 +18,55 @@ const TIMES: usize = 4;
 /// How long each crowd asks.
 const SECONDS: Duration = Duration::from_secs(8);
 
-/// Tokens a second, and the slowest refusal of a crowd of so many.
-async fn crowd(address: &str, clients: usize) -> anyhow::Result<(f64, usize, Duration, usize)> {
+/// What became of a client, or of a crowd.
+#[derive(Default)]
+struct Came {
+    tokens: u64,
+    /// When the last answer was whole: who was refused then is not waited for.
+    last: Duration,
+    refusals: usize,
+    slowest: Duration,
+    /// Refusals that did not say when to come again.
+    silent: usize,
+}
+
+impl Came {
+    fn tokens_per_s(&self) -> f64 {
+        self.tokens as f64 / self.last.as_secs_f64()
+    }
+}
+
+/// A crowd of so many.
+async fn crowd(address: &str, clients: usize) -> anyhow::Result<Came> {
     let options = Options::read(&[address, "--tokens", "64"])?;
     let request = options.request();
     let since = clock::instant();
     let of_one = (0..clients).map(|_| async {
         let mut connection = Connection::open(address).await?;
-        let (mut tokens, mut refusals, mut slowest, mut silent) = (0, 0, Duration::ZERO, 0);
+        let mut came = Came::default();
         while clock::instant().duration_since(since) < SECONDS {
             match connection.ask(&request).await? {
-                Ok(answered) => tokens += answered.tokens,
+                Ok(answered) => {
+                    came.tokens += answered.tokens;
+                    came.last = clock::instant().duration_since(since);
+                }
                 Err(refused) => {
-                    (refusals, slowest) = (refusals + 1, slowest.max(refused.told_after));
-                    silent += usize::from(refused.retry_after.is_none());
+                    (came.refusals, came.slowest) = (came.refusals + 1, came.slowest.max(refused.told_after));
+                    came.silent += usize::from(refused.retry_after.is_none());
                     tokio::time::sleep(refused.retry_after.unwrap_or(Duration::from_secs(1))).await;
                     connection = Connection::open(address).await?;
                 }
             }
         }
-        anyhow::Ok((tokens, refusals, slowest, silent))
+        anyhow::Ok(came)
     });
-    let all = try_join_all(of_one).await?;
-    let elapsed = clock::instant().duration_since(since).as_secs_f64();
-    let tokens: u64 = all.iter().map(|(tokens, ..)| tokens).sum();
-    let slowest = all.iter().map(|(_, _, slowest, _)| *slowest).max().unwrap_or(Duration::ZERO);
-    let refusals = all.iter().map(|(_, refusals, ..)| refusals).sum();
-    Ok((tokens as f64 / elapsed, refusals, slowest, all.iter().map(|(.., silent)| silent).sum()))
+    Ok(try_join_all(of_one).await?.into_iter().fold(Came::default(), |all, one| Came {
+        tokens: all.tokens + one.tokens,
+        last: all.last.max(one.last),
+        refusals: all.refusals + one.refusals,
+        slowest: all.slowest.max(one.slowest),
+        silent: all.silent + one.silent,
+    }))
 }
 
 pub(crate) async fn overload() -> anyhow::Result<Value> {
@@ -52,16 +74,16 @@ pub(crate) async fn overload() -> anyhow::Result<Value> {
     let gateway = house.gateway(OPEN_MAX).await?;
     // The first is not counted: the processes grow into it.
     crowd(&gateway.said, OPEN_MAX).await?;
-    let (peak, ..) = crowd(&gateway.said, OPEN_MAX).await?;
-    let (goodput, refusals, slowest, silent) = crowd(&gateway.said, OPEN_MAX * TIMES).await?;
+    let peak = crowd(&gateway.said, OPEN_MAX).await?.tokens_per_s();
+    let came = crowd(&gateway.said, OPEN_MAX * TIMES).await?;
     Ok(json!({
         "clients": OPEN_MAX * TIMES,
         "peak_tokens_per_s": peak,
-        "tokens_per_s": goodput,
-        "goodput": goodput / peak,
-        "refusals": refusals,
-        "refusals_without_retry_after": silent,
-        "slowest_refusal_ms": slowest.as_secs_f64() * 1e3,
+        "tokens_per_s": came.tokens_per_s(),
+        "goodput": came.tokens_per_s() / peak,
+        "refusals": came.refusals,
+        "refusals_without_retry_after": came.silent,
+        "slowest_refusal_ms": came.slowest.as_secs_f64() * 1e3,
     }))
 }
 
