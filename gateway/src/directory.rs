@@ -311,13 +311,13 @@ mod tests {
             let then = clock::instant().checked_sub(age).expect("the machine is up for longer");
             remembered.known().list = Some((then, Arc::new(list)));
         };
-        let first = remembered.get().err().expect("nothing is known");
+        let first = remembered.get().expect_err("nothing is known");
         assert!(remembered.get().is_err(), "everybody asks");
         remembered.remember(&first, vec![1]);
         assert_eq!(*remembered.get().ok().expect("fresh"), [1]);
 
         aged(FRESH, vec![1]);
-        let turn = remembered.get().err().expect("it is old");
+        let turn = remembered.get().expect_err("it is old");
         assert_eq!(*remembered.get().ok().expect("somebody asks"), [1]);
         aged(STALE, vec![1]);
         assert!(remembered.get().is_err(), "too old for anybody");
