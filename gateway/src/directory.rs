@@ -18,10 +18,7 @@ use crate::problem::Failure;
 
 /// How long an answer is remembered: a new worker is seen after that.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long it is remembered that there is nothing: whoever starts first is seen at once, and a crowd asks only now and then.
-const EMPTY_FRESH: Duration = Duration::from_millis(100);
-/// How long an old list will do while somebody asks for the new one: answers come in milliseconds. Lists that are empty are
-/// never that old, since with each request that they refuse somebody waits for the first to start.
+/// How long an old list will do while somebody asks for the new one: answers come in milliseconds.
 const STALE: Duration = Duration::from_millis(1_200);
 /// How long after a model was seen loaded a request for it is still accepted: its worker may be starting anew.
 const RECENTLY: Duration = Duration::from_secs(600);
@@ -266,12 +263,11 @@ impl<T> Remembered<T> {
         let turn = |asking| Err(Turn { forgotten: known.forgotten, _asking: asking });
         let Some((at, list)) = &known.list else { return turn(None) };
         let age = clock::instant().duration_since(*at);
-        let (fresh, stale) = if list.is_empty() { (EMPTY_FRESH, EMPTY_FRESH) } else { (FRESH, STALE) };
-        if age < fresh {
+        if age < FRESH {
             return Ok(Arc::clone(list));
         }
         match self.asking.try_lock() {
-            Err(_) if age < stale => Ok(Arc::clone(list)),
+            Err(_) if age < STALE => Ok(Arc::clone(list)),
             asking => turn(asking.ok()),
         }
     }
@@ -281,10 +277,11 @@ impl<T> Remembered<T> {
         Turn { forgotten: self.known().forgotten, _asking: None }
     }
 
+    /// Remembers a list, unless it is empty: what is not there yet is asked for each time, so that it is seen at once.
     fn remember(&self, turn: &Turn<'_>, list: Vec<T>) -> Arc<Vec<T>> {
         let list = Arc::new(list);
         let mut known = self.known();
-        if known.forgotten == turn.forgotten {
+        if known.forgotten == turn.forgotten && !list.is_empty() {
             known.list = Some((clock::instant(), Arc::clone(&list)));
         }
         list
@@ -321,12 +318,11 @@ mod tests {
         assert_eq!(*remembered.get().ok().expect("somebody asks"), [1]);
         aged(STALE, vec![1]);
         assert!(remembered.get().is_err(), "too old for anybody");
-        aged(EMPTY_FRESH, vec![]);
-        assert!(remembered.get().is_err(), "who has just started is seen, whoever else asks");
-        aged(Duration::ZERO, vec![]);
-        assert!(remembered.get().is_ok_and(|list| list.is_empty()));
 
         remembered.forget();
+        let now = remembered.get().expect_err("it was forgotten");
+        remembered.remember(&now, vec![]);
+        assert!(remembered.get().is_err(), "who starts first is seen at once");
         remembered.remember(&turn, vec![1]);
         assert!(remembered.get().is_err(), "what was asked before a change is not remembered");
     }

@@ -274,8 +274,11 @@ async fn tokens_wait_for_a_server_that_is_behind_and_not_for_ever() {
     let taken_by_all = || futures::future::join_all((0..100).map(|_| bus.tokens_taken()));
     assert!(taken_by_all().await.into_iter().all(|taken| taken));
     server.signal("STOP");
+    // The last of its threads may stand still a moment later.
+    let stands_still = async { while bus.tokens_taken().await {} };
+    tokio::time::timeout(Duration::from_secs(20), stands_still).await.expect("nobody waits for ever");
     let behind = tokio::time::timeout(Duration::from_secs(20), taken_by_all()).await;
-    assert!(behind.expect("all wait for the same echo").into_iter().all(|taken| !taken));
+    assert!(behind.expect("all wait for the same echoes").into_iter().all(|taken| !taken));
     server.signal("CONT");
     let caught_up = async { while !bus.tokens_taken().await {} };
     tokio::time::timeout(Duration::from_secs(20), caught_up).await.expect("an echo comes again");
