@@ -219,6 +219,7 @@ mod tests {
         assert!(sums.iter().all(|sum| *sum == sums[0]));
         assert!((sums[0][99] - (6_400.0 + 4.0 * 99.0)).abs() < 0.1, "{}", sums[0][99]);
     }
+
     #[test]
     fn ranks_exchange_until_one_parts_and_then_nobody_waits() {
         let meeting = Meeting::of(3);

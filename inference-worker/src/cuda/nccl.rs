@@ -229,6 +229,10 @@ fn lock(handle: &Mutex<Option<Opened>>) -> MutexGuard<'_, Option<Opened>> {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
+        if self.parted.load(Ordering::SeqCst) {
+            // Whoever aborts it has it, or is about to: giving it back in order would wait for the others.
+            return;
+        }
         let opened = lock(&self.handle).take();
         if let Some(Opened(handle)) = opened {
             #[expect(unsafe_code, reason = "gives the communicator back")]
