@@ -103,7 +103,9 @@ fn purpose(name: &str) -> (&'static str, &'static str) {
 
 fn bucket(name: &str) -> &'static str {
     match name {
-        stream::BUCKET_OPEN => "where each open execution stands, so that an owner need not read all of it",
+        stream::BUCKET_OPEN => {
+            "where each open execution stands, and how far each partition is: where an owner goes on"
+        }
         stream::BUCKET_WORKERS => "workers that are there",
         stream::BUCKET_CONFIG => "agent types",
         stream::BUCKET_RESULTS => "answers kept for equal requests",

@@ -18,6 +18,11 @@ use crate::partition::Command;
 
 /// How often the owners are looked up. With the server's patience it bounds how long a partition may be nobody's.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Looks from one writing down of how far a partition's facts are dealt with to the next: so much of them comes again from
+/// a server that was stopped.
+const KEEP_EVERY: usize = 4;
+/// How long the last of these may hold up the end.
+const KEEP_WITHIN: Duration = Duration::from_secs(1);
 
 /// Where the shells of this process are told things.
 pub(crate) type Shells = BTreeMap<Partition, mpsc::Sender<Command>>;
@@ -68,7 +73,12 @@ impl Stance {
 pub(crate) async fn watch(runtime: Runtime, pins: Pins, shells: Shells) -> Result<(), bus::Error> {
     let soft = runtime.tasks.soft();
     let mut stances: BTreeMap<Partition, Stance> = BTreeMap::new();
+    let mut looks = 0;
     while soft.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+        looks += 1;
+        if looks % KEEP_EVERY == 0 {
+            keep_places(&runtime, &stances).await;
+        }
         let mut taken = BTreeSet::new();
         for partition in Partition::all() {
             // A server that does not answer says nothing about anybody.
@@ -89,7 +99,19 @@ pub(crate) async fn watch(runtime: Runtime, pins: Pins, shells: Shells) -> Resul
             stances.retain(|partition, _| !taken.contains(partition));
         }
     }
+    let _ = tokio::time::timeout(KEEP_WITHIN, keep_places(&runtime, &stances)).await;
     Ok(())
+}
+
+/// Writes down how far the partitions of this process are.
+async fn keep_places(runtime: &Runtime, stances: &BTreeMap<Partition, Stance>) {
+    let own = stances.iter().filter(|(_, stance)| **stance == Stance::Own);
+    let kept = own.map(|(partition, _)| async move {
+        if let Err(error) = runtime.bus.keep_place(*partition).await {
+            tracing::debug!(%partition, %error, "how far its facts are dealt with is not written down");
+        }
+    });
+    futures::future::join_all(kept).await;
 }
 
 /// Hands every execution of these partitions that may be open to its shell.

@@ -171,7 +171,10 @@ impl Permissions {
         self.read_log();
         for partition in Partition::all() {
             // What they share by turns: deciding, and keeping tables.
-            self.pull(&subject::log_stream(partition), "*");
+            let log = subject::log_stream(partition);
+            self.pull(&log, "*");
+            // One that forgot how far it was is made anew.
+            self.say([format!("$JS.API.CONSUMER.DELETE.{log}.orchestrator")]);
         }
         self.pull(stream::DEAD_LETTERS, "dead-letters");
         self.read(stream::DEAD_LETTERS);

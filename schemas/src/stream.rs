@@ -77,7 +77,8 @@ pub const ANALYSIS_JOBS: &str = "VL_ANALYSIS";
 pub const TOKENS: &str = "VL_TOKENS";
 /// Dead letters.
 pub const DEAD_LETTERS: &str = "VL_DLQ";
-/// Bucket of open executions: a cache and live index, never the truth.
+/// Bucket of open executions, and of how far the facts of each partition are dealt with: a cache and live index, never the
+/// truth.
 pub const BUCKET_OPEN: &str = "vl_snapshots";
 /// Bucket of workers that are there.
 pub const BUCKET_WORKERS: &str = "vl_workers";

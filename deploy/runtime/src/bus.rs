@@ -10,6 +10,7 @@ mod jobs;
 mod log;
 mod objects;
 mod pace;
+mod place;
 mod provision;
 mod pull;
 mod question;

@@ -28,6 +28,7 @@ mod nats_edge;
 mod objects;
 mod openai;
 mod people;
+mod places;
 mod plugins;
 mod probes;
 mod projection;

@@ -123,6 +123,8 @@ impl Bus {
             ack_wait: stream::FOLLOWER_ACK_WAIT,
             max_ack_pending: 16 * i64::try_from(BATCH).unwrap_or(i64::MAX),
             inactive_threshold: stream::FOLLOWER_KEPT,
+            // On disk the server would write it through ten times a second. In a cluster its copies are.
+            memory_storage: self.replicas == 1,
             priority_policy: PriorityPolicy::PinnedClient,
             priority_groups: vec![stream::OWNER_GROUP.to_owned()],
             priority_timeout: stream::FOLLOWER_TIMEOUT,

@@ -232,7 +232,7 @@ async fn facts_consumer(bus: &Bus, partition: Partition) -> Result<(), Error> {
         priority_timeout: stream::OWNER_TIMEOUT,
         ..pull::Config::default()
     };
-    ensure_consumer(bus, &subject::log_stream(partition), FACTS_CONSUMER, config).await
+    super::place::ensure_facts_consumer(bus, partition, config).await
 }
 
 /// The consumer of the server's advisories, which land beside the letters.
