@@ -63,6 +63,7 @@ impl Follow {
         let waits = |effect: &EffectId| waiting.approvals().any(|(approval, _)| approval.effect == *effect);
         self.ready.retain(|update| !matches!(update, Update::Approval(asked) if !waits(&asked.effect)));
         let open: Vec<EffectId> = self.execution.open().cloned().collect();
+        self.turn_to_asked().await?;
         for effect in open {
             for frame in self.bus.read_tokens(self.exec, &effect).await? {
                 self.ready.extend(self.transcript.frame(&effect, &frame));
@@ -80,6 +81,7 @@ impl Follow {
             if self.execution.is_ended() {
                 return Ok(None);
             }
+            self.turn_to_asked().await?;
             match self.hear().await {
                 Heard::Message(Some(stored)) => self.message(&stored).await?,
                 Heard::Frame(Some((effect, frame))) => {
@@ -94,6 +96,14 @@ impl Follow {
                     return Err(bus::Error::Broken("the connection to NATS closed".to_owned()));
                 }
             }
+        }
+    }
+
+    /// Hears the tokens of the newest inference.
+    async fn turn_to_asked(&mut self) -> Result<(), bus::Error> {
+        match (&mut self.tokens, self.execution.asked()) {
+            (Some(tokens), Some(asked)) => tokens.turn_to(asked).await,
+            _ => Ok(()),
         }
     }
 

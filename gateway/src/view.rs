@@ -175,6 +175,11 @@ impl Execution {
         self.open.keys()
     }
 
+    /// The newest inference.
+    pub(crate) const fn asked(&self) -> Option<&EffectId> {
+        self.asked.as_ref()
+    }
+
     /// The model that an execution asked in vain until its deadline.
     pub(crate) fn asked_in_vain(&self) -> Option<&str> {
         let timed_out = self.status == Some(Status::TimedOut) && self.asked.is_some();

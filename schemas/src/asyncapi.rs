@@ -109,7 +109,7 @@ impl Document {
         self.channel("decisions", &subject::decision(exec), decisions, &[&record]);
         let seen = "What the log took, republished after storing, with the header `Nats-Sequence`; `kind` is `fact` or \
              `decision`. It may be lost: the log is right.";
-        let address = subject::seen(exec).replace('*', "a-kind");
+        let address = subject::seen(exec, "a-kind");
         self.channel("seen", &address, seen, &[&facts, &record]);
         self.receive("watchExecution", "seen", "Hear what happens in an execution, and of its end.");
     }

@@ -20,10 +20,10 @@ pub fn execution(exec: ExecutionId) -> String {
     format!("vl.v1.log.{}.{exec}.*", exec.partition())
 }
 
-/// The same, republished after storing, for those who watch live.
+/// One kind of the same, `fact` or `decision`, republished after storing, for those who watch live.
 #[must_use]
-pub fn seen(exec: ExecutionId) -> String {
-    format!("vl.v1.seen.{}.{exec}.*", exec.partition())
+pub fn seen(exec: ExecutionId, kind: &str) -> String {
+    format!("vl.v1.seen.{}.{exec}.{kind}", exec.partition())
 }
 
 /// All of it, republished.

@@ -1,11 +1,14 @@
 //! The log: append a fact, commit a decision, read one execution, follow a partition, watch live.
 
 use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_nats::{Client, HeaderMap, Message, Subscriber};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::stream::{Peekable, Stream, StreamExt};
 use schemas::dead_letter::objection;
 use schemas::wire::{Nanos, encode};
 use schemas::{ExecutionId, Fact, Partition, Record, stream, subject};
@@ -197,7 +200,9 @@ impl Bus {
     /// When the connection is closed.
     pub async fn live(&self, exec: ExecutionId) -> Result<Live, Error> {
         // The server knows the interest before anything that is appended to the log, or read from it, from now on.
-        self.log.subscribe(subject::seen(exec)).await.map(Live).map_err(Error::broken)
+        let [facts, decisions] = ["fact", "decision"].map(|kind| self.log.subscribe(subject::seen(exec, kind)));
+        let (facts, decisions) = futures::future::try_join(facts, decisions).await.map_err(Error::broken)?;
+        Ok(Live { facts: facts.peekable(), decisions: decisions.peekable() })
     }
 }
 
@@ -284,19 +289,50 @@ impl FactDelivery {
 }
 
 /// What is stored for one execution, as it happens.
-pub struct Live(Subscriber);
+///
+/// Two subscriptions to one subject each: for one with a wildcard the server goes through all subjects that it remembers
+/// who listens to, when it comes and when it goes.
+pub struct Live {
+    facts: Peekable<Subscriber>,
+    decisions: Peekable<Subscriber>,
+}
 
 impl Live {
     /// The next stored message; none when the connection is closed. Cancel safe.
     pub async fn next(&mut self) -> Option<Stored> {
         loop {
-            let message = self.0.next().await?;
+            let message = poll_fn(|context| self.poll_message(context)).await?;
             match stored(&message, &message.subject) {
                 Ok(stored) => return Some(stored),
                 Err(error) => {
                     tracing::warn!(%error, subject = %message.subject, "skipped a republished message");
                 }
             }
+        }
+    }
+}
+
+impl Live {
+    /// The older of the next fact and the next decision, in the order of the log.
+    fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Option<Message>> {
+        let (mut facts, mut decisions) = (Pin::new(&mut self.facts), Pin::new(&mut self.decisions));
+        let mut older = |context: &mut Context<'_>| {
+            let decision = decisions.as_mut().poll_peek(context).map(|message| message.map(|m| sequence(m).ok()));
+            // Both come over one connection, in order: what is older than this decision is there by now.
+            let fact = facts.as_mut().poll_peek(context).map(|message| message.map(|m| sequence(m).ok()));
+            (fact, decision)
+        };
+        let (mut fact, mut decision) = older(context);
+        if fact.is_ready() && decision.is_pending() {
+            // And what is older than this fact, which may have come in between.
+            (fact, decision) = older(context);
+        }
+        match (fact, decision) {
+            (Poll::Pending, Poll::Pending) => Poll::Pending,
+            (Poll::Ready(None), _) | (_, Poll::Ready(None)) => Poll::Ready(None),
+            (Poll::Ready(Some(fact)), Poll::Ready(Some(decision))) if fact < decision => facts.poll_next(context),
+            (Poll::Ready(_), Poll::Pending) => facts.poll_next(context),
+            (_, Poll::Ready(_)) => decisions.poll_next(context),
         }
     }
 }

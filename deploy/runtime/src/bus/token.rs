@@ -39,15 +39,22 @@ impl Bus {
         read(&self.tokens, exec, effect).await
     }
 
-    /// Reads the frames of all effects of an execution, live.
+    /// Reads the frames of an execution live: first those of its first inference, then those of what the reader is turned
+    /// to.
     ///
     /// # Errors
     /// When the connection is closed.
     pub async fn tokens(&self, exec: ExecutionId) -> Result<TokenReader, Error> {
-        let frames = self.tokens.subscribe(subject::tokens_all(exec)).await.map_err(Error::broken)?;
-        self.tokens.flush().await.map_err(Error::broken)?;
-        Ok(TokenReader { client: self.tokens.clone(), exec, frames, position: None, ready: VecDeque::new() })
+        let (client, effect) = (self.tokens.clone(), EffectId::inference(1));
+        let frames = subscribe(&client, exec, &effect).await?;
+        Ok(TokenReader { client, exec, effect, frames, position: None, ready: VecDeque::new() })
     }
+}
+
+/// To one subject: one with a wildcard costs the server a look at every subject that it remembers. Frames that come before
+/// the server knows of it are a gap like any other.
+async fn subscribe(client: &Client, exec: ExecutionId, effect: &EffectId) -> Result<Subscriber, Error> {
+    client.subscribe(subject::tokens(exec, effect)).await.map_err(Error::broken)
 }
 
 async fn read(client: &Client, exec: ExecutionId, effect: &EffectId) -> Result<Vec<Frame>, Error> {
@@ -119,12 +126,29 @@ fn turn(effect: &EffectId) -> u32 {
 pub struct TokenReader {
     client: Client,
     exec: ExecutionId,
+    /// The effect whose frames come.
+    effect: EffectId,
     frames: Subscriber,
     position: Option<Position>,
     ready: VecDeque<(EffectId, Frame)>,
 }
 
 impl TokenReader {
+    /// Follows the inference of a later turn from its first frame on; the one before has said all it had to. One that is
+    /// followed already, and an earlier one, change nothing.
+    ///
+    /// # Errors
+    /// When the connection is closed.
+    pub async fn turn_to(&mut self, effect: &EffectId) -> Result<(), Error> {
+        if turn(effect) > turn(&self.effect) {
+            self.frames = subscribe(&self.client, self.exec, effect).await?;
+            self.effect = effect.clone();
+            // Its worker may have been faster.
+            self.fill().await;
+        }
+        Ok(())
+    }
+
     /// The next frame; none when the connection is closed. Cancel safe.
     ///
     /// A hole is filled from the stream of recent tokens; what that no longer holds is left out, and whoever needs
@@ -139,9 +163,6 @@ impl TokenReader {
                 return Some((effect, frame));
             }
             let message = self.frames.next().await?;
-            let Some(effect) = message.subject.rsplit('.').next().and_then(|t| t.parse::<EffectId>().ok()) else {
-                continue;
-            };
             let frame: Frame = match decode(&message.payload) {
                 Ok(frame) => frame,
                 Err(error) => {
@@ -149,16 +170,16 @@ impl TokenReader {
                     continue;
                 }
             };
-            if Position::place(self.position.as_ref(), &effect, &frame) == Place::Gap {
-                self.fill(&effect).await;
+            if Position::place(self.position.as_ref(), &self.effect, &frame) == Place::Gap {
+                self.fill().await;
             }
-            self.ready.push_back((effect, frame));
+            self.ready.push_back((self.effect.clone(), frame));
         }
     }
 
-    async fn fill(&mut self, effect: &EffectId) {
-        match read(&self.client, self.exec, effect).await {
-            Ok(frames) => self.ready.extend(frames.into_iter().map(|f| (effect.clone(), f))),
+    async fn fill(&mut self) {
+        match read(&self.client, self.exec, &self.effect).await {
+            Ok(frames) => self.ready.extend(frames.into_iter().map(|f| (self.effect.clone(), f))),
             Err(error) => {
                 tracing::warn!(%error, exec = %self.exec, "a gap in the tokens was not filled");
             }
