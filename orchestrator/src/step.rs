@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use runtime::bus::{Commit, FactDelivery, Kind, Stored};
+use runtime::bus::{Commit, FactDelivery, Kind};
 use runtime::{bus, clock};
 use schemas::fact::TimerFired;
 use schemas::wire::Nanos;
@@ -160,7 +160,7 @@ async fn advance(hands: &Hands, owned: &mut Owned, todo: &Todo) -> Result<(), bu
 async fn take_in(hands: &Hands, owned: &mut Owned, todo: &Todo) -> Result<(), bus::Error> {
     // A request needs no reading: if it is not the first message, the commit says so. Behind a child's request there may
     // be a cancel before it, which the commit cannot notice.
-    let fresh = owned.history.sequence == 0 && !todo.facts.first().is_some_and(|fact| is_first(&fact.stored));
+    let fresh = owned.history.sequence == 0 && !todo.facts.first().is_some_and(is_first);
     // What is in memory may miss what another owner took in, and jobs must not be given again from that.
     if fresh || todo.reload || todo.republish {
         owned.history = hands.load(owned.history.exec).await?;
@@ -174,7 +174,7 @@ async fn take_in(hands: &Hands, owned: &mut Owned, todo: &Todo) -> Result<(), bu
             let (exec, sequence) = (stored.exec, unreadable.sequence);
             tracing::error!(%exec, sequence, reason = %unreadable.reason, "skipped a message of the log that cannot be read");
         }
-        if owned.history.execution.is_closed() && is_submission(stored) {
+        if owned.history.execution.is_closed() && is_submission(fact) {
             // Asked for again by a parent that has not heard of the end: it is told once more.
             owned.reported = false;
         }
@@ -237,7 +237,7 @@ impl std::fmt::Debug for Names<'_> {
 fn is_young(owned: &Owned, todo: &Todo) -> bool {
     match &owned.kept {
         Some(kept) => clock::now() < kept.since + YOUNG_FOR,
-        None => todo.facts.iter().any(|fact| is_submission(&fact.stored)),
+        None => todo.facts.iter().any(is_submission),
     }
 }
 
@@ -261,7 +261,7 @@ async fn acknowledge(owned: &mut Owned, facts: Vec<FactDelivery>, kept_back: &BT
     for fact in facts {
         if kept_back.contains(&fact.stored.sequence) {
             put_back(fact).await;
-        } else if young && is_submission(&fact.stored) {
+        } else if young && is_submission(&fact) {
             let since = owned.kept.as_ref().map_or_else(clock::now, |kept| kept.since);
             // One is enough to be found by: what a request comes to stands behind it.
             if let Some(before) = owned.kept.replace(Kept { fact, since }) {
@@ -295,12 +295,14 @@ async fn put_back(fact: FactDelivery) {
 }
 
 /// Whether a message is surely the first of its execution, unless a commit says otherwise.
-fn is_first(stored: &Stored) -> bool {
-    let fact = (stored.kind == Kind::Fact).then(|| Fact::read(&stored.payload).ok()).flatten();
-    matches!(fact.map(|f| f.body), Some(FactBody::ExecutionSubmitted(request)) if request.parent.is_none())
+fn is_first(delivery: &FactDelivery) -> bool {
+    matches!(body(delivery), Some(FactBody::ExecutionSubmitted(request)) if request.parent.is_none())
 }
 
-fn is_submission(stored: &Stored) -> bool {
-    let asks = |body| matches!(body, FactBody::ExecutionSubmitted(_) | FactBody::ExecutionRequested(_));
-    stored.kind == Kind::Fact && Fact::read(&stored.payload).is_ok_and(|fact| asks(fact.body))
+fn is_submission(delivery: &FactDelivery) -> bool {
+    matches!(body(delivery), Some(FactBody::ExecutionSubmitted(_) | FactBody::ExecutionRequested(_)))
+}
+
+fn body(delivery: &FactDelivery) -> Option<&FactBody> {
+    delivery.fact().filter(|_| delivery.stored.kind == Kind::Fact).map(|fact| &fact.body)
 }

@@ -12,18 +12,17 @@ use crate::execution::Execution;
 /// Why a message is of no use to its execution as it stands with that message taken in; none when it may have been.
 #[must_use]
 pub fn reason(execution: &Execution, stored: &Stored) -> Option<(Reason, String)> {
-    let (subject, is_fact) = match stored.kind {
-        Kind::Fact => (subject::fact(stored.exec), true),
-        Kind::Decision => (subject::decision(stored.exec), false),
-    };
-    if let Some(unreadable) = objection(&subject, &stored.payload) {
-        return Some(unreadable);
+    if stored.kind == Kind::Decision {
+        return objection(&subject::decision(stored.exec), &stored.payload);
     }
+    let fact = match Fact::read(&stored.payload) {
+        Ok(fact) if fact.exec == stored.exec => fact,
+        _ => return objection(&subject::fact(stored.exec), &stored.payload),
+    };
     // An open execution may ask tomorrow for what it never asked for so far.
-    if !is_fact || (execution.is_known() && !execution.is_closed()) {
+    if execution.is_known() && !execution.is_closed() {
         return None;
     }
-    let fact = Fact::read(&stored.payload).ok()?;
     if !execution.is_known() {
         // A parent, or a client that goes, may cancel before the request is there: then there is nothing to do.
         let early = matches!(fact.body, FactBody::CancelRequested(_) | FactBody::ExecutionSubmitted(_));

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -235,7 +236,8 @@ impl Facts {
             _ => return self.pass_over(&message, sequence, reply.to_string()).await.map(|()| None),
         };
         let stored = Stored { exec, sequence, stored_at, kind, payload: message.payload };
-        Ok(Some(FactDelivery { stored, client: self.bus.log.clone(), reply: reply.to_string() }))
+        let (client, reply) = (self.bus.log.clone(), reply.to_string());
+        Ok(Some(FactDelivery { stored, read: OnceLock::new(), client, reply }))
     }
 
     async fn pass_over(&self, message: &Message, sequence: u64, reply: String) -> Result<(), Error> {
@@ -265,11 +267,18 @@ impl Facts {
 pub struct FactDelivery {
     /// The message.
     pub stored: Stored,
+    read: OnceLock<Option<Fact>>,
     client: Client,
     reply: String,
 }
 
 impl FactDelivery {
+    /// What it says, read once; none when it cannot be read.
+    #[must_use]
+    pub fn fact(&self) -> Option<&Fact> {
+        self.read.get_or_init(|| Fact::read(&self.stored.payload).ok()).as_ref()
+    }
+
     /// The fact has led to whatever it leads to, and that is stored.
     ///
     /// # Errors
