@@ -18,8 +18,8 @@ use crate::partition::Command;
 
 /// How often the owners are looked up. With the server's patience it bounds how long a partition may be nobody's.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Looks from one writing down of how far a partition's facts are dealt with to the next: so much of them comes again from
-/// a server that was stopped.
+/// Looks from one writing down of how far a partition's facts are dealt with to the next. From a server that was stopped
+/// comes again what was dealt with since, and whatever stood behind a fact that was not.
 const KEEP_EVERY: usize = 4;
 /// How long the last of these may hold up the end.
 const KEEP_WITHIN: Duration = Duration::from_secs(1);

@@ -39,7 +39,7 @@ pub(crate) enum Command {
 
 /// One thing that happened to a partition.
 enum Input {
-    Fact(FactDelivery),
+    Fact(Box<FactDelivery>),
     Command(Command),
     Stepped(ExecutionId, Option<Box<Owned>>),
     Due,
@@ -107,7 +107,7 @@ impl Shell {
                 Some(command) = commands.recv() => Input::Command(command),
                 () = tokio::time::sleep(due) => Input::Due,
                 next = next_fact(&mut facts), if self.steps.len() < STEPS_MAX => match next {
-                    Ok(Some(fact)) => Input::Fact(fact),
+                    Ok(Some(fact)) => Input::Fact(Box::new(fact)),
                     Ok(None) => Input::Nothing,
                     Err(error) => Input::Failed(error),
                 },
@@ -122,7 +122,7 @@ impl Shell {
             match input {
                 Input::Stop => return self.stop().await,
                 Input::Nothing => {}
-                Input::Fact(fact) => self.fact(fact),
+                Input::Fact(fact) => self.fact(*fact),
                 Input::Stepped(exec, owned) => self.stepped(exec, owned),
                 Input::Due => self.wake(),
                 Input::Command(Command::Recover(exec, indexed)) => self.recover(exec, indexed),

@@ -8,7 +8,7 @@ use prometheus::{IntCounter, IntGauge};
 use runtime::bus::provision;
 use runtime::{Runtime, bus};
 use schemas::Partition;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::carry_out::Hands;
 use crate::config::Config;
@@ -72,6 +72,9 @@ impl Metrics {
 /// When it cannot start.
 pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     config.check().map_err(Error::Config)?;
+    // From before the first look: a server that comes back in the middle is noticed.
+    let mut connections = runtime.bus.connections();
+    connections.mark_unchanged();
     provision(&runtime.bus).await?;
     runtime.bus.collect_dead_letters(&runtime.tasks).await?;
     crate::forks::serve(&runtime).await?;
@@ -93,16 +96,18 @@ pub async fn serve(config: Config, runtime: Runtime) -> Result<(), Error> {
     let (watched, shells) = (runtime.clone(), partitions.clone());
     runtime.tasks.spawn_essential("orchestrator owners", ownership::watch(watched, pins, shells));
     let watched = runtime.clone();
-    runtime
-        .tasks
-        .spawn_essential("orchestrator reconnect", async move { follow_connection(watched, partitions).await });
+    runtime.tasks.spawn_essential("orchestrator reconnect", async move {
+        follow_connection(watched, connections, partitions).await
+    });
     Ok(())
 }
 
 /// After a reconnect the server may have lost its memory streams: make them again and fill them from what is open.
-async fn follow_connection(runtime: Runtime, partitions: Shells) -> Result<(), bus::Error> {
-    let mut connections = runtime.bus.connections();
-    connections.mark_unchanged();
+async fn follow_connection(
+    runtime: Runtime,
+    mut connections: watch::Receiver<u64>,
+    partitions: Shells,
+) -> Result<(), bus::Error> {
     let soft = runtime.tasks.soft();
     loop {
         tokio::select! {

@@ -12,6 +12,7 @@ use schemas::{Partition, stream, subject};
 use serde::Deserialize;
 
 use super::log::{Stored, parse_subject, place_of_reply, stored};
+use super::place::is_single;
 use super::provision::ensure_consumer;
 use super::pull::Pull;
 use super::{Bus, Error, REPLY_TIMEOUT, request};
@@ -115,6 +116,8 @@ impl Bus {
     /// # Errors
     /// When the server does not answer.
     pub async fn follow(&self, partition: Partition, name: &str, from: u64) -> Result<Follow, Error> {
+        let log = subject::log_stream(partition);
+        let single = is_single(self, &log).await?;
         let config = pull::Config {
             durable_name: Some(name.to_owned()),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
@@ -123,14 +126,13 @@ impl Bus {
             ack_wait: stream::FOLLOWER_ACK_WAIT,
             max_ack_pending: 16 * i64::try_from(BATCH).unwrap_or(i64::MAX),
             inactive_threshold: stream::FOLLOWER_KEPT,
-            // On disk the server would write it through ten times a second. In a cluster its copies are.
-            memory_storage: self.replicas == 1,
+            // On disk the server would write it through ten times a second.
+            memory_storage: single,
             priority_policy: PriorityPolicy::PinnedClient,
             priority_groups: vec![stream::OWNER_GROUP.to_owned()],
             priority_timeout: stream::FOLLOWER_TIMEOUT,
             ..pull::Config::default()
         };
-        let log = subject::log_stream(partition);
         ensure_consumer(self, &log, name, config).await?;
         let pull = Pull::new(&self.log, &log, name, Some(stream::OWNER_GROUP), BATCH, EXPIRES).await?;
         Ok(Follow { client: self.log.clone(), partition, pull })

@@ -310,7 +310,9 @@ impl Live {
     /// The next stored message; none when the connection is closed. Cancel safe.
     pub async fn next(&mut self) -> Option<Stored> {
         loop {
-            let message = poll_fn(|context| self.poll_message(context)).await?;
+            // The order holds only if what is there is seen: no budget may hide it in the middle.
+            tokio::task::consume_budget().await;
+            let message = tokio::task::unconstrained(poll_fn(|context| self.poll_message(context))).await?;
             match stored(&message, &message.subject) {
                 Ok(stored) => return Some(stored),
                 Err(error) => {
@@ -349,11 +351,14 @@ impl Live {
 /// A message that the server read back or republished, whose log subject is `subject`.
 pub(super) fn stored(message: &Message, subject: &str) -> Result<Stored, Error> {
     let sequence = sequence(message)?;
-    let stored_at = header(message, "Nats-Time-Stamp")
-        .and_then(|s| clock::parse(&s))
-        .ok_or_else(|| Error::Broken("a stored message has no time".into()))?;
+    let stored_at = stored_at(message).ok_or_else(|| Error::Broken("a stored message has no time".into()))?;
     let (exec, kind) = parse_subject(subject)?;
     Ok(Stored { exec, sequence, stored_at, kind, payload: message.payload.clone() })
+}
+
+/// When a message that the server read back or republished was stored.
+pub(super) fn stored_at(message: &Message) -> Option<Nanos> {
+    header(message, "Nats-Time-Stamp").and_then(|time| clock::parse(&time))
 }
 
 fn sequence(message: &Message) -> Result<u64, Error> {
@@ -478,8 +483,7 @@ impl Bus {
             let middle = before.midpoint(since);
             let request = json!({"seq": middle, "next_by_subj": ">", "batch": 1});
             let found = direct_get(&self.log, &stream, &request).await?;
-            let stored_at = found.first().and_then(|m| clock::parse(&header(m, "Nats-Time-Stamp")?));
-            match stored_at {
+            match found.first().and_then(stored_at) {
                 Some(stored_at) if stored_at < at => before = middle,
                 _ => since = middle,
             }

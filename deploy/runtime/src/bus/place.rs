@@ -3,85 +3,126 @@
 //! The server itself knows, by the partition's consumer. On disk that would be written through ten times a second for each
 //! partition, which costs as much as half of the log; so where a partition has one copy, the consumer lives in the server's
 //! memory, and what a server that was stopped forgets is written down here every few seconds. Facts behind that come again,
-//! which does no harm. In a cluster the copies of a consumer are its memory, and it stays as it is.
+//! which does no harm. Where a stream has several copies, its consumer is on disk, as the server makes it.
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{DeliverPolicy, Info, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::kv::{Store, UpdateErrorKind};
 use async_nats::jetstream::stream::ConsumerErrorKind;
+use schemas::wire::Nanos;
 use schemas::{Partition, stream, subject};
+use serde_json::json;
 
-use super::log::FACTS_CONSUMER;
-use super::provision::ensure_consumer;
+use super::log::{FACTS_CONSUMER, direct_get, stored_at};
+use super::provision::{ensure_consumer, facts_consumer};
 use super::{Bus, Error};
+
+/// Times a consumer is looked at anew because somebody else was making it, too.
+const TRIES: usize = 8;
+
+/// A place in a partition: all facts up to it are dealt with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Place {
+    /// Sequence of a message; 0 before the first.
+    sequence: u64,
+    /// When that message was stored. A log that lost its end gives its sequences to other messages.
+    stored_at: Nanos,
+}
 
 /// What is written down about a partition.
 struct Kept {
-    /// All facts up to this sequence are dealt with.
-    done: u64,
+    place: Place,
     /// Of the entry; 0 when there is none.
     revision: u64,
 }
 
 impl Bus {
-    /// Writes down how far the facts of a partition are dealt with, for a server that forgets it. Nothing is written where
-    /// nothing has changed.
+    /// Writes down how far the facts of a partition are dealt with, for a server that forgets it; one that did is told.
+    /// Nothing is written where nothing has changed.
     ///
     /// # Errors
-    /// When the server does not answer, or has no consumer for this partition.
+    /// When the server does not answer.
     pub async fn keep_place(&self, partition: Partition) -> Result<(), Error> {
-        if self.replicas > 1 {
-            return Ok(());
-        }
         let bucket = self.bucket(stream::BUCKET_OPEN).await?;
         // Read before the consumer is: what somebody writes in between counts.
         let kept = kept(&bucket, partition).await?;
         let done = match info(self, partition).await? {
-            Some(info) => info.ack_floor.stream_sequence,
-            None => return Err(Error::Broken(format!("partition {partition} has no consumer of its facts"))),
+            Some(info) if !info.config.memory_storage => return Ok(()),
+            Some(info) if info.ack_floor.stream_sequence >= kept.place.sequence => info.ack_floor.stream_sequence,
+            _ if self.provisions => return facts_consumer(self, partition).await,
+            _ => return Err(Error::Broken(format!("partition {partition} has no consumer that knows how far it is"))),
         };
-        if done > kept.done { keep(&bucket, partition, done, kept.revision).await } else { Ok(()) }
+        if done == kept.place.sequence {
+            return Ok(());
+        }
+        let place = Place { sequence: done, stored_at: message_at(self, partition, done).await?.unwrap_or_default() };
+        keep(&bucket, partition, place, kept.revision).await.map(drop)
     }
 }
 
-/// Makes the consumer of a partition's facts where it is missing, or does not know any more how far it was.
-pub(super) async fn ensure_facts_consumer(
-    bus: &Bus,
-    partition: Partition,
-    mut config: pull::Config,
-) -> Result<(), Error> {
+/// Whether a stream has one copy, whose consumers are better kept in memory.
+pub(super) async fn is_single(bus: &Bus, stream: &str) -> Result<bool, Error> {
+    let stream = bus.js.get_stream(stream).await.map_err(Error::broken)?;
+    Ok(stream.cached_info().config.num_replicas <= 1)
+}
+
+/// Makes the consumer of a partition's facts where it is missing, is not where it should be, or does not know any more how
+/// far it was.
+pub(super) async fn ensure_facts_consumer(bus: &Bus, partition: Partition, config: pull::Config) -> Result<(), Error> {
     let log = subject::log_stream(partition);
-    if bus.replicas > 1 {
-        return ensure_consumer(bus, &log, FACTS_CONSUMER, config).await;
-    }
-    let bucket = bus.bucket(stream::BUCKET_OPEN).await?;
-    let kept = kept(&bucket, partition).await?;
-    let mut done = kept.done;
-    if let Some(info) = info(bus, partition).await? {
-        let known = info.ack_floor.stream_sequence;
-        if info.config.memory_storage && known >= kept.done {
+    let (single, bucket) = (is_single(bus, &log).await?, bus.bucket(stream::BUCKET_OPEN).await?);
+    for _ in 0..TRIES {
+        let kept = kept(&bucket, partition).await?;
+        let found = info(bus, partition).await?;
+        let known = found.as_ref().map(|info| info.ack_floor.stream_sequence);
+        if let (Some(info), Some(known)) = (&found, known)
+            && info.config.memory_storage == single
+            && known >= kept.place.sequence
+        {
             return Ok(());
         }
-        // It forgot, or it is on disk.
-        done = done.max(known);
-        delete(bus, &log).await?;
+        let place = match known.filter(|known| *known >= kept.place.sequence) {
+            Some(sequence) => {
+                Place { sequence, stored_at: message_at(bus, partition, sequence).await?.unwrap_or_default() }
+            }
+            // A log that lost its end, or is another one: what was dealt with there says nothing about what is here.
+            None if message_at(bus, partition, kept.place.sequence).await? != Some(kept.place.stored_at) => {
+                Place::default()
+            }
+            None => kept.place,
+        };
+        // Written even where it says the same: what somebody is about to write who has not heard of the loss is refused.
+        if !keep(&bucket, partition, place, kept.revision).await? {
+            continue;
+        }
+        if found.is_some() {
+            delete(bus, &log).await?;
+        }
+        let mut config = config.clone();
+        if single {
+            (config.memory_storage, config.num_replicas) = (true, 1);
+        }
+        config.deliver_policy = match place.sequence {
+            0 => DeliverPolicy::All,
+            done => DeliverPolicy::ByStartSequence { start_sequence: done + 1 },
+        };
+        return match ensure_consumer(bus, &log, FACTS_CONSUMER, config).await {
+            // Somebody else made it at the same moment.
+            Err(_) if info(bus, partition).await.is_ok_and(|info| info.is_some()) => Ok(()),
+            made => made,
+        };
     }
-    // A log that lost its end has fewer messages than were dealt with: those that follow are new.
-    done = done.min(bus.last_sequence(partition).await?);
-    // Written even where it says the same: what somebody is about to write who has not heard of the loss is refused.
-    keep(&bucket, partition, done, kept.revision).await?;
-    config.memory_storage = true;
-    config.num_replicas = 1;
-    config.deliver_policy = match done {
-        0 => DeliverPolicy::All,
-        done => DeliverPolicy::ByStartSequence { start_sequence: done + 1 },
-    };
-    match ensure_consumer(bus, &log, FACTS_CONSUMER, config).await {
-        // Somebody else made it at the same moment.
-        Err(_) if info(bus, partition).await.is_ok_and(|info| info.is_some()) => Ok(()),
-        made => made,
+    Err(Error::Broken(format!("others write all the time how far partition {partition} is")))
+}
+
+/// When the message of a sequence was stored; none when there is no such message.
+async fn message_at(bus: &Bus, partition: Partition, sequence: u64) -> Result<Option<Nanos>, Error> {
+    if sequence == 0 {
+        return Ok(Some(0));
     }
+    let found = direct_get(&bus.log, &subject::log_stream(partition), &json!({"seq": sequence})).await?;
+    Ok(found.first().and_then(stored_at))
 }
 
 async fn info(bus: &Bus, partition: Partition) -> Result<Option<Info>, Error> {
@@ -111,18 +152,24 @@ fn key(partition: Partition) -> String {
 
 async fn kept(bucket: &Store, partition: Partition) -> Result<Kept, Error> {
     let entry = bucket.entry(key(partition)).await.map_err(Error::broken)?;
-    Ok(entry.map_or(Kept { done: 0, revision: 0 }, |entry| {
+    Ok(entry.map_or(Kept { place: Place::default(), revision: 0 }, |entry| {
         // What cannot be read counts as nothing: then all facts come again.
-        let done = std::str::from_utf8(&entry.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-        Kept { done, revision: entry.revision }
+        let place = std::str::from_utf8(&entry.value).ok().and_then(read).unwrap_or_default();
+        Kept { place, revision: entry.revision }
     }))
 }
 
-/// Unless somebody else has written meanwhile, who knows better.
-async fn keep(bucket: &Store, partition: Partition, done: u64, revision: u64) -> Result<(), Error> {
-    match bucket.update(key(partition), done.to_string().into(), revision).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(()),
+fn read(text: &str) -> Option<Place> {
+    let (sequence, stored_at) = text.split_once(' ')?;
+    Some(Place { sequence: sequence.parse().ok()?, stored_at: stored_at.parse().ok()? })
+}
+
+/// False when somebody else has written meanwhile.
+async fn keep(bucket: &Store, partition: Partition, place: Place, revision: u64) -> Result<bool, Error> {
+    let value = format!("{} {}", place.sequence, place.stored_at);
+    match bucket.update(key(partition), value.into(), revision).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
         Err(error) => Err(Error::broken(error)),
     }
 }

@@ -219,7 +219,8 @@ async fn ensure_bounded(bus: &Bus, bucket: &BucketDefinition, max_bytes: i64) ->
     }
 }
 
-async fn facts_consumer(bus: &Bus, partition: Partition) -> Result<(), Error> {
+/// The consumer that the possible owners of a partition share.
+pub(super) async fn facts_consumer(bus: &Bus, partition: Partition) -> Result<(), Error> {
     let config = pull::Config {
         durable_name: Some(FACTS_CONSUMER.to_owned()),
         filter_subject: format!("vl.v1.log.{partition}.*.fact"),
