@@ -361,7 +361,8 @@ pub(super) fn stored_at(message: &Message) -> Option<Nanos> {
     header(message, "Nats-Time-Stamp").and_then(|time| clock::parse(&time))
 }
 
-fn sequence(message: &Message) -> Result<u64, Error> {
+/// The sequence of a message that the server read back or republished.
+pub(super) fn sequence(message: &Message) -> Result<u64, Error> {
     let sequence = header(message, "Nats-Sequence").and_then(|s| s.parse().ok());
     sequence.ok_or_else(|| Error::Broken("a stored message has no sequence".into()))
 }

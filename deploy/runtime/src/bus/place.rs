@@ -14,7 +14,7 @@ use schemas::wire::Nanos;
 use schemas::{Partition, stream, subject};
 use serde_json::json;
 
-use super::log::{FACTS_CONSUMER, direct_get, stored_at};
+use super::log::{FACTS_CONSUMER, direct_get, sequence as sequence_of, stored_at};
 use super::provision::{ensure_consumer, facts_consumer};
 use super::{Bus, Error};
 
@@ -121,8 +121,9 @@ async fn message_at(bus: &Bus, partition: Partition, sequence: u64) -> Result<Op
     if sequence == 0 {
         return Ok(Some(0));
     }
-    let found = direct_get(&bus.log, &subject::log_stream(partition), &json!({"seq": sequence})).await?;
-    Ok(found.first().and_then(stored_at))
+    let request = json!({"seq": sequence, "next_by_subj": ">", "batch": 1});
+    let found = direct_get(&bus.log, &subject::log_stream(partition), &request).await?;
+    Ok(found.first().filter(|message| sequence_of(message).is_ok_and(|s| s == sequence)).and_then(stored_at))
 }
 
 async fn info(bus: &Bus, partition: Partition) -> Result<Option<Info>, Error> {
